@@ -1,0 +1,1 @@
+"""What is measured on trajectories, and the runnable scripts."""

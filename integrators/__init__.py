@@ -1,0 +1,1 @@
+"""One file a scheme; each reads like the equations it implements."""

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sdeflow.integrator import Integrator, kept, recall, refuses_without_momenta
+from sdeflow.maps import A, B, O
+from sdeflow.system import BlockSystem, System
+
+if TYPE_CHECKING:
+    from sdeflow.maps import State
+    from sdeflow.noise import Noise
+
+
+class BAOAB(Integrator[BlockSystem]):
+    """The splitting B A O A B, on all blocks jointly.
+
+        B(h/2)  A(h/2)  O(h)  A(h/2)  new forces  B(h/2)
+
+    with A: q += h eta p, B: p += h f, O: p = w p + sqrt(T) P. On a harmonic well the stationary variance
+    of the position is exact. The last forces are kept, so a step costs one gradient evaluation. Strong
+    order 1, weak order 2. Every block needs a momentum.
+    """
+
+    name = "baoab"
+    strong_order, weak_order, evaluations = 1.0, 2.0, 1
+    noise = "P"
+    needs = "blocks, all with momentum"
+    source = "Leimkuhler, Matthews 2013"
+
+    def refuses(self, system: System) -> str | None:
+        return refuses_without_momenta(system)
+
+    def init(self, system: BlockSystem, z: State) -> State:
+        return kept(system.forces(0.0, z, system.blocks))
+
+    def step(self, system: BlockSystem, t: float, z: State, h: float, noise: tuple[Noise, ...]) -> State:
+        (dW,) = noise
+        blocks = system.blocks
+        z = z | B(blocks, z, recall(z), h / 2)
+        z = z | A(blocks, z, h / 2)
+        z = z | O(blocks, z, h, dW)
+        z = z | A(blocks, z, h / 2)
+        f = system.forces(t + h, z, blocks)
+        return z | B(blocks, z, f, h / 2) | kept(f)

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sdeflow.integrator import Integrator
+from sdeflow.maps import plus
+from sdeflow.system import System
+
+if TYPE_CHECKING:
+    from sdeflow.maps import State
+    from sdeflow.noise import Noise
+
+
+class EulerMaruyama(Integrator[System]):
+    """Euler-Maruyama, on the generic drift and diffusion of any system.
+
+        z' = z + h b(t, z) + sigma(t, z) W
+
+    The cheapest and the least stable scheme here, and the only one that a plain SDE needs. Strong order
+    1 for additive noise (1/2 otherwise), weak order 1; one gradient evaluation a step.
+    """
+
+    name = "euler_maruyama"
+    strong_order, weak_order, evaluations = 1.0, 1.0, 1
+    noise = "W"
+    needs = "any SDE"
+    source = "Maruyama 1955; Kloeden, Platen 1992"
+
+    def refuses(self, system: System) -> str | None:
+        return None
+
+    def step(self, system: System, t: float, z: State, h: float, noise: tuple[Noise, ...]) -> State:
+        (dW,) = noise
+        drift, diffusion = system.drift(t, z), system.diffusion(t, z)
+        new = z | {name: plus(z[name], (h, b)) for name, b in drift.items()}
+        return new | {name: new[name] + sigma * dW[name]["W"] for name, sigma in diffusion.items()}

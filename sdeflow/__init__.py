@@ -1,0 +1,64 @@
+"""sdeflow: interacting-particle SDE systems for training latent-variable models.
+
+Declare a model (a log-joint) and a system (blocks of parameters and particles), pick an integrator,
+`simulate`, and get an xarray Dataset. Names below are imported on first use, so that the command
+line answers before torch is loaded.
+"""
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+# In a checkout the sub-packages integrators, problems and analysis lie beside this folder, not in it.
+if not (Path(__file__).parent / "integrators").is_dir():
+    __path__.append(str(Path(__file__).parent.parent))
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Block": "sdeflow.block",
+    "BlockSystem": "sdeflow.system",
+    "Integrator": "sdeflow.integrator",
+    "Model": "sdeflow.model",
+    "Motion": "sdeflow.systems",
+    "Save": "sdeflow.record",
+    "SDESystem": "sdeflow.system",
+    "SdeflowError": "sdeflow.errors",
+    "SystemDeclaration": "sdeflow.systems",
+    "ipla": "sdeflow.systems",
+    "kiplmc": "sdeflow.systems",
+    "mpgd": "sdeflow.systems",
+    "mpgd_theta": "sdeflow.systems",
+    "mpgd_x": "sdeflow.systems",
+    "pgd": "sdeflow.systems",
+    "simulate": "sdeflow.simulation",
+}
+__all__ = sorted([*_HOME, "__version__"])
+
+if TYPE_CHECKING:
+    from sdeflow.block import Block as Block
+    from sdeflow.errors import SdeflowError as SdeflowError
+    from sdeflow.integrator import Integrator as Integrator
+    from sdeflow.model import Model as Model
+    from sdeflow.record import Save as Save
+    from sdeflow.simulation import simulate as simulate
+    from sdeflow.system import BlockSystem as BlockSystem
+    from sdeflow.system import SDESystem as SDESystem
+    from sdeflow.systems import Motion as Motion
+    from sdeflow.systems import SystemDeclaration as SystemDeclaration
+    from sdeflow.systems import ipla as ipla
+    from sdeflow.systems import kiplmc as kiplmc
+    from sdeflow.systems import mpgd as mpgd
+    from sdeflow.systems import mpgd_theta as mpgd_theta
+    from sdeflow.systems import mpgd_x as mpgd_x
+    from sdeflow.systems import pgd as pgd
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'sdeflow' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

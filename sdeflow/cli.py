@@ -1,0 +1,189 @@
+"""The command line: parse, call, print."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sdeflow.errors import SdeflowError
+
+EXIT = {"success": 0, "diverged": 3, "interrupted": 130}
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Interacting-particle SDE systems for training latent-variable models.",
+    epilog="Exit codes: 0 ok, 1 runtime, 2 usage or configuration, 3 diverged, 130 interrupted.",
+)
+
+ProblemArgument = Annotated[str, typer.Argument(help="A TOML file, or the name of a packaged problem.")]
+IntegratorOption = Annotated[str | None, typer.Option(help="A name from 'sdeflow list', or file.py:Name.")]
+SystemOption = Annotated[str | None, typer.Option(help="A name from 'sdeflow list', or file.py:Name.")]
+VariantOption = Annotated[str | None, typer.Option(help="One of the problem's [variants.NAME].")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="key.sub=value, for example system.theta.gamma=0.05; repeatable.")
+]
+StepsOption = Annotated[int | None, typer.Option(help="Steps of the reference clock.")]
+ReplicasOption = Annotated[int | None, typer.Option(help="Replicas in one run; replica i has seed + i.")]
+DtypeOption = Annotated[str | None, typer.Option(help="float32 or float64.")]
+
+
+@app.command()
+def run(
+    problem: ProblemArgument,
+    integrator: IntegratorOption = None,
+    system: SystemOption = None,
+    variant: VariantOption = None,
+    steps: StepsOption = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the start and of the noise.")] = None,
+    replicas: ReplicasOption = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    dtype: DtypeOption = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder (default: runs/PROBLEM-INTEGRATOR-sSEED).")] = None,
+    settings: SetOption = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run folder.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+) -> None:
+    """Run a problem; writes a run folder with trajectory.nc and final.safetensors."""
+    from contextlib import nullcontext
+
+    from sdeflow.catalogue import problem_file
+    from sdeflow.display import out as console
+    from sdeflow.display import progress_bar
+    from sdeflow.problem import build
+    from sdeflow.store import TRAJECTORY, refuse_occupied
+
+    path = problem_file(problem)
+    config = _config(
+        path,
+        variant,
+        settings,
+        {
+            "system": {"use": system},
+            "run": {
+                "integrator": integrator,
+                "steps": steps,
+                "seed": seed,
+                "replicas": replicas,
+                "device": device,
+                "dtype": dtype,
+            },
+        },
+    )
+    built = build(config)
+    names = [path.stem, variant, system, built.integrator.name]
+    folder = out or Path("runs") / "-".join([*(_slug(n) for n in names if n), f"s{config.run.seed}"])
+    refuse_occupied(folder, overwrite)
+    with nullcontext() if quiet else progress_bar(config.run.steps) as progress:
+        solution = built.solve(out=folder, overwrite=overwrite, progress=progress)
+    attrs = solution.dataset.attrs
+    if solution.retcode != "success":
+        typer.echo(f"{solution.retcode}: {solution.message}", err=True)
+    if not quiet:
+        speed = attrs["steps_taken"] / max(attrs["seconds"], 1e-9)
+        loss = f", loss {float(solution.dataset['loss'][-1].mean()):.6g}" if "loss" in solution.dataset else ""
+        console.print(
+            f"{attrs['steps_taken']:,} steps in {attrs['seconds']:.1f} s ({speed:,.0f} a second){loss}\n"
+            f"{folder / TRAJECTORY}    open it with xr.open_dataset('{(folder / TRAJECTORY).as_posix()}')",
+            markup=False,
+            soft_wrap=True,
+        )
+    raise typer.Exit(EXIT[solution.retcode])
+
+
+@app.command("list")
+def list_catalogue() -> None:
+    """The catalogue: integrators, systems, models and packaged problems."""
+    import tomllib
+
+    from sdeflow import catalogue
+    from sdeflow.display import first_line, table
+    from sdeflow.systems import SystemDeclaration
+
+    rows = []
+    for name in catalogue.entries("integrators"):
+        try:
+            scheme = catalogue.integrator_named(name)
+        except SdeflowError as error:
+            rows.append([name, "", "", "", str(error), ""])
+            continue
+        orders = f"{scheme.strong_order:g}", f"{scheme.weak_order:g}"
+        rows.append([name, *orders, str(scheme.evaluations), scheme.needs, scheme.source])
+    table("Integrators", ("name", "strong", "weak", "gradients a step", "needs", "source"), rows)
+
+    rows = []
+    for name, entry in catalogue.entries("systems").items():
+        try:
+            found = catalogue.find("systems", name)
+        except SdeflowError as error:
+            rows.append([name, "", str(error)])
+            continue
+        if isinstance(found, SystemDeclaration):
+            rows.append([name, f"theta {found.theta}; X {found.x}", found.source])
+        else:
+            rows.append([name, first_line(found), entry.value.partition(":")[0]])
+    table("Systems", ("name", "dynamics", "source"), rows)
+
+    rows = [[name, entry.value] for name, entry in catalogue.entries("models").items()]
+    table("Models", ("name", "where"), rows)
+
+    rows = []
+    for name, path in catalogue.problem_files().items():
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        rows.append([name, tables.get("title", ""), ", ".join(tables.get("variants", {}))])
+    table("Problems", ("name", "title", "variants"), rows)
+
+
+@app.command()
+def show(
+    problem: ProblemArgument,
+    integrator: IntegratorOption = None,
+    system: SystemOption = None,
+    variant: VariantOption = None,
+    steps: StepsOption = None,
+    replicas: ReplicasOption = None,
+    dtype: DtypeOption = None,
+    settings: SetOption = None,
+) -> None:
+    """What a problem is: blocks and equations, shapes, and the memory and disk that a run takes."""
+    import tomllib
+
+    from sdeflow.catalogue import problem_file
+    from sdeflow.config import variant_tables
+    from sdeflow.display import describe
+    from sdeflow.problem import build
+
+    path = problem_file(problem)
+    chosen = {"integrator": integrator, "steps": steps, "replicas": replicas, "dtype": dtype}
+    config = _config(path, variant, settings, {"system": {"use": system}, "run": chosen})
+    describe(build(config), list(variant_tables(tomllib.loads(path.read_text(encoding="utf-8")))))
+
+
+def _config(path: Path, variant: str | None, settings: list[str] | None, options: dict[str, dict[str, Any]]) -> Any:
+    """The file's configuration under --variant, then --set, then the options that were given."""
+    from sdeflow.config import load_config, override
+
+    given = {table: {k: v for k, v in values.items() if v is not None} for table, values in options.items()}
+    return load_config(path, variant=variant, overrides=[*map(override, settings or []), given])
+
+
+def _slug(name: str) -> str:
+    """A name that is safe in a folder's name; of 'file.py:Name' only Name."""
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in name.rpartition(":")[2])
+
+
+def main() -> None:
+    """The `sdeflow` command."""
+    try:
+        app()
+    except SdeflowError as error:
+        typer.echo(f"sdeflow: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        sys.exit(130)

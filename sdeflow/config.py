@@ -1,0 +1,177 @@
+"""The TOML schema of a problem, and its errors.
+
+    title = "..."
+    [model]      use = name or file.py:Name; the rest are the model's own arguments
+    [system]     use = name or file.py:Name
+                 of a model: particles, optionally h, and a table [system.BLOCK] with h, eta, gamma a block
+                 of a plain SDE: h, paths, start; the rest are the SDE's own arguments
+    [run]        integrator, steps, seed, replicas, dtype, device, noise
+    [save]       every, data, particles, theta_max
+    [variants.NAME]   tables that replace parts of the above under `--variant NAME`
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sdeflow.errors import SdeflowError, did_you_mean
+
+Count = Annotated[int, Field(ge=1)]
+Choice = Literal["all"] | Count | list[Annotated[int, Field(ge=0)]]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+
+class ModelSection(_Strict):
+    """Which model, and its arguments."""
+
+    model_config = ConfigDict(extra="allow")
+    use: str
+
+
+class SystemSection(_Strict):
+    """Which system, and its arguments."""
+
+    model_config = ConfigDict(extra="allow")
+    use: str
+
+
+class RunSection(_Strict):
+    """How to run."""
+
+    integrator: str = "expint"
+    steps: Annotated[int, Field(ge=0)] = 1000
+    seed: Annotated[int, Field(ge=0)] = 0
+    replicas: Count = 1
+    dtype: Literal["float32", "float64"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    noise: Literal["torch"] = "torch"
+
+
+class SaveSection(_Strict):
+    """What to save; see sdeflow.record.Save."""
+
+    every: Count = 10
+    data: Choice = 16
+    particles: Choice = 16
+    theta_max: Annotated[int, Field(ge=0)] = 10_000
+
+
+class Config(_Strict):
+    """A problem with everything that was chosen for one run of it."""
+
+    title: str = ""
+    system: SystemSection
+    model: ModelSection | None = None
+    run: RunSection = RunSection()
+    save: SaveSection = SaveSection()
+
+    def toml(self) -> str:
+        """The configuration as TOML; running it gives the same numbers."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+def load_config(
+    path: Path, *, variant: str | None = None, overrides: Sequence[Mapping[str, Any]] = ()
+) -> Config:
+    """The configuration in a file, with a variant and then overrides (nested tables) merged into it.
+
+    Raises SdeflowError for what is not TOML, an unknown key, a wrong type, or a value out of range.
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SdeflowError(f"{path} cannot be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SdeflowError(f"{path} is not valid TOML: {error}") from error
+    variants = variant_tables(tables)
+    if variant is not None and variant not in variants:
+        raise SdeflowError(f"{path.name} has no variant '{variant}': {did_you_mean(variant, variants)}")
+    tables.pop("variants", None)
+    for table in (variants[variant] if variant else {}, *overrides):
+        tables = merged(tables, table)
+    _absolute_files(tables, path.parent)
+    try:
+        return Config.model_validate(tables)
+    except ValidationError as error:
+        raise SdeflowError(f"{path.name}: {'; '.join(explain(error, Config))}") from None
+
+
+def variant_tables(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """The [variants.NAME] tables of a file."""
+    variants = tables.get("variants", {})
+    if not isinstance(variants, dict) or not all(isinstance(v, dict) for v in variants.values()):
+        raise SdeflowError("variants must be tables: [variants.NAME]")
+    return variants
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the entries of `over` in their place; tables are merged, other values replaced."""
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        result[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result
+
+
+def override(assignment: str) -> dict[str, Any]:
+    """The nested table of 'key.sub=value'; the value is TOML, or else a string."""
+    key, equals, text = assignment.partition("=")
+    parts = [part.strip() for part in key.split(".")]
+    if not equals or not all(parts):
+        raise SdeflowError(f"--set takes key.sub=value, for example system.theta.gamma=0.05; given '{assignment}'")
+    try:
+        value: Any = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    for part in reversed(parts):
+        value = {part: value}
+    return value
+
+
+def _absolute_files(tables: dict[str, Any], folder: Path) -> None:
+    """A 'file.py:Name' in a TOML file is relative to that file; make it absolute so that it can move."""
+    for section, key in (("model", "use"), ("system", "use"), ("run", "integrator")):
+        table = tables.get(section)
+        spec = table.get(key) if isinstance(table, dict) else None
+        if isinstance(spec, str) and ".py:" in spec and not Path(spec).is_absolute():
+            beside = folder / spec
+            table[key] = str(beside.resolve()) if Path(str(beside).rpartition(":")[0]).is_file() else spec
+
+
+def explain(error: ValidationError, schema: type[BaseModel] | None = None, where: str = "") -> list[str]:
+    """One sentence for each thing that pydantic found: where, what was given, what was expected."""
+    sentences = []
+    seen: set[str] = set()
+    for e in error.errors():
+        path = [str(part) for part in e["loc"] if not (isinstance(part, str) and "[" in part)]
+        key = ".".join(filter(None, [where, *path]))
+        if key in seen:
+            continue  # the other members of a union that did not match either
+        seen.add(key)
+        if e["type"] == "extra_forbidden":
+            sentences.append(f"unknown key '{key}': {did_you_mean(path[-1], _fields(schema, path[:-1]))}")
+        elif e["type"] == "missing":
+            sentences.append(f"'{key}' is missing")
+        else:
+            message = e["msg"][0].lower() + e["msg"][1:]
+            sentences.append(f"'{key}': {message}, given {e['input']!r}")
+    return sentences
+
+
+def _fields(schema: type[BaseModel] | None, path: Sequence[str]) -> list[str]:
+    for part in path:
+        if schema is None or part not in schema.model_fields:
+            return []
+        annotation: Any = schema.model_fields[part].annotation
+        candidates = [annotation, *getattr(annotation, "__args__", ())]
+        schema = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+    return list(schema.model_fields) if schema is not None else []

@@ -1,0 +1,151 @@
+"""What the command line prints: tables, equations, a progress bar."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from sdeflow.block import Block
+from sdeflow.system import BlockSystem, System
+
+if TYPE_CHECKING:
+    from sdeflow.problem import Problem
+    from sdeflow.simulation import Progress
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+@contextmanager
+def progress_bar(steps: int) -> Iterator[Progress]:
+    """A bar on stderr with rate, time left and the latest loss."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[loss]}"),
+    )
+    with Bar(*columns, console=err, transient=True) as bar:
+        task = bar.add_task("", total=steps, rate="", loss="")
+
+        def report(step: int, loss: float | None) -> None:
+            speed = bar.tasks[0].speed
+            bar.update(
+                task,
+                completed=step,
+                rate=f"{speed:,.0f} steps/s" if speed else "",
+                loss="" if loss is None else f"loss {loss:.5g}",
+            )
+
+        yield report
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints a table."""
+    grid = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for i, column in enumerate(columns):
+        grid.add_column(column, style="cyan" if i == 0 else None, overflow="fold", no_wrap=i == 0)
+    for row in rows:
+        grid.add_row(*row)
+    out.print(grid)
+    out.print()
+
+
+def first_line(thing: Any) -> str:
+    """The first sentence of a docstring."""
+    return (inspect.getdoc(thing) or "").partition("\n")[0]
+
+
+def equations(b: Block) -> list[str]:
+    """The block's SDE on its own clock, with its numbers left as symbols."""
+    q, f = b.position, f"f_{b.name}"
+    if b.momentum is None:
+        return [f"d{q} = {f} dt" + (" + √(2T) dW" if b.temperature > 0 else "")]
+    p = b.momentum
+    return [
+        f"d{q} = η {p} dt",
+        f"d{p} = (−γη {p} + {f}) dt" + (" + √(2γT) dW" if b.temperature > 0 else ""),
+    ]
+
+
+def human(size: float) -> str:
+    """A number of bytes for people."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
+
+
+def describe(problem: Problem, variants: Sequence[str]) -> None:
+    """Prints what a problem is and what a run of it takes."""
+    config, system = problem.config, problem.system
+    out.print(f"[bold]{config.title or config.system.use}[/bold]")
+    if config.model is not None:
+        from sdeflow.catalogue import find
+
+        out.print(f"model   {config.model.use}: {first_line(find('models', config.model.use))}", markup=False)
+    out.print(f"system  {config.system.use}", markup=False)
+    out.print(f"scheme  {problem.integrator.name}: {first_line(problem.integrator)}\n", markup=False)
+    if isinstance(system, BlockSystem):
+        _describe_blocks(system)
+    shapes = [[name, " × ".join(map(str, a.shape)), ", ".join(a.dims)] for name, a in system.axes.items()]
+    table("State of one replica", ("variable", "shape", "axes"), shapes)
+    _describe_cost(problem, system)
+    if variants:
+        out.print(f"variants (--variant NAME): {', '.join(variants)}", markup=False)
+
+
+def _describe_blocks(system: BlockSystem) -> None:
+    rows = [
+        [
+            b.name,
+            "\n".join(equations(b)),
+            f"{b.rate * system.h:g}",
+            f"{b.eta:g}" if b.kinetic else "",
+            f"{b.gamma:g}" if b.kinetic else "",
+            f"{b.temperature:g}",
+            f"{b.gamma * b.eta * b.rate * system.h:g}" if b.kinetic else "",
+        ]
+        for b in system.blocks
+    ]
+    table("Blocks", ("block", "on its own clock", "step h", "η", "γ", "T", "γηh"), rows)
+
+
+def _describe_cost(problem: Problem, system: System) -> None:
+    from sdeflow.record import Recorder
+
+    run = problem.config.run
+    bytes_each = {"float32": 4, "float64": 8}[run.dtype]
+    recorder = Recorder(system, problem.save, replicas=run.replicas, steps=run.steps)
+    state = run.replicas * sum(prod(a.shape) for a in system.axes.values()) * bytes_each
+    normals = sum(
+        (1 + (len(problem.integrator.noise) if c.kinetic else 1)) * problem.integrator.substeps * prod(c.shape)
+        for c in system.channels
+    )
+    snapshot = recorder.numbers_per_snapshot * bytes_each
+    disk = snapshot * len(recorder.when)
+    rows = [
+        ["steps", f"{run.steps:,}, {len(recorder.when):,} snapshots, {run.replicas} replica(s), {run.dtype}"],
+        ["a snapshot", human(snapshot)],
+        ["trajectory.nc", f"about {human(disk)}, held in memory until the run ends"],
+        ["final.safetensors", f"about {human(state)}"],
+        [
+            "working memory",
+            f"about {human(3 * state + run.replicas * normals * bytes_each)}: state, new state, forces and noise; "
+            "what the model needs for its gradients comes on top",
+        ],
+    ]
+    table("What a run takes", ("", ""), rows)

@@ -1,0 +1,176 @@
+"""Forces of a latent-variable model on (theta, X): the one place where gradients are taken and scaled.
+
+    force on theta   -grad_theta E = (1/N) sum_i sum_j grad_theta l_i(theta, x_ij)
+    force on x_ij    grad_x l_i(theta, x_ij)
+
+theta is one flat vector per replica; the model sees named views of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from sdeflow.errors import SdeflowError
+from sdeflow.model import Model, Parameters, data_size
+from sdeflow.noise import generator, stream
+
+State = dict[str, Tensor]
+
+VMAP_BELOW = 50_000
+"""Latent coordinates and parameters of one replica up to which replicas are batched by vmap.
+
+Measured on two cores, forward and backward: vmap is 6 times faster than a loop for 64 replicas of 10^4
+coordinates, and 3 times slower for 8 replicas of a decoder with 1.4 * 10^5 coordinates.
+"""
+
+
+class ParameterLayout:
+    """How named parameters lie in one flat vector of length p."""
+
+    def __init__(self, theta: Parameters) -> None:
+        self.shapes = {name: tuple(value.shape) for name, value in theta.items()}
+        self.sizes = [prod(shape) for shape in self.shapes.values()]
+        self.size = sum(self.sizes)
+
+    def views(self, flat: Tensor) -> dict[str, Tensor]:
+        """Named views of a flat vector [..., p]."""
+        parts = flat.split(self.sizes, dim=-1)
+        return {
+            name: part.view((*flat.shape[:-1], *shape))
+            for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
+        }
+
+    def flatten(self, theta: Parameters) -> Tensor:
+        """The flat vector [p] of named tensors; raises SdeflowError where names or shapes differ."""
+        given = {name: tuple(value.shape) for name, value in theta.items()}
+        if given != self.shapes:
+            raise SdeflowError(f"parameters {self.shapes} were expected by name and shape, given {given}")
+        return torch.cat([theta[name].reshape(-1) for name in self.shapes])
+
+    def labels(self) -> list[str]:
+        """A name for each entry of the flat vector: 'weight[0,2]', or the bare name of a scalar."""
+        labels: list[str] = []
+        for name, shape in self.shapes.items():
+            index = torch.cartesian_prod(*(torch.arange(n) for n in shape)).view(-1, len(shape)) if shape else None
+            if index is None or prod(shape) == 1:
+                labels.append(name)
+            else:
+                labels += [f"{name}[{','.join(map(str, row))}]" for row in index.tolist()]
+        return labels
+
+
+class ModelForces:
+    """Forces, start and observables of a model with N particles a datum.
+
+    Positions are theta [R, p] and X [R, D, N, d], with d the size of `latent_shape`. Raises
+    SdeflowError where the model does not give what it promises.
+    """
+
+    def __init__(self, model: Model, particles: int, *, _layout: ParameterLayout | None = None) -> None:
+        if not isinstance(model, Model):
+            raise SdeflowError(f"a model derived from sdeflow.Model was expected, given {type(model).__name__}")
+        if particles < 1:
+            raise SdeflowError(f"particles must be at least 1, given {particles}")
+        self.model = model
+        self.data, self.particles = data_size(model.data), particles
+        self.latent = prod(model.latent_shape)
+        self.parameters = _layout or ParameterLayout(self._named_theta(seed=0))
+        coordinates = self.data * particles * self.latent + self.parameters.size
+        self._vmap = coordinates < VMAP_BELOW
+
+    def to(self, dtype: torch.dtype, device: torch.device) -> ModelForces:
+        """The same forces on another device or in another precision."""
+        return ModelForces(self.model.to(dtype, device), self.particles, _layout=self.parameters)
+
+    def start(self, seed: int) -> State:
+        """Positions at the start of one replica, theta [p] and X [D, N, d], in float64."""
+        x = self.model.init_x(generator(seed, "start", "x"), self.data, self.particles)
+        expected = (self.data, self.particles, *self.model.latent_shape)
+        if tuple(x.shape) != expected:
+            raise SdeflowError(f"init_x gave shape {tuple(x.shape)}, expected {expected}: data, particles, latent")
+        return {
+            "theta": self.parameters.flatten(self._named_theta(seed)).double(),
+            "X": x.reshape(self.data, self.particles, self.latent).double(),
+        }
+
+    def __call__(self, t: float, z: State, names: Sequence[str]) -> dict[str, Tensor]:
+        """Forces on the blocks `names`, out of 'theta' and 'x', in one backward pass at most."""
+        forces: dict[str, Tensor] = {}
+        model = self.model
+        if "x" in names and model.score_x is not None:
+            forces["x"] = self._each(self._score_x, z).view_as(z["X"])
+        if "theta" in names and model.score_theta is not None:
+            forces["theta"] = self._each(self._score_theta, z) / self.particles
+        if rest := [name for name in names if name not in forces]:
+            for name, gradient in zip(rest, self._gradients(z, rest), strict=True):
+                forces[name] = gradient / self.particles if name == "theta" else gradient
+        return forces
+
+    def observe(self, z: State) -> dict[str, Tensor]:
+        """The loss, mean over data and particles of -l_i(theta, x_ij), and the model's own, each [R]."""
+        values = {"loss": -self._each(self._total, z) / (self.data * self.particles)}
+        own = [
+            self.model.observables(self.parameters.views(theta), self._shaped(x), self.model.data)
+            for theta, x in zip(z["theta"], z["X"], strict=True)
+        ]
+        return values | {name: torch.stack([o[name] for o in own]) for name in own[0]}
+
+    def check(self, z: State) -> None:
+        """Evaluates the log-joint once and raises SdeflowError where its shape is not [D, N]."""
+        theta, x = self.parameters.views(z["theta"][0]), self._shaped(z["X"][0])
+        shape = tuple(self.model.log_joint(theta, x, self.model.data).shape)
+        if shape != (self.data, self.particles):
+            raise SdeflowError(
+                f"{type(self.model).__name__}.log_joint gave shape {shape}, expected "
+                f"{(self.data, self.particles)}: one value a datum and particle. Sum over the latent's axes."
+            )
+
+    def _named_theta(self, seed: int) -> dict[str, Tensor]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream(seed, "start", "modules") & 0x7FFFFFFFFFFFFFFF)
+            theta = self.model.init_theta(generator(seed, "start", "theta"))
+        if isinstance(theta, nn.Module):
+            theta = dict(theta.named_parameters())
+        return {name: torch.as_tensor(value).detach() for name, value in theta.items()}
+
+    def _shaped(self, x: Tensor) -> Tensor:
+        return x.view((*x.shape[:-1], *self.model.latent_shape))
+
+    def _total(self, theta: Tensor, x: Tensor) -> Tensor:
+        """sum_ij l_i of one replica."""
+        return self.model.log_joint(self.parameters.views(theta), self._shaped(x), self.model.data).sum()
+
+    def _score_x(self, theta: Tensor, x: Tensor) -> Tensor:
+        return self.model.score_x(self.parameters.views(theta), self._shaped(x), self.model.data)
+
+    def _score_theta(self, theta: Tensor, x: Tensor) -> Tensor:
+        scores = self.model.score_theta(self.parameters.views(theta), self._shaped(x), self.model.data)
+        return torch.cat([scores[name].reshape(-1) for name in self.parameters.shapes])
+
+    def _each(self, one: Callable[[Tensor, Tensor], Tensor], z: State) -> Tensor:
+        """`one(theta, x)` of every replica, stacked. A single replica never goes through vmap."""
+        theta, x = z["theta"], z["X"]
+        if len(theta) == 1:
+            return one(theta[0], x[0])[None]
+        if self._vmap:
+            return torch.func.vmap(one)(theta, x)
+        return torch.stack([one(theta[r], x[r]) for r in range(len(theta))])
+
+    def _gradients(self, z: State, names: Sequence[str]) -> tuple[Tensor, ...]:
+        """Gradients of sum_ij l_i in theta or X or both, each like its position; replicas do not mix."""
+        replicas = len(z["theta"])
+        if self._vmap or replicas == 1:
+            return self._backward(z, names)
+        each = [self._backward({k: z[k][r : r + 1] for k in ("theta", "X")}, names) for r in range(replicas)]
+        return tuple(torch.cat(parts) for parts in zip(*each, strict=True))
+
+    def _backward(self, z: State, names: Sequence[str]) -> tuple[Tensor, ...]:
+        position = {"theta": z["theta"].detach(), "x": z["X"].detach()}
+        leaves = {name: position[name].requires_grad_() for name in names}
+        with torch.enable_grad():
+            total = self._each(self._total, {"theta": position["theta"], "X": position["x"]}).sum()
+        return torch.autograd.grad(total, list(leaves.values()))

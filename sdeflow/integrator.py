@@ -1,0 +1,74 @@
+"""What an integrator is, and what it declares of itself."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
+
+from sdeflow.system import BlockSystem, System
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sdeflow.noise import Kind, Noise
+
+    State = dict[str, Tensor]
+
+S = TypeVar("S", bound=System)
+
+
+class Integrator(ABC, Generic[S]):
+    """One numerical scheme for systems of type S.
+
+    `step` is a pure function: it draws nothing, never looks at a value on the host and changes nothing
+    in place that a caller can see, so it runs on any device and can be differentiated.
+
+    strong_order, weak_order   of the step size, for the additive noise of our systems
+    evaluations                evaluations of theta's gradient or of the score a step, at most
+    noise, substeps            the increments that a step needs over each of its `substeps` equal parts
+    needs                      in words, what `refuses` checks
+    source                     where the scheme comes from
+    """
+
+    name: ClassVar[str]
+    strong_order: ClassVar[float]
+    weak_order: ClassVar[float]
+    evaluations: ClassVar[int]
+    noise: ClassVar[Kind]
+    substeps: ClassVar[int] = 1
+    needs: ClassVar[str] = "blocks"
+    source: ClassVar[str]
+
+    def refuses(self, system: System) -> str | None:
+        """Why this scheme cannot take `system`; None where it can."""
+        return None if isinstance(system, BlockSystem) else "it needs a system made of blocks"
+
+    def init(self, system: S, z: State) -> State:
+        """Extra tensors that the scheme keeps in the state between steps; none for most."""
+        return {}
+
+    @abstractmethod
+    def step(self, system: S, t: float, z: State, h: float, noise: tuple[Noise, ...]) -> State:
+        """The state at t + h on the reference clock. `noise` has one mapping a substep, by noisy variable."""
+
+
+def refuses_without_momenta(system: System) -> str | None:
+    """The refusal of schemes that split position from momentum in every block."""
+    if not isinstance(system, BlockSystem):
+        return "it needs a system made of blocks"
+    bare = [b.name for b in system.blocks if not b.kinetic]
+    return f"it needs a momentum in every block, and {', '.join(bare)} has none" if bare else None
+
+
+KEPT = "force:"
+"""Prefix of forces that a splitting keeps in the state from one step to the next."""
+
+
+def kept(forces: dict[str, Tensor]) -> State:
+    """Forces under the names by which the state carries them."""
+    return {KEPT + name: f for name, f in forces.items()}
+
+
+def recall(z: State) -> dict[str, Tensor]:
+    """The kept forces by block name."""
+    return {name.removeprefix(KEPT): f for name, f in z.items() if name.startswith(KEPT)}

@@ -1,0 +1,97 @@
+"""The maps that integrators are made of, each one line of the equations it stands for.
+
+A map takes blocks, the state z, forces f by block name, the reference step h and the noise of the
+step, and returns only what it changed, to be merged as `z | map(...)`. Nothing is changed in place
+that a caller can see.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from sdeflow.block import Block
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sdeflow.noise import Noise
+
+    State = dict[str, Tensor]
+    Forces = Mapping[str, Tensor]
+
+
+def plus(x: Tensor, *terms: tuple[float, Tensor]) -> Tensor:
+    """x + sum_i c_i y_i, with one new tensor."""
+    (c, y), *rest = terms
+    total = x.add(y, alpha=c)
+    for c, y in rest:
+        total.add_(y, alpha=c)
+    return total
+
+
+def free_flight(blocks: Sequence[Block], z: State, h: float) -> State:
+    """q + (1-w)/gamma p: where a block would be without force or noise. Empty for overdamped blocks."""
+    return {
+        b.position: plus(z[b.position], (b.flow(h).free, z[b.momentum]))
+        for b in blocks
+        if b.momentum is not None
+    }
+
+
+def U(blocks: Sequence[Block], z: State, h: float, noise: Noise) -> State:
+    """The exact force-free flow: q + (1-w)/gamma p + sqrt(T) Q and w p + sqrt(T) P.
+
+    Without a momentum only the noise is left: q + sqrt(2 T r) W.
+    """
+    new: State = {}
+    for b in blocks:
+        q, xi = z[b.position], noise.get(b.noisy)
+        if b.momentum is None:
+            new[b.position] = q if xi is None else plus(q, (b.diffusion, xi["W"]))
+            continue
+        p, c = z[b.momentum], b.flow(h)
+        new[b.position], new[b.momentum] = plus(q, (c.free, p)), c.w * p
+        if xi is not None:
+            new[b.position].add_(xi["Q"], alpha=math.sqrt(b.temperature))
+            new[b.momentum].add_(xi["P"], alpha=math.sqrt(b.temperature))
+    return new
+
+
+def exponential(blocks: Sequence[Block], z: State, f: Forces, h: float, noise: Noise) -> State:
+    """The exponential integrator: U, and the share of a force that is frozen over the step.
+
+    q' = q + (1-w)/gamma p + (h - (1-w)/k)/gamma f + sqrt(T) Q,    p' = w p + (1-w)/k f + sqrt(T) P
+
+    Without a momentum this is Euler-Maruyama: q' = q + r h f + sqrt(2 T r) W.
+    """
+    new = U(blocks, z, h, noise)
+    for b in blocks:
+        if b.momentum is None:
+            new[b.position] = plus(new[b.position], (b.rate * h, f[b.name]))
+        else:
+            new[b.position].add_(f[b.name], alpha=b.flow(h).push)
+            new[b.momentum].add_(f[b.name], alpha=b.flow(h).kick)
+    return new
+
+
+def A(blocks: Sequence[Block], z: State, h: float) -> State:
+    """q + r h eta p, the drift of kinetic blocks alone."""
+    return {b.position: plus(z[b.position], (b.rate * h * b.eta, z[b.noisy])) for b in blocks}
+
+
+def B(blocks: Sequence[Block], z: State, f: Forces, h: float) -> State:
+    """p + r h f, the force alone."""
+    return {b.noisy: plus(z[b.noisy], (b.rate * h, f[b.name])) for b in blocks}
+
+
+def O(blocks: Sequence[Block], z: State, h: float, noise: Noise) -> State:  # noqa: E743 (its name in the field)
+    """w p + sqrt(T) P, the friction and the noise alone (an Ornstein-Uhlenbeck process)."""
+    new: State = {}
+    for b in blocks:
+        xi = noise.get(b.noisy)
+        new[b.noisy] = b.flow(h).w * z[b.noisy]
+        if xi is not None:
+            new[b.noisy].add_(xi["P"], alpha=math.sqrt(b.temperature))
+    return new

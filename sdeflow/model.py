@@ -1,0 +1,83 @@
+"""What a user writes: a latent-variable model, as its log-joint."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Parameters = Mapping[str, Tensor]
+Data = Any  # a tensor, or a tuple or dict of tensors; each has the data along its first axis
+
+
+class Model(ABC):
+    """A latent-variable model: l_i(theta, x) = log p_theta(x, y_i), with one latent x_i in R^d a datum.
+
+    `data` is a tensor (or a tuple or dict of tensors) whose first axis runs over the D latents. Where
+    all observations share one latent, D = 1: give the data a first axis of length 1.
+    `latent_shape` is the shape of one x.
+
+    Analytic scores are optional and replace automatic differentiation where they are defined:
+
+        score_x(theta, x, y) -> [B, N, *latent_shape]         grad_x l_i(theta, x_ij)
+        score_theta(theta, x, y) -> {name: like theta[name]}  sum_ij grad_theta l_i(theta, x_ij)
+    """
+
+    data: Data
+    latent_shape: tuple[int, ...]
+
+    score_x: Any = None
+    score_theta: Any = None
+
+    @abstractmethod
+    def log_joint(self, theta: Parameters, x: Tensor, y: Data) -> Tensor:
+        """l_i(theta, x_ij) for a batch: x [B, N, *latent_shape], y `data` or a part of it; gives [B, N].
+
+        Called for one replica, or under torch.func.vmap for several small ones; entry (i, j) may
+        depend on theta, x[i, j] and y[i] only.
+        """
+
+    @abstractmethod
+    def init_theta(self, generator: torch.Generator) -> Parameters | nn.Module:
+        """The parameters at the start, as named tensors or as a module whose parameters they are.
+
+        torch's global generator is seeded too while this runs, for the sake of torch.nn's initialisers.
+        """
+
+    def init_x(self, generator: torch.Generator, data: int, particles: int) -> Tensor:
+        """Particles at the start, [D, N, *latent_shape]; standard normal unless overridden."""
+        return torch.randn(data, particles, *self.latent_shape, generator=generator, dtype=torch.float64)
+
+    def observables(self, theta: Parameters, x: Tensor, y: Data) -> dict[str, Tensor]:
+        """More scalars to record beside the loss, by name; evaluated where a snapshot is taken."""
+        return {}
+
+    def to(self, dtype: torch.dtype, device: torch.device) -> Model:
+        """A copy with every tensor and module attribute on `device`, its floating-point ones as `dtype`."""
+        moved = copy.copy(self)
+        for name, value in vars(self).items():
+            setattr(moved, name, _moved(value, dtype, device))
+        return moved
+
+
+def _moved(value: Any, dtype: torch.dtype, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, dtype if value.is_floating_point() else None)
+    if isinstance(value, nn.Module):
+        return copy.deepcopy(value).to(device, dtype)
+    if isinstance(value, tuple | list):
+        return type(value)(_moved(v, dtype, device) for v in value)
+    if isinstance(value, dict):
+        return {k: _moved(v, dtype, device) for k, v in value.items()}
+    return value
+
+
+def data_size(data: Data) -> int:
+    """D, the length of the first axis that all tensors of the data share."""
+    while not isinstance(data, Tensor):
+        data = next(iter(data.values() if isinstance(data, dict) else data))
+    return len(data)

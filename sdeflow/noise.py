@@ -1,0 +1,159 @@
+"""Brownian increments: what a scheme asks for, how two steps compose, and where the draws come from.
+
+Over a step h of a kinetic block (k = gamma eta, its own clock, unit temperature),
+
+    P = sqrt(2 gamma) int e^{-k(h-s)} dB,    Q = sqrt(2 gamma)/gamma int (1 - e^{-k(h-s)}) dB
+
+and W is the increment of the same path on the reference clock, Var W = h, so that with the block's
+rate r the three are tied by P + gamma Q = sqrt(2 gamma r) W. Two of them are drawn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from sdeflow.block import Block
+
+Kind = Literal["W", "P", "PQ", "WPQ"]
+"""The increments a scheme needs of a kinetic block; an overdamped block always gets W alone."""
+
+
+Increment = dict[str, Tensor]
+"""The noise of one variable over one step: 'W', 'P', 'Q' as asked for, each of the variable's shape [R, ...]."""
+
+Noise = Mapping[str, Increment]
+"""By name of the variable that the noise enters. A variable at zero temperature has no entry."""
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One variable that noise enters: its place in the state, its block (None for a plain SDE), its key."""
+
+    key: str
+    variable: str
+    shape: tuple[int, ...]
+    block: Block | None = None
+
+    @property
+    def kinetic(self) -> bool:
+        return self.block is not None and self.block.kinetic
+
+    def normals(self, kind: Kind) -> int:
+        """Standard normals a coordinate over one (sub)step."""
+        return 2 if self.kinetic and "Q" in kind else 1
+
+    def increment(self, xi: Sequence[Tensor], h: float, kind: Kind) -> Increment:
+        """The increments over a reference step h made of the standard normals `xi`."""
+        if self.block is None or not self.block.kinetic:
+            return {"W": math.sqrt(h) * xi[0]}
+        c = self.block.flow(h)
+        if kind == "P":
+            return {"P": c.p_std * xi[0]}
+        parts: Increment = {}
+        if "W" in kind:
+            parts["W"] = math.sqrt(h) * xi[0]
+        if "Q" in kind:
+            parts["P"] = (c.p1 * xi[0]).add_(xi[1], alpha=c.p2)
+            parts["Q"] = (c.q1 * xi[0]).add_(xi[1], alpha=c.q2)
+        return parts
+
+
+def compose(channel: Channel, first: Increment, second: Increment, h_second: float) -> Increment:
+    """The increment over two consecutive steps, the second of reference length `h_second`; exact.
+
+    W = W1 + W2,    P = w2 P1 + P2,    Q = Q1 + Q2 + (1-w2)/gamma P1
+    """
+    whole: Increment = {"W": first["W"] + second["W"]}
+    if channel.block is not None and channel.block.kinetic:
+        c = channel.block.flow(h_second)
+        whole["P"] = c.w * first["P"] + second["P"]
+        whole["Q"] = first["Q"] + second["Q"] + c.free * first["P"]
+    return whole
+
+
+class NoiseSource(Protocol):
+    """Gives the noise of step n as one mapping a substep; a function of n alone, in any order."""
+
+    def __call__(self, n: int) -> tuple[Noise, ...]: ...
+
+
+def _mix32(x: int) -> int:
+    """A bijection of the 32-bit integers that scatters neighbours (MurmurHash3's finaliser)."""
+    x ^= x >> 16
+    x = x * 0x85EBCA6B & 0xFFFFFFFF
+    x ^= x >> 13
+    x = x * 0xC2B2AE35 & 0xFFFFFFFF
+    return x ^ x >> 16
+
+
+def stream(seed: int, *names: object) -> int:
+    """A 128-bit key for one use of a seed; different names give unrelated streams."""
+    text = "/".join(map(str, (seed, *names)))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
+
+
+def generator(seed: int, *names: object, device: torch.device | str = "cpu") -> torch.Generator:
+    """A torch generator for one use of a seed."""
+    return torch.Generator(device).manual_seed(stream(seed, *names) & 0x7FFFFFFFFFFFFFFF)
+
+
+def step_key(key: int) -> Callable[[int], int]:
+    """Maps a step to a 63-bit generator seed. Steps of one stream never share their low 32 bits.
+
+    torch's CPU generator looks at the low 32 bits of its seed only, so these are a bijection of the
+    step number (up to 2^32 steps) rather than a hash, which would repeat noise within a long run.
+    """
+    k1, k2, high = key & 0xFFFFFFFF, key >> 32 & 0xFFFFFFFF, (key >> 64 & 0x7FFFFFFF) << 32
+    return lambda n: high | _mix32(_mix32(n & 0xFFFFFFFF ^ k1) + k2 & 0xFFFFFFFF)
+
+
+class TorchNoise:
+    """The `torch` source: torch's own generator, keyed anew for every (seed, block, step).
+
+    Replica i of a run with seed s draws what a run of one replica with seed s + i draws. On a CPU the
+    generator is torch's Mersenne twister, on CUDA its Philox: the two give different numbers.
+    """
+
+    name = "torch"
+
+    def __init__(
+        self,
+        channels: Sequence[Channel],
+        *,
+        kind: Kind,
+        substeps: int,
+        h: float,
+        seeds: Sequence[int],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self._generator = torch.Generator(device)
+        self._kind, self._substeps, self._h = kind, substeps, h / substeps
+        self._channels = [
+            (
+                channel,
+                [step_key(stream(seed, "noise", channel.key)) for seed in seeds],
+                # [R, substep, normal, *shape], drawn a replica at a time
+                torch.empty(
+                    len(seeds), substeps, channel.normals(kind), *channel.shape, dtype=dtype, device=device
+                ),
+            )
+            for channel in channels
+        ]
+
+    def __call__(self, n: int) -> tuple[Noise, ...]:
+        noise: list[dict[str, Increment]] = [{} for _ in range(self._substeps)]
+        for channel, keys, xi in self._channels:
+            for r, key in enumerate(keys):
+                self._generator.manual_seed(key(n))
+                xi[r].normal_(generator=self._generator)
+            for i, part in enumerate(noise):
+                part[channel.variable] = channel.increment(xi[:, i].unbind(1), self._h, self._kind)
+        return tuple(noise)

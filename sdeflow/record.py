@@ -1,0 +1,108 @@
+"""What is saved of a trajectory: which variables, every how many steps, which data and particles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sdeflow.errors import SdeflowError
+from sdeflow.system import Axes, System
+
+Choice = int | Sequence[int] | Literal["all"]
+
+
+@dataclass(frozen=True)
+class Save:
+    """What to save.
+
+    every       steps between snapshots; the start and the last step are always among them
+    data        data whose particles are saved: 'all', that many spread evenly, or a list of indices
+    particles   particles saved of each, likewise
+    theta_max   longest parameter vector that is saved whole; of a longer one only the norm is
+    """
+
+    every: int = 10
+    data: Choice = 16
+    particles: Choice = 16
+    theta_max: int = 10_000
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise SdeflowError(f"save.every must be at least 1 step, given {self.every}")
+
+    def steps(self, last: int) -> list[int]:
+        """The steps at which snapshots are taken in a run of `last` steps."""
+        return sorted({*range(0, last + 1, self.every), last})
+
+    def indices(self, dim: str, size: int) -> NDArray[np.int64]:
+        """The positions saved along an axis of the given name; raises SdeflowError for one out of range."""
+        choice: Choice = {"datum": self.data, "particle": self.particles}.get(dim, "all")
+        if isinstance(choice, str):
+            if choice != "all":
+                raise SdeflowError(f"save.{dim}: 'all', a number or a list of indices expected, given {choice!r}")
+            return np.arange(size)
+        if isinstance(choice, int):
+            if choice < 1:
+                raise SdeflowError(f"save: at least one {dim} must be saved, given {choice}")
+            return np.unique(np.linspace(0, size - 1, min(choice, size)).round().astype(np.int64))
+        chosen = np.asarray(choice, dtype=np.int64)
+        if chosen.size == 0 or chosen.min() < 0 or chosen.max() >= size:
+            raise SdeflowError(f"save: {dim} indices must lie in 0..{size - 1}, given {list(choice)}")
+        return chosen
+
+
+class Recorder:
+    """Snapshots and observables of a run, gathered on the host."""
+
+    def __init__(self, system: System, save: Save, *, replicas: int, steps: int) -> None:
+        self.system, self.save = system, save
+        self.when = save.steps(steps)
+        self.steps: list[int] = []
+        self.replicas = replicas
+        self.whole: dict[str, Axes] = {}
+        self.norms: list[str] = []
+        self.index: dict[str, NDArray[np.int64]] = {}
+        for name, axes in system.axes.items():
+            if axes.dims == ("param",) and prod(axes.shape) > save.theta_max:
+                self.norms.append(name)
+                continue
+            for dim, size in zip(axes.dims, axes.shape, strict=True):
+                self.index[dim] = save.indices(dim, size)
+            self.whole[name] = Axes(axes.dims, tuple(len(self.index[dim]) for dim in axes.dims))
+        self._buffers: dict[str, NDArray[np.floating]] = {}
+
+    @property
+    def numbers_per_snapshot(self) -> int:
+        """Floating-point numbers that a snapshot of all replicas holds, observables aside."""
+        return self.replicas * (sum(prod(axes.shape) for axes in self.whole.values()) + len(self.norms))
+
+    def take(self, step: int, t: float, z: dict[str, Tensor]) -> dict[str, NDArray[np.floating]]:
+        """Stores a snapshot of the state after `step` steps; gives its observables, each [R]."""
+        with torch.no_grad():
+            scalars = self.system.observe(t, z)
+            scalars |= {f"{name}_norm": z[name].flatten(1).norm(dim=1) for name in self.norms}
+            host = {name: value.cpu().numpy() for name, value in scalars.items()}
+            chosen = {name: self._chosen(z[name], axes.dims).cpu().numpy() for name, axes in self.whole.items()}
+        for name, value in (host | chosen).items():
+            if name not in self._buffers:
+                self._buffers[name] = np.empty((len(self.when), *value.shape), dtype=value.dtype)
+            self._buffers[name][len(self.steps)] = value
+        self.steps.append(step)
+        return host
+
+    def values(self) -> dict[str, NDArray[np.floating]]:
+        """What was taken, by name, with snapshots and replicas as the first two axes."""
+        return {name: buffer[: len(self.steps)] for name, buffer in self._buffers.items()}
+
+    def _chosen(self, value: Tensor, dims: tuple[str, ...]) -> Tensor:
+        for axis, dim in enumerate(dims, start=1):
+            if len(self.index[dim]) < value.shape[axis]:
+                value = value.index_select(axis, torch.from_numpy(self.index[dim]).to(value.device))
+        return value

@@ -1,0 +1,232 @@
+"""The run: chunks of steps, and between them saving, progress and endings. The only place with side effects."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import xarray as xr
+from torch import Tensor
+
+from sdeflow.catalogue import integrator_named, integrators_for
+from sdeflow.engine import advance
+from sdeflow.errors import DivergenceWarning, SdeflowError
+from sdeflow.integrator import Integrator
+from sdeflow.noise import TorchNoise
+from sdeflow.provenance import provenance
+from sdeflow.record import Recorder, Save
+from sdeflow.store import final_state, refuse_occupied, to_dataset, write_run
+from sdeflow.system import System
+
+_CHUNK_SECONDS = 0.2
+
+Progress = Callable[[int, float | None], None]
+"""Called between chunks with the steps taken and the latest loss."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A finished run: the recorded trajectory, the full last state, and how it ended.
+
+    retcode   'success', 'diverged' or 'interrupted'; `message` tells more
+    """
+
+    dataset: xr.Dataset
+    state: dict[str, Tensor]
+    retcode: str
+    message: str
+
+
+def simulate(
+    system: System,
+    integrator: str | Integrator | type[Integrator] = "expint",
+    *,
+    steps: int,
+    seed: int = 0,
+    replicas: int = 1,
+    save: Save | None = None,
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device = "auto",
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> xr.Dataset:
+    """Runs `steps` steps of an integrator on a system and gives the trajectory.
+
+    integrator   a name of the catalogue, a 'file.py:Name', an Integrator or its class
+    seed         replica i of a run with seed s is the run of one replica with seed s + i
+    save         what to record (default: every 10 steps, 16 data with 16 particles each)
+    out          a run folder to write too: trajectory.nc and final.safetensors
+
+    Raises SdeflowError where something does not fit. A trajectory that diverges or is interrupted is
+    returned as far as it got; `attrs['retcode']` says so, and a DivergenceWarning is given.
+    """
+    from contextlib import nullcontext
+
+    from sdeflow.display import progress_bar
+
+    with progress_bar(steps) if progress else nullcontext() as report:
+        solution = solve(
+            system,
+            integrator,
+            steps=steps,
+            seed=seed,
+            replicas=replicas,
+            save=save or Save(),
+            dtype=dtype,
+            device=device,
+            out=None if out is None else Path(out),
+            overwrite=overwrite,
+            progress=report,
+        )
+    if solution.retcode != "success":
+        warnings.warn(solution.message, DivergenceWarning, stacklevel=2)
+    return solution.dataset
+
+
+def solve(
+    system: System,
+    integrator: str | Integrator | type[Integrator],
+    *,
+    steps: int,
+    seed: int,
+    replicas: int,
+    save: Save,
+    dtype: str | torch.dtype,
+    device: str | torch.device,
+    out: Path | None = None,
+    overwrite: bool = False,
+    config: str = "",
+    progress: Progress | None = None,
+) -> Solution:
+    """`simulate` with nothing by default; also gives the last state. `config` is stored as it is."""
+    scheme = compatible(integrator, system)
+    for name, value, least in (("steps", steps, 0), ("replicas", replicas, 1), ("seed", seed, 0)):
+        if value < least:
+            raise SdeflowError(f"{name} must be at least {least}, given {value}")
+    if out is not None:
+        refuse_occupied(out, overwrite)
+    where, precision = resolve_device(device), _resolve_dtype(dtype)
+    seeds = range(seed, seed + replicas)
+
+    system = system.to(precision, where)
+    z = initial_state(system, seeds, precision, where)
+    system.check(z)
+    noise = TorchNoise(
+        system.channels,
+        kind=scheme.noise,
+        substeps=scheme.substeps,
+        h=system.h,
+        seeds=seeds,
+        dtype=precision,
+        device=where,
+    )
+    recorder = Recorder(system, save, replicas=replicas, steps=steps)
+
+    began = time.perf_counter()
+    with torch.no_grad():
+        z |= scheme.init(system, z)
+    observed = recorder.take(0, 0.0, z)
+    step, chunk, diverged, retcode = 0, 1, dict[int, str](), "success"
+    try:
+        for target in recorder.when[1:]:
+            while step < target:
+                count, clock = min(chunk, target - step), time.perf_counter()
+                z = advance(system, scheme, z, noise, step, count)
+                step += count
+                _note_divergence(z, step, diverged)
+                seconds = time.perf_counter() - clock
+                chunk = max(1, min(2 * chunk, int(count * _CHUNK_SECONDS / max(seconds, 1e-9))))
+                if progress is not None:
+                    progress(step, float(observed["loss"].mean()) if "loss" in observed else None)
+                if len(diverged) == replicas:
+                    break
+            if len(diverged) == replicas:
+                break
+            observed = recorder.take(step, step * system.h, z)
+    except KeyboardInterrupt:
+        retcode = "interrupted"
+    seconds = time.perf_counter() - began
+    if diverged:
+        retcode = "diverged"
+
+    message = _ending(retcode, step, steps, diverged, scheme)
+    attrs: dict[str, Any] = {
+        "title": f"{scheme.name}, {steps} steps",
+        **provenance(where),
+        "config": config,
+        "integrator": scheme.name,
+        "engine": "eager",
+        "noise_source": noise.name,
+        "dtype": str(precision).removeprefix("torch."),
+        "seed": seed,
+        "replicas": replicas,
+        "steps": steps,
+        "steps_taken": step,
+        "seconds": round(seconds, 3),
+        "retcode": retcode,
+        "message": message,
+    }
+    dataset = to_dataset(recorder, seeds=seeds, attrs=attrs)
+    if out is not None:
+        write_run(out, dataset, final_state(system, z), config, overwrite)
+    return Solution(dataset, z, retcode, message)
+
+
+def compatible(integrator: str | Integrator | type[Integrator], system: System) -> Integrator:
+    """The integrator asked for; raises SdeflowError, naming those that would do, where it refuses the system."""
+    scheme = integrator_named(integrator)
+    if refusal := scheme.refuses(system):
+        would_do = ", ".join(integrators_for(system)) or "none of the catalogue"
+        raise SdeflowError(f"integrator '{scheme.name}' cannot take this system: {refusal}. These can: {would_do}")
+    return scheme
+
+
+def initial_state(system: System, seeds: range, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    """The state at the start of all replicas, each variable [R, ...]; drawn in float64 on the host."""
+    starts = [system.start(seed) for seed in seeds]
+    for name, axes in system.axes.items():
+        given = tuple(starts[0][name].shape) if name in starts[0] else None
+        if given != axes.shape:
+            raise SdeflowError(f"the start gives {name} the shape {given}, expected {axes.shape}: {axes.dims}")
+    return {name: torch.stack([s[name] for s in starts]).to(device, dtype) for name in system.axes}
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """'auto' is CUDA where there is one; raises SdeflowError for CUDA where there is none."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise SdeflowError("device 'cuda' was asked for, but torch sees no CUDA device here: give 'cpu' or 'auto'")
+    return chosen
+
+
+def _resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    chosen = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if chosen not in (torch.float32, torch.float64):
+        raise SdeflowError(f"dtype must be float32 or float64, given {dtype}")
+    return chosen
+
+
+def _note_divergence(z: Mapping[str, Tensor], step: int, diverged: dict[int, str]) -> None:
+    """Notes, for each replica that was finite until now, the first variable that is not. One synchronisation."""
+    finite = torch.stack([value.flatten(1).sum(1).isfinite() for value in z.values()]).cpu()
+    for replica in (~finite.all(0)).nonzero().flatten().tolist():
+        if replica not in diverged:
+            variable = list(z)[int((~finite[:, replica]).nonzero()[0])]
+            diverged[replica] = f"{variable} is not finite at step {step}"
+
+
+def _ending(retcode: str, step: int, steps: int, diverged: dict[int, str], scheme: Integrator) -> str:
+    if retcode == "diverged":
+        where = "; ".join(f"replica {r}: {what}" for r, what in diverged.items())
+        return f"{scheme.name} diverged ({where}). A smaller step h is the likely fix, or a more stable integrator."
+    if retcode == "interrupted":
+        return f"interrupted after {step} of {steps} steps"
+    return f"{step} steps"

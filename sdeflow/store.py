@@ -1,0 +1,133 @@
+"""A trajectory as an xarray Dataset, and a run as a folder on disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sdeflow.errors import RunError, SdeflowError
+from sdeflow.integrator import KEPT
+from sdeflow.record import Recorder
+from sdeflow.system import BlockSystem, System
+
+TRAJECTORY, FINAL, CONFIG = "trajectory.nc", "final.safetensors", "config.toml"
+
+_LONG_NAMES = {
+    "theta": "parameters",
+    "m": "momentum of the parameters",
+    "X": "particles",
+    "U": "momentum of the particles",
+    "loss": "mean over data and particles of minus log p_theta(x, y) at the saved state",
+    "datum": "index of the datum",
+    "particle": "index of the particle",
+    "latent": "coordinate of the latent",
+    "param": "parameter by name",
+    "replica": "replica",
+}
+
+
+def _long_name(name: str) -> str:
+    kind, _, of = name.partition("_")
+    if kind == "kinetic":
+        return f"kinetic energy of block {of}, eta |p|^2 / 2" + ("" if of == "theta" else ", mean over particles")
+    if kind == "force":
+        return f"norm of the force on block {of}" + ("" if of == "theta" else ", root mean square over particles")
+    if name.endswith("_norm"):
+        return f"Euclidean norm of {_LONG_NAMES.get(name.removesuffix('_norm'), name)}"
+    return _LONG_NAMES.get(name, name.replace("_", " "))
+
+
+def to_dataset(recorder: Recorder, *, seeds: range, attrs: Mapping[str, Any]) -> xr.Dataset:
+    """The recorded trajectory with dims time, replica (when there are several) and each variable's own."""
+    system = recorder.system
+    several = recorder.replicas > 1
+    lead = ("time", "replica") if several else ("time",)
+    variables: dict[str, tuple[tuple[str, ...], Any, dict[str, Any]]] = {}
+    for name, values in recorder.values().items():
+        dims = recorder.whole[name].dims if name in recorder.whole else ()
+        about = {"long_name": _long_name(name), "units": "1"}
+        if name == "loss":
+            about["evaluated_on"] = "all training data and all their particles"
+        variables[name] = ((*lead, *dims), values if several else values[:, 0], about)
+
+    step = np.asarray(recorder.steps, dtype=np.int64)
+    coords: dict[str, Any] = {
+        "time": ("time", step * system.h, {"long_name": "time on the reference clock", "units": "1"}),
+        "step": ("time", step, {"long_name": "integrator steps taken", "units": "1"}),
+    }
+    for block, rate in system.clocks.items():
+        about = {"long_name": f"time on the clock of block {block}", "units": "1"}
+        coords[f"time_{block}"] = ("time", step * (system.h * rate), about)
+    for dim, index in recorder.index.items():
+        labels = np.asarray(_parameter_labels(system)) if dim == "param" else index
+        coords[dim] = (dim, labels, {"long_name": _long_name(dim)})
+    if several:
+        coords["replica"] = ("replica", np.arange(recorder.replicas), {"long_name": "replica"})
+        coords["seed"] = ("replica", np.asarray(seeds), {"long_name": "seed that gives this replica alone"})
+    return xr.Dataset(variables, coords, dict(attrs))
+
+
+def _parameter_labels(system: System) -> list[str]:
+    if isinstance(system, BlockSystem) and system.model_forces is not None:
+        return system.model_forces.parameters.labels()
+    return [str(i) for axes in system.axes.values() if axes.dims == ("param",) for i in range(axes.shape[0])]
+
+
+def final_state(system: System, z: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The full state by name, with theta and m by parameter ('theta.weight'); one replica has no replica axis."""
+    model = system.model_forces if isinstance(system, BlockSystem) else None
+    named: dict[str, Tensor] = {}
+    for name, value in z.items():
+        own = system.axes.get(name)
+        if model is not None and own is not None and own.dims == ("param",):
+            named |= {f"{name}.{part}": view for part, view in model.parameters.views(value).items()}
+        else:
+            named[name.replace(KEPT, "force.")] = value
+    return {k: (v[0] if len(v) == 1 else v).contiguous().cpu().clone() for k, v in named.items()}
+
+
+def refuse_occupied(folder: Path, overwrite: bool) -> None:
+    """Raises SdeflowError where a run may not be written to `folder`."""
+    if not folder.exists():
+        return
+    if not overwrite:
+        raise SdeflowError(f"{folder} exists: give --overwrite to replace it, or --out to write elsewhere")
+    if not (folder.is_dir() and (folder / TRAJECTORY).exists() and (folder / FINAL).exists()):
+        raise SdeflowError(f"{folder} is not a run folder, so it is not overwritten: choose another --out")
+
+
+def write_run(
+    folder: Path, dataset: xr.Dataset, final: Mapping[str, Tensor], config: str, overwrite: bool
+) -> None:
+    """Writes a run folder whole or not at all; an old one is replaced once the new one is complete.
+
+    Raises RunError where the disk does not take it.
+    """
+    refuse_occupied(folder, overwrite)
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        dataset.to_netcdf(partial / TRAJECTORY, engine="netcdf4")
+        metadata = {key: str(dataset.attrs[key]) for key in ("seed", "steps_taken", "retcode")}
+        save_file(dict(final), partial / FINAL, metadata={"format": "pt", **metadata})
+        if config:
+            (partial / CONFIG).write_text(config, encoding="utf-8")
+        if folder.exists():
+            old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
+            folder.rename(old)
+            partial.rename(folder)
+            shutil.rmtree(old)
+        else:
+            partial.rename(folder)
+    except (OSError, RuntimeError) as error:
+        raise RunError(f"the run could not be written to {folder} (is the disk full?): {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

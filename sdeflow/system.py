@@ -1,0 +1,253 @@
+"""Systems: a generic drift and diffusion on one reference clock, and systems made of blocks.
+
+State z is a dict of tensors by variable name, each [R, ...] with R replicas. A system owns every
+scale: means over particles, temperatures, clocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+
+from sdeflow.block import Block
+from sdeflow.errors import SdeflowError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from sdeflow.forces import ModelForces
+    from sdeflow.noise import Channel
+
+    State = dict[str, Tensor]
+
+
+class Axes(NamedTuple):
+    """The shape of one replica of a variable, and the names of its axes."""
+
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+
+
+@runtime_checkable
+class System(Protocol):
+    """dz = drift(t, z) dt + diffusion(t, z) dW, with diagonal noise, on the reference clock."""
+
+    h: float
+
+    def drift(self, t: float, z: State) -> State:
+        """Drift by variable, each like its variable."""
+
+    def diffusion(self, t: float, z: State) -> dict[str, Any]:
+        """Diffusion by noisy variable, each a number or a tensor that broadcasts against it."""
+
+    @property
+    def axes(self) -> Mapping[str, Axes]:
+        """The variables of the state."""
+
+    @property
+    def channels(self) -> Sequence[Channel]:
+        """Where noise enters."""
+
+    @property
+    def clocks(self) -> Mapping[str, float]:
+        """Rates of the blocks' own clocks, by block name."""
+
+    def to(self, dtype: torch.dtype, device: torch.device) -> System:
+        """The same system on another device or in another precision."""
+
+    def start(self, seed: int) -> State:
+        """The state at the start of one replica, without the replica axis."""
+
+    def check(self, z: State) -> None:
+        """Raises SdeflowError where what the user wrote does not fit the state."""
+
+    def observe(self, t: float, z: State) -> dict[str, Tensor]:
+        """Scalars to record, each [R]."""
+
+
+class BlockSystem:
+    """A system made of named blocks and the forces on them.
+
+    forces(t, z, names) gives forces by block name; they need not come from one potential. A model's are
+    `sdeflow.forces.ModelForces`; any function will do, with `start` for the positions.
+
+    h       the reference step: block b moves by b.rate * h of its own time in one step
+    start   positions [*shape] by name, or a function of the seed that gives them (default: the forces')
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[Block],
+        forces: Callable[[float, State, Sequence[str]], dict[str, Tensor]] | ModelForces,
+        *,
+        h: float,
+        start: Callable[[int], State] | State | None = None,
+    ) -> None:
+        if not 0 < h < float("inf"):
+            raise SdeflowError(f"the reference step h must be positive and finite, given {h!r}")
+        self.blocks = tuple(blocks)
+        self.parameters = tuple(b for b in blocks if b.role == "parameters")
+        self.particles = tuple(b for b in blocks if b.role == "particles")
+        self.h = h
+        self.force_field = forces
+        self._start = start
+
+    # The generic SDE -------------------------------------------------------------------------------
+
+    def forces(self, t: float, z: State, blocks: Sequence[Block]) -> dict[str, Tensor]:
+        """Forces on the given blocks at (t, z), by block name; nothing is evaluated for no blocks."""
+        return self.force_field(t, z, [b.name for b in blocks]) if blocks else {}
+
+    def drift(self, t: float, z: State) -> State:
+        f = self.forces(t, z, self.blocks)
+        drift: State = {}
+        for b in self.blocks:
+            if b.momentum is None:
+                drift[b.position] = b.rate * f[b.name]
+            else:
+                p = z[b.momentum]
+                drift[b.position] = b.rate * b.eta * p
+                drift[b.momentum] = b.rate * (f[b.name] - b.gamma * b.eta * p)
+        return drift
+
+    def diffusion(self, t: float, z: State) -> dict[str, Any]:
+        return {b.noisy: b.diffusion for b in self.blocks if b.temperature > 0}
+
+    # What a run needs to know ----------------------------------------------------------------------
+
+    @property
+    def axes(self) -> Mapping[str, Axes]:
+        return {name: Axes(b.dims, b.shape) for b in self.blocks for name in b.variables}
+
+    @property
+    def channels(self) -> Sequence[Channel]:
+        from sdeflow.noise import Channel
+
+        return [Channel(b.name, b.noisy, b.shape, b) for b in self.blocks if b.temperature > 0]
+
+    @property
+    def clocks(self) -> Mapping[str, float]:
+        return {b.name: b.rate for b in self.blocks}
+
+    @property
+    def model_forces(self) -> ModelForces | None:
+        """The forces as those of a model, where they are."""
+        from sdeflow.forces import ModelForces
+
+        return self.force_field if isinstance(self.force_field, ModelForces) else None
+
+    def to(self, dtype: torch.dtype, device: torch.device) -> BlockSystem:
+        model = self.model_forces
+        forces = self.force_field if model is None else model.to(dtype, device)
+        return BlockSystem(self.blocks, forces, h=self.h, start=self._start)
+
+    def start(self, seed: int) -> State:
+        """Positions as given, momenta from N(0, T/eta)."""
+        import torch
+
+        from sdeflow.noise import generator
+
+        model = self.model_forces
+        if callable(self._start):
+            z = dict(self._start(seed))
+        elif self._start is not None:
+            z = dict(self._start)
+        elif model is not None:
+            z = model.start(seed)
+        else:
+            raise SdeflowError("this system has no start: pass start={position: tensor} to BlockSystem")
+        for b in self.blocks:
+            if b.momentum is not None:
+                g = generator(seed, "start", b.momentum)
+                z[b.momentum] = b.momentum_std * torch.randn(b.shape, generator=g, dtype=torch.float64)
+        return z
+
+    def check(self, z: State) -> None:
+        if (model := self.model_forces) is not None:
+            model.check(z)
+
+    def observe(self, t: float, z: State) -> dict[str, Tensor]:
+        """The model's loss and own observables; by block, kinetic energy and size of the force.
+
+        kinetic_b   eta |p|^2 / 2, for particles the mean over them
+        force_b     |f|, for particles the root mean square over them
+        """
+        model = self.model_forces
+        values = {} if model is None else model.observe(z)
+        f = self.forces(t, z, self.blocks)
+        for b in self.blocks:
+            count = 1
+            for n in b.shape[:-1]:
+                count *= n
+            if b.momentum is not None:
+                values[f"kinetic_{b.name}"] = b.eta / 2 * z[b.momentum].flatten(1).square().sum(1) / count
+            values[f"force_{b.name}"] = (f[b.name].flatten(1).square().sum(1) / count).sqrt()
+        return values
+
+
+class SDESystem:
+    """A user's own SDE, dX = drift(t, X) dt + diffusion(t, X) dW, as a system of one variable X.
+
+    sde     an object with drift(t, x) and diffusion(t, x), x of shape [R, paths, d]; diagonal noise,
+            each gives a number or a tensor that broadcasts against x
+    h       the step
+    paths   independent paths a replica
+    start   where every path starts, d numbers
+    """
+
+    def __init__(self, sde: Any, *, h: float, paths: int = 1, start: Sequence[float] = (0.0,)) -> None:
+        for method in ("drift", "diffusion"):
+            if not callable(getattr(sde, method, None)):
+                raise SdeflowError(f"{type(sde).__name__} has no {method}(t, x): an SDE needs drift and diffusion")
+        if not 0 < h < float("inf"):
+            raise SdeflowError(f"the step h must be positive and finite, given {h!r}")
+        if paths < 1 or len(start) < 1:
+            raise SdeflowError(f"paths and the length of start must be at least 1, given {paths} and {len(start)}")
+        self.sde, self.h, self.paths = sde, h, paths
+        self._start = tuple(start)
+
+    def drift(self, t: float, z: State) -> State:
+        return {"X": self.sde.drift(t, z["X"])}
+
+    def diffusion(self, t: float, z: State) -> dict[str, Any]:
+        return {"X": self.sde.diffusion(t, z["X"])}
+
+    @property
+    def axes(self) -> Mapping[str, Axes]:
+        return {"X": Axes(("particle", "latent"), (self.paths, len(self._start)))}
+
+    @property
+    def channels(self) -> Sequence[Channel]:
+        from sdeflow.noise import Channel
+
+        return [Channel("x", "X", self.axes["X"].shape)]
+
+    @property
+    def clocks(self) -> Mapping[str, float]:
+        return {}
+
+    def to(self, dtype: torch.dtype, device: torch.device) -> SDESystem:
+        return self
+
+    def start(self, seed: int) -> State:
+        import torch
+
+        return {"X": torch.tensor(self._start, dtype=torch.float64).expand(self.axes["X"].shape)}
+
+    def check(self, z: State) -> None:
+        import torch
+
+        for name, value in (
+            ("drift", self.sde.drift(0.0, z["X"])),
+            ("diffusion", self.sde.diffusion(0.0, z["X"])),
+        ):
+            shape, expected = tuple(torch.as_tensor(value).shape), tuple(z["X"].shape)
+            if shape not in ((), expected) and torch.broadcast_shapes(shape, expected) != expected:
+                raise SdeflowError(
+                    f"{type(self.sde).__name__}.{name} gave shape {shape}, expected {expected} "
+                    "(replicas, paths, coordinates) or what broadcasts to it; noise is diagonal"
+                )
+
+    def observe(self, t: float, z: State) -> dict[str, Tensor]:
+        return {}
