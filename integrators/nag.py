@@ -46,7 +46,9 @@ class NAG(Integrator[BlockSystem]):
         theta, x = system.parameters, system.particles
         mu = {b.name: 1 - b.rate * h * b.gamma * b.eta for b in theta}
         v = {b.name: b.rate * h * b.eta * z[b.noisy] for b in theta}
-        f = system.forces(t, z | {b.position: plus(z[b.position], (mu[b.name], v[b.name])) for b in theta}, theta)
+        f = system.forces(
+            t, z | {b.position: plus(z[b.position], (mu[b.name], v[b.name])) for b in theta}, theta
+        )
         for b in theta:
             v_new = plus(mu[b.name] * v[b.name], ((b.rate * h) ** 2 * b.eta, f[b.name]))
             z = z | {b.position: z[b.position] + v_new, b.noisy: v_new / (b.rate * h * b.eta)}

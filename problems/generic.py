@@ -1,4 +1,4 @@
-"""Plain SDEs: a class with drift and diffusion, nothing else. Written with operators alone, they need no import."""
+"""Plain SDEs: a class with drift and diffusion, nothing else."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ if TYPE_CHECKING:
 
 
 class OrnsteinUhlenbeck:
-    """dx = -rate (x - mean) dt + sigma dW; stationary law N(mean, sigma^2 / (2 rate))."""
+    """Ornstein-Uhlenbeck process.
+
+    dx = -rate (x - mean) dt + sigma dW; stationary law N(mean, sigma^2 / (2 rate)).
+    """
 
     def __init__(self, rate: float = 1.0, mean: float = 0.0, sigma: float = 1.0) -> None:
         if rate <= 0 or sigma < 0:
@@ -25,7 +28,10 @@ class OrnsteinUhlenbeck:
 
 
 class DoubleWell:
-    """dx = -V'(x) dt + sqrt(2 T) dW with V(x) = barrier (x^2 - 1)^2; stationary density exp(-V/T)."""
+    """Overdamped Langevin dynamics in a double well.
+
+    dx = -V'(x) dt + sqrt(2 T) dW with V(x) = barrier (x^2 - 1)^2; stationary density ~ exp(-V/T).
+    """
 
     def __init__(self, barrier: float = 1.0, temperature: float = 0.5) -> None:
         if barrier <= 0 or temperature < 0:

@@ -44,7 +44,9 @@ def find(group: Group, name: str) -> Any:
     try:
         return known[name].load()
     except (ImportError, AttributeError) as error:
-        raise SdeflowError(f"{singular} '{name}' is registered as {known[name].value} but fails to load: {error}") from error
+        raise SdeflowError(
+            f"{singular} '{name}' is registered as {known[name].value} but fails to load: {error}"
+        ) from error
 
 
 def _from_file(spec: str, what: str) -> Any:
@@ -60,7 +62,9 @@ def _from_file(spec: str, what: str) -> Any:
     try:
         module_spec.loader.exec_module(module)
     except Exception as error:  # whatever the user's file does is the user's mistake to read about
-        raise SdeflowError(f"{what} '{spec}': {path.name} fails with {type(error).__name__}: {error}") from error
+        raise SdeflowError(
+            f"{what} '{spec}': {path.name} fails with {type(error).__name__}: {error}"
+        ) from error
     if not hasattr(module, name):
         public = [n for n in vars(module) if not n.startswith("_")]
         raise SdeflowError(f"{what} '{spec}': {path.name} defines no '{name}'; {did_you_mean(name, public)}")
@@ -73,7 +77,9 @@ def integrator_named(integrator: str | Integrator | type[Integrator]) -> Integra
     if isinstance(found, type) and issubclass(found, Integrator):
         found = found()
     if not isinstance(found, Integrator):
-        raise SdeflowError(f"an integrator derived from sdeflow.Integrator was expected, given {integrator!r}")
+        raise SdeflowError(
+            f"an integrator derived from sdeflow.Integrator was expected, given {integrator!r}"
+        )
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from math import isnan
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +27,8 @@ IntegratorOption = Annotated[str | None, typer.Option(help="A name from 'sdeflow
 SystemOption = Annotated[str | None, typer.Option(help="A name from 'sdeflow list', or file.py:Name.")]
 VariantOption = Annotated[str | None, typer.Option(help="One of the problem's [variants.NAME].")]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="key.sub=value, for example system.theta.gamma=0.05; repeatable.")
+    list[str] | None,
+    typer.Option("--set", help="key.sub=value, for example system.theta.gamma=0.05; repeatable."),
 ]
 StepsOption = Annotated[int | None, typer.Option(help="Steps of the reference clock.")]
 ReplicasOption = Annotated[int | None, typer.Option(help="Replicas in one run; replica i has seed + i.")]
@@ -44,7 +46,9 @@ def run(
     replicas: ReplicasOption = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     dtype: DtypeOption = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder (default: runs/PROBLEM-INTEGRATOR-sSEED).")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder (default: runs/PROBLEM-INTEGRATOR-sSEED).")
+    ] = None,
     settings: SetOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run folder.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
@@ -86,7 +90,9 @@ def run(
         typer.echo(f"{solution.retcode}: {solution.message}", err=True)
     if not quiet:
         speed = attrs["steps_taken"] / max(attrs["seconds"], 1e-9)
-        loss = f", loss {float(solution.dataset['loss'][-1].mean()):.6g}" if "loss" in solution.dataset else ""
+        loss = (
+            f", loss {float(solution.dataset['loss'][-1].mean()):.6g}" if "loss" in solution.dataset else ""
+        )
         console.print(
             f"{attrs['steps_taken']:,} steps in {attrs['seconds']:.1f} s ({speed:,.0f} a second){loss}\n"
             f"{folder / TRAJECTORY}    open it with xr.open_dataset('{(folder / TRAJECTORY).as_posix()}')",
@@ -112,7 +118,7 @@ def list_catalogue() -> None:
         except SdeflowError as error:
             rows.append([name, "", "", "", str(error), ""])
             continue
-        orders = f"{scheme.strong_order:g}", f"{scheme.weak_order:g}"
+        orders = ["" if isnan(order) else f"{order:g}" for order in (scheme.strong_order, scheme.weak_order)]
         rows.append([name, *orders, str(scheme.evaluations), scheme.needs, scheme.source])
     table("Integrators", ("name", "strong", "weak", "gradients a step", "needs", "source"), rows)
 
@@ -164,7 +170,9 @@ def show(
     describe(build(config), list(variant_tables(tomllib.loads(path.read_text(encoding="utf-8")))))
 
 
-def _config(path: Path, variant: str | None, settings: list[str] | None, options: dict[str, dict[str, Any]]) -> Any:
+def _config(
+    path: Path, variant: str | None, settings: list[str] | None, options: dict[str, dict[str, Any]]
+) -> Any:
     """The file's configuration under --variant, then --set, then the options that were given."""
     from sdeflow.config import load_config, override
 

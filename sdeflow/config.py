@@ -1,17 +1,18 @@
 """The TOML schema of a problem, and its errors.
 
-    title = "..."
-    [model]      use = name or file.py:Name; the rest are the model's own arguments
-    [system]     use = name or file.py:Name
-                 of a model: particles, optionally h, and a table [system.BLOCK] with h, eta, gamma a block
-                 of a plain SDE: h, paths, start; the rest are the SDE's own arguments
-    [run]        integrator, steps, seed, replicas, dtype, device, noise
-    [save]       every, data, particles, theta_max
-    [variants.NAME]   tables that replace parts of the above under `--variant NAME`
+title = "..."
+[model]      use = name or file.py:Name; the rest are the model's own arguments
+[system]     use = name or file.py:Name
+             of a model: particles, optionally h, and a table [system.BLOCK] with h, eta, gamma a block
+             of a plain SDE: h, paths, start; the rest are the SDE's own arguments
+[run]        integrator, steps, seed, replicas, dtype, device, noise
+[save]       every, data, particles, theta_max
+[variants.NAME]   tables that replace parts of the above under `--variant NAME`
 """
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,21 +28,18 @@ Choice = Literal["all"] | Count | list[Annotated[int, Field(ge=0)]]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class ModelSection(_Strict):
-    """Which model, and its arguments."""
-
-    model_config = ConfigDict(extra="allow")
-    use: str
-
-
-class SystemSection(_Strict):
-    """Which system, and its arguments."""
+class Named(_Strict):
+    """A model or a system by name, with its arguments in the same table."""
 
     model_config = ConfigDict(extra="allow")
     use: str
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
 
 
 class RunSection(_Strict):
@@ -49,7 +47,7 @@ class RunSection(_Strict):
 
     integrator: str = "expint"
     steps: Annotated[int, Field(ge=0)] = 1000
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**62)] = 0
     replicas: Count = 1
     dtype: Literal["float32", "float64"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -69,8 +67,8 @@ class Config(_Strict):
     """A problem with everything that was chosen for one run of it."""
 
     title: str = ""
-    system: SystemSection
-    model: ModelSection | None = None
+    system: Named
+    model: Named | None = None
     run: RunSection = RunSection()
     save: SaveSection = SaveSection()
 
@@ -99,6 +97,7 @@ def load_config(
     for table in (variants[variant] if variant else {}, *overrides):
         tables = merged(tables, table)
     _absolute_files(tables, path.parent)
+    _refuse_nonfinite(tables, "")
     try:
         return Config.model_validate(tables)
     except ValidationError as error:
@@ -127,7 +126,9 @@ def override(assignment: str) -> dict[str, Any]:
     key, equals, text = assignment.partition("=")
     parts = [part.strip() for part in key.split(".")]
     if not equals or not all(parts):
-        raise SdeflowError(f"--set takes key.sub=value, for example system.theta.gamma=0.05; given '{assignment}'")
+        raise SdeflowError(
+            f"--set takes key.sub=value, for example system.theta.gamma=0.05; given '{assignment}'"
+        )
     try:
         value: Any = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -142,9 +143,17 @@ def _absolute_files(tables: dict[str, Any], folder: Path) -> None:
     for section, key in (("model", "use"), ("system", "use"), ("run", "integrator")):
         table = tables.get(section)
         spec = table.get(key) if isinstance(table, dict) else None
-        if isinstance(spec, str) and ".py:" in spec and not Path(spec).is_absolute():
+        if table and isinstance(spec, str) and ".py:" in spec and not Path(spec).is_absolute():
             beside = folder / spec
             table[key] = str(beside.resolve()) if Path(str(beside).rpartition(":")[0]).is_file() else spec
+
+
+def _refuse_nonfinite(value: Any, where: str) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise SdeflowError(f"'{where}': a finite number was expected, given {value}")
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in items:
+        _refuse_nonfinite(part, f"{where}.{key}" if where else str(key))
 
 
 def explain(error: ValidationError, schema: type[BaseModel] | None = None, where: str = "") -> list[str]:

@@ -25,7 +25,13 @@ err = Console(stderr=True, highlight=False)
 @contextmanager
 def progress_bar(steps: int) -> Iterator[Progress]:
     """A bar on stderr with rate, time left and the latest loss."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
     from rich.progress import Progress as Bar
 
     columns = (
@@ -54,7 +60,9 @@ def progress_bar(steps: int) -> Iterator[Progress]:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Prints a table."""
-    grid = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    grid = Table(
+        title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+    )
     for i, column in enumerate(columns):
         grid.add_column(column, style="cyan" if i == 0 else None, overflow="fold", no_wrap=i == 0)
     for row in rows:
@@ -132,7 +140,9 @@ def _describe_cost(problem: Problem, system: System) -> None:
     recorder = Recorder(system, problem.save, replicas=run.replicas, steps=run.steps)
     state = run.replicas * sum(prod(a.shape) for a in system.axes.values()) * bytes_each
     normals = sum(
-        (1 + (len(problem.integrator.noise) if c.kinetic else 1)) * problem.integrator.substeps * prod(c.shape)
+        (1 + (len(problem.integrator.noise) if c.kinetic else 1))
+        * problem.integrator.substeps
+        * prod(c.shape)
         for c in system.channels
     )
     snapshot = recorder.numbers_per_snapshot * bytes_each
@@ -144,7 +154,7 @@ def _describe_cost(problem: Problem, system: System) -> None:
         ["final.safetensors", f"about {human(state)}"],
         [
             "working memory",
-            f"about {human(3 * state + run.replicas * normals * bytes_each)}: state, new state, forces and noise; "
+            f"about {human(3 * state + run.replicas * normals * bytes_each)}: state twice, forces, noise; "
             "what the model needs for its gradients comes on top",
         ],
     ]

@@ -61,7 +61,7 @@ class Flow(NamedTuple):
     The noise is built from two standard normals, xi1 and xi2, so that W comes first and alone where
     a scheme needs nothing else:
 
-        B(h) = sqrt(h) xi1,    P = p1 xi1 + p2 xi2,    Q = q1 xi1 + q2 xi2,    P + gamma Q = sqrt(2 gamma) B(h)
+        B(h) = sqrt(h) xi1,  P = p1 xi1 + p2 xi2,  Q = q1 xi1 + q2 xi2,  P + gamma Q = sqrt(2 gamma) B(h)
     """
 
     w: float  # e^-a: what is left of the momentum

@@ -8,7 +8,7 @@ theta is one flat vector per replica; the model sees named views of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 
 import torch
@@ -55,7 +55,11 @@ class ParameterLayout:
         """A name for each entry of the flat vector: 'weight[0,2]', or the bare name of a scalar."""
         labels: list[str] = []
         for name, shape in self.shapes.items():
-            index = torch.cartesian_prod(*(torch.arange(n) for n in shape)).view(-1, len(shape)) if shape else None
+            index = (
+                torch.cartesian_prod(*(torch.arange(n) for n in shape)).view(-1, len(shape))
+                if shape
+                else None
+            )
             if index is None or prod(shape) == 1:
                 labels.append(name)
             else:
@@ -72,7 +76,9 @@ class ModelForces:
 
     def __init__(self, model: Model, particles: int, *, _layout: ParameterLayout | None = None) -> None:
         if not isinstance(model, Model):
-            raise SdeflowError(f"a model derived from sdeflow.Model was expected, given {type(model).__name__}")
+            raise SdeflowError(
+                f"a model derived from sdeflow.Model was expected, given {type(model).__name__}"
+            )
         if particles < 1:
             raise SdeflowError(f"particles must be at least 1, given {particles}")
         self.model = model
@@ -90,8 +96,10 @@ class ModelForces:
         """Positions at the start of one replica, theta [p] and X [D, N, d], in float64."""
         x = self.model.init_x(generator(seed, "start", "x"), self.data, self.particles)
         expected = (self.data, self.particles, *self.model.latent_shape)
-        if tuple(x.shape) != expected:
-            raise SdeflowError(f"init_x gave shape {tuple(x.shape)}, expected {expected}: data, particles, latent")
+        if not isinstance(x, Tensor) or tuple(x.shape) != expected:
+            raise SdeflowError(
+                f"init_x gave shape {tuple(getattr(x, 'shape', ()))}, expected {expected}: data, particles, latent"
+            )
         return {
             "theta": self.parameters.flatten(self._named_theta(seed)).double(),
             "X": x.reshape(self.data, self.particles, self.latent).double(),
@@ -120,13 +128,20 @@ class ModelForces:
         return values | {name: torch.stack([o[name] for o in own]) for name in own[0]}
 
     def check(self, z: State) -> None:
-        """Evaluates the log-joint once and raises SdeflowError where its shape is not [D, N]."""
-        theta, x = self.parameters.views(z["theta"][0]), self._shaped(z["X"][0])
-        shape = tuple(self.model.log_joint(theta, x, self.model.data).shape)
+        """Evaluates the log-joint once; raises SdeflowError where it is not [D, N] or has no gradient."""
+        theta, x = (z[name][0].detach().requires_grad_() for name in ("theta", "X"))
+        with torch.enable_grad():
+            value = self.model.log_joint(self.parameters.views(theta), self._shaped(x), self.model.data)
+        shape = tuple(getattr(value, "shape", ()))
         if shape != (self.data, self.particles):
             raise SdeflowError(
                 f"{type(self.model).__name__}.log_joint gave shape {shape}, expected "
                 f"{(self.data, self.particles)}: one value a datum and particle. Sum over the latent's axes."
+            )
+        if not value.requires_grad and not (self.model.score_x and self.model.score_theta):
+            raise SdeflowError(
+                f"{type(self.model).__name__}.log_joint gave a value without gradient in theta and x: compute it "
+                "with torch operations, or define score_x and score_theta"
             )
 
     def _named_theta(self, seed: int) -> dict[str, Tensor]:
@@ -135,6 +150,11 @@ class ModelForces:
             theta = self.model.init_theta(generator(seed, "start", "theta"))
         if isinstance(theta, nn.Module):
             theta = dict(theta.named_parameters())
+        if not isinstance(theta, Mapping) or not theta:
+            raise SdeflowError(
+                f"{type(self.model).__name__}.init_theta gave {type(theta).__name__}, expected a mapping from "
+                "names to tensors, or a module with parameters"
+            )
         return {name: torch.as_tensor(value).detach() for name, value in theta.items()}
 
     def _shaped(self, x: Tensor) -> Tensor:
@@ -173,4 +193,4 @@ class ModelForces:
         leaves = {name: position[name].requires_grad_() for name in names}
         with torch.enable_grad():
             total = self._each(self._total, {"theta": position["theta"], "X": position["x"]}).sum()
-        return torch.autograd.grad(total, list(leaves.values()))
+        return torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
@@ -23,7 +24,8 @@ class Integrator(ABC, Generic[S]):
     `step` is a pure function: it draws nothing, never looks at a value on the host and changes nothing
     in place that a caller can see, so it runs on any device and can be differentiated.
 
-    strong_order, weak_order   of the step size, for the additive noise of our systems
+    name                       the class's in lower case unless given
+    strong_order, weak_order   in the step size, for the additive noise of our systems; NaN if not stated
     evaluations                evaluations of theta's gradient or of the score a step, at most
     noise, substeps            the increments that a step needs over each of its `substeps` equal parts
     needs                      in words, what `refuses` checks
@@ -31,13 +33,17 @@ class Integrator(ABC, Generic[S]):
     """
 
     name: ClassVar[str]
-    strong_order: ClassVar[float]
-    weak_order: ClassVar[float]
-    evaluations: ClassVar[int]
-    noise: ClassVar[Kind]
+    strong_order: ClassVar[float] = math.nan
+    weak_order: ClassVar[float] = math.nan
+    evaluations: ClassVar[int] = 1
+    noise: ClassVar[Kind] = "W"
     substeps: ClassVar[int] = 1
     needs: ClassVar[str] = "blocks"
-    source: ClassVar[str]
+    source: ClassVar[str] = ""
+
+    def __init_subclass__(cls) -> None:
+        if "name" not in vars(cls):
+            cls.name = cls.__name__.lower()
 
     def refuses(self, system: System) -> str | None:
         """Why this scheme cannot take `system`; None where it can."""

@@ -26,7 +26,7 @@ Kind = Literal["W", "P", "PQ", "WPQ"]
 
 
 Increment = dict[str, Tensor]
-"""The noise of one variable over one step: 'W', 'P', 'Q' as asked for, each of the variable's shape [R, ...]."""
+"""Noise of one variable over one step: 'W', 'P', 'Q' as asked for, each shaped like it, [R, ...]."""
 
 Noise = Mapping[str, Increment]
 """By name of the variable that the noise enters. A variable at zero temperature has no entry."""

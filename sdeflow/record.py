@@ -46,7 +46,9 @@ class Save:
         choice: Choice = {"datum": self.data, "particle": self.particles}.get(dim, "all")
         if isinstance(choice, str):
             if choice != "all":
-                raise SdeflowError(f"save.{dim}: 'all', a number or a list of indices expected, given {choice!r}")
+                raise SdeflowError(
+                    f"save.{dim}: 'all', a number or a list of indices expected, given {choice!r}"
+                )
             return np.arange(size)
         if isinstance(choice, int):
             if choice < 1:
@@ -89,7 +91,9 @@ class Recorder:
             scalars = self.system.observe(t, z)
             scalars |= {f"{name}_norm": z[name].flatten(1).norm(dim=1) for name in self.norms}
             host = {name: value.cpu().numpy() for name, value in scalars.items()}
-            chosen = {name: self._chosen(z[name], axes.dims).cpu().numpy() for name, axes in self.whole.items()}
+            chosen = {
+                name: self._chosen(z[name], axes.dims).cpu().numpy() for name, axes in self.whole.items()
+            }
         for name, value in (host | chosen).items():
             if name not in self._buffers:
                 self._buffers[name] = np.empty((len(self.when), *value.shape), dtype=value.dtype)

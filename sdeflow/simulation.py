@@ -1,4 +1,4 @@
-"""The run: chunks of steps, and between them saving, progress and endings. The only place with side effects."""
+"""The run: chunks of steps, and between them saving, progress, endings. Side effects live here alone."""
 
 from __future__ import annotations
 
@@ -179,21 +179,27 @@ def solve(
 
 
 def compatible(integrator: str | Integrator | type[Integrator], system: System) -> Integrator:
-    """The integrator asked for; raises SdeflowError, naming those that would do, where it refuses the system."""
+    """The integrator; raises SdeflowError, naming those that would do, where it refuses the system."""
     scheme = integrator_named(integrator)
     if refusal := scheme.refuses(system):
         would_do = ", ".join(integrators_for(system)) or "none of the catalogue"
-        raise SdeflowError(f"integrator '{scheme.name}' cannot take this system: {refusal}. These can: {would_do}")
+        raise SdeflowError(
+            f"integrator '{scheme.name}' cannot take this system: {refusal}. These can: {would_do}"
+        )
     return scheme
 
 
-def initial_state(system: System, seeds: range, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+def initial_state(
+    system: System, seeds: range, dtype: torch.dtype, device: torch.device
+) -> dict[str, Tensor]:
     """The state at the start of all replicas, each variable [R, ...]; drawn in float64 on the host."""
     starts = [system.start(seed) for seed in seeds]
     for name, axes in system.axes.items():
         given = tuple(starts[0][name].shape) if name in starts[0] else None
         if given != axes.shape:
-            raise SdeflowError(f"the start gives {name} the shape {given}, expected {axes.shape}: {axes.dims}")
+            raise SdeflowError(
+                f"the start gives {name} the shape {given}, expected {axes.shape}: {axes.dims}"
+            )
     return {name: torch.stack([s[name] for s in starts]).to(device, dtype) for name in system.axes}
 
 
@@ -203,7 +209,9 @@ def resolve_device(device: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     chosen = torch.device(device)
     if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise SdeflowError("device 'cuda' was asked for, but torch sees no CUDA device here: give 'cpu' or 'auto'")
+        raise SdeflowError(
+            "device 'cuda' was asked for, but there is no CUDA device here: give 'cpu' or 'auto'"
+        )
     return chosen
 
 
@@ -215,7 +223,7 @@ def _resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
 
 
 def _note_divergence(z: Mapping[str, Tensor], step: int, diverged: dict[int, str]) -> None:
-    """Notes, for each replica that was finite until now, the first variable that is not. One synchronisation."""
+    """Notes the first non-finite variable of each replica that was finite until now; one synchronisation."""
     finite = torch.stack([value.flatten(1).sum(1).isfinite() for value in z.values()]).cpu()
     for replica in (~finite.all(0)).nonzero().flatten().tolist():
         if replica not in diverged:
@@ -226,7 +234,7 @@ def _note_divergence(z: Mapping[str, Tensor], step: int, diverged: dict[int, str
 def _ending(retcode: str, step: int, steps: int, diverged: dict[int, str], scheme: Integrator) -> str:
     if retcode == "diverged":
         where = "; ".join(f"replica {r}: {what}" for r, what in diverged.items())
-        return f"{scheme.name} diverged ({where}). A smaller step h is the likely fix, or a more stable integrator."
+        return f"{scheme.name} diverged ({where}). Likely fix: a smaller step h, or a more stable integrator."
     if retcode == "interrupted":
         return f"interrupted after {step} of {steps} steps"
     return f"{step} steps"

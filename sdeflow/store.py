@@ -37,9 +37,13 @@ _LONG_NAMES = {
 def _long_name(name: str) -> str:
     kind, _, of = name.partition("_")
     if kind == "kinetic":
-        return f"kinetic energy of block {of}, eta |p|^2 / 2" + ("" if of == "theta" else ", mean over particles")
+        return f"kinetic energy of block {of}, eta |p|^2 / 2" + (
+            "" if of == "theta" else ", mean over particles"
+        )
     if kind == "force":
-        return f"norm of the force on block {of}" + ("" if of == "theta" else ", root mean square over particles")
+        return f"norm of the force on block {of}" + (
+            "" if of == "theta" else ", root mean square over particles"
+        )
     if name.endswith("_norm"):
         return f"Euclidean norm of {_LONG_NAMES.get(name.removesuffix('_norm'), name)}"
     return _LONG_NAMES.get(name, name.replace("_", " "))
@@ -82,7 +86,7 @@ def _parameter_labels(system: System) -> list[str]:
 
 
 def final_state(system: System, z: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The full state by name, with theta and m by parameter ('theta.weight'); one replica has no replica axis."""
+    """The full state by name, theta and m by parameter ('theta.weight'); one replica has no axis."""
     model = system.model_forces if isinstance(system, BlockSystem) else None
     named: dict[str, Tensor] = {}
     for name, value in z.items():
@@ -97,6 +101,9 @@ def final_state(system: System, z: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def refuse_occupied(folder: Path, overwrite: bool) -> None:
     """Raises SdeflowError where a run may not be written to `folder`."""
     if not folder.exists():
+        above = next(parent for parent in folder.absolute().parents if parent.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            raise SdeflowError(f"{folder} cannot be made: {above} is not a folder that you may write to")
         return
     if not overwrite:
         raise SdeflowError(f"{folder} exists: give --overwrite to replace it, or --out to write elsewhere")

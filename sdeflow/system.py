@@ -199,11 +199,15 @@ class SDESystem:
     def __init__(self, sde: Any, *, h: float, paths: int = 1, start: Sequence[float] = (0.0,)) -> None:
         for method in ("drift", "diffusion"):
             if not callable(getattr(sde, method, None)):
-                raise SdeflowError(f"{type(sde).__name__} has no {method}(t, x): an SDE needs drift and diffusion")
+                raise SdeflowError(
+                    f"{type(sde).__name__} has no {method}(t, x): an SDE needs drift and diffusion"
+                )
         if not 0 < h < float("inf"):
             raise SdeflowError(f"the step h must be positive and finite, given {h!r}")
         if paths < 1 or len(start) < 1:
-            raise SdeflowError(f"paths and the length of start must be at least 1, given {paths} and {len(start)}")
+            raise SdeflowError(
+                f"paths and the length of start must be at least 1, given {paths} and {len(start)}"
+            )
         self.sde, self.h, self.paths = sde, h, paths
         self._start = tuple(start)
 

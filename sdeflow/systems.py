@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from sdeflow.block import Block
+from sdeflow.block import Block, Role
 from sdeflow.errors import SdeflowError
-from sdeflow.system import BlockSystem
+from sdeflow.system import Axes, BlockSystem
 
 if TYPE_CHECKING:
     from sdeflow.model import Model
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Motion:
-    """The numbers of one block: its own step h, and with a momentum eta (inverse mass) and gamma (friction)."""
+    """The numbers of one block: its step h and, with a momentum, eta (inverse mass) and gamma (friction)."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
@@ -79,53 +79,59 @@ class SystemDeclaration:
         from sdeflow.forces import ModelForces
 
         forces = ModelForces(model, particles)
-        motions = {"theta": self._motion("theta", theta), "x": self._motion("x", x)}
-        reference = motions["theta"].h if h is None else h
-        temperature = {"0": 0.0, "1": 1.0, "1/N": 1 / particles}
+        motion = {"theta": _motion("theta", theta), "x": _motion("x", x)}
+        reference = motion["theta"].h if h is None else h
 
-        def numbers(name: str, rule: Dynamics) -> dict[str, float]:
-            m = motions[name]
-            chosen = {"rate": m.h / reference, "temperature": temperature[rule.temperature]}
-            if not rule.momentum:
-                return chosen
-            if m.eta is None or m.gamma is None:
+        def block(
+            name: str, position: str, momentum: str, axes: Axes, role: Role, dynamics: Dynamics
+        ) -> Block:
+            m = motion[name]
+            if dynamics.momentum and (m.eta is None or m.gamma is None):
                 raise SdeflowError(f"{self.name}: block '{name}' has a momentum and needs both eta and gamma")
-            return chosen | {"eta": m.eta, "gamma": m.gamma}
+            return Block(
+                name=name,
+                position=position,
+                shape=axes.shape,
+                dims=axes.dims,
+                momentum=momentum if dynamics.momentum else None,
+                eta=math.nan if m.eta is None else m.eta,
+                gamma=math.nan if m.gamma is None else m.gamma,
+                temperature={"0": 0.0, "1": 1.0, "1/N": 1 / particles}[dynamics.temperature],
+                rate=m.h / reference,
+                role=role,
+            )
 
-        blocks = (
-            Block(
-                "theta",
-                "theta",
-                (forces.parameters.size,),
-                ("param",),
-                "m" if self.theta.momentum else None,
-                role="parameters",
-                **numbers("theta", self.theta),
+        parameters = Axes(("param",), (forces.parameters.size,))
+        cloud = Axes(("datum", "particle", "latent"), (forces.data, particles, forces.latent))
+        return BlockSystem(
+            (
+                block("theta", "theta", "m", parameters, "parameters", self.theta),
+                block("x", "X", "U", cloud, "particles", self.x),
             ),
-            Block(
-                "x",
-                "X",
-                (forces.data, particles, forces.latent),
-                ("datum", "particle", "latent"),
-                "U" if self.x.momentum else None,
-                **numbers("x", self.x),
-            ),
+            forces,
+            h=reference,
         )
-        return BlockSystem(blocks, forces, h=reference)
 
-    def _motion(self, name: str, given: Motion | Mapping[str, float]) -> Motion:
+
+def _motion(block: str, numbers: Motion | Mapping[str, float]) -> Motion:
+    if isinstance(numbers, Motion):
+        motion = numbers
+    else:
         try:
-            motion = given if isinstance(given, Motion) else Motion(**given)
+            motion = Motion(**numbers)
         except TypeError:
             raise SdeflowError(
-                f"{self.name}: block '{name}' takes h, eta, gamma, given {', '.join(dict(given)) or 'nothing'}"
+                f"block '{block}' takes h and, with a momentum, eta and gamma; "
+                f"given {', '.join(numbers) or 'nothing'}"
             ) from None
-        if not 0 < motion.h < math.inf:
-            raise SdeflowError(f"{self.name}: the step h of block '{name}' must be positive, given {motion.h!r}")
-        return motion
+    if not 0 < motion.h < math.inf:
+        raise SdeflowError(f"block '{block}': the step h must be positive and finite, given {motion.h!r}")
+    return motion
 
 
-pgd = SystemDeclaration("pgd", overdamped("0"), overdamped("1"), "Kuntz, Lim, Johansen 2023, arXiv:2204.12965")
+pgd = SystemDeclaration(
+    "pgd", overdamped("0"), overdamped("1"), "Kuntz, Lim, Johansen 2023, arXiv:2204.12965"
+)
 ipla = SystemDeclaration("ipla", overdamped("1/N"), overdamped("1"), "Akyildiz et al. 2023, arXiv:2303.13429")
 mpgd = SystemDeclaration("mpgd", kinetic("0"), kinetic("1"), "Lim et al. 2024, arXiv:2312.07335")
 mpgd_theta = SystemDeclaration("mpgd-theta", kinetic("0"), overdamped("1"), "Lim et al. 2024, ablation")
