@@ -58,8 +58,8 @@ def run(
 
     from sdeflow.catalogue import problem_file
     from sdeflow.display import out as console
-    from sdeflow.display import progress_bar
     from sdeflow.problem import build
+    from sdeflow.progress import progress_bar
     from sdeflow.store import TRAJECTORY, refuse_occupied
 
     path = problem_file(problem)

@@ -1,10 +1,9 @@
-"""What the command line prints: tables, equations, a progress bar."""
+"""What the command line prints: tables and equations."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -16,46 +15,8 @@ from sdeflow.system import BlockSystem, System
 
 if TYPE_CHECKING:
     from sdeflow.problem import Problem
-    from sdeflow.simulation import Progress
 
 out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
-
-
-@contextmanager
-def progress_bar(steps: int) -> Iterator[Progress]:
-    """A bar on stderr with rate, time left and the latest loss."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-    from rich.progress import Progress as Bar
-
-    columns = (
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[loss]}"),
-    )
-    with Bar(*columns, console=err, transient=True) as bar:
-        task = bar.add_task("", total=steps, rate="", loss="")
-
-        def report(step: int, loss: float | None) -> None:
-            speed = bar.tasks[0].speed
-            bar.update(
-                task,
-                completed=step,
-                rate=f"{speed:,.0f} steps/s" if speed else "",
-                loss="" if loss is None else f"loss {loss:.5g}",
-            )
-
-        yield report
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

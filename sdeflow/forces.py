@@ -96,10 +96,9 @@ class ModelForces:
         """Positions at the start of one replica, theta [p] and X [D, N, d], in float64."""
         x = self.model.init_x(generator(seed, "start", "x"), self.data, self.particles)
         expected = (self.data, self.particles, *self.model.latent_shape)
-        if not isinstance(x, Tensor) or tuple(x.shape) != expected:
-            raise SdeflowError(
-                f"init_x gave shape {tuple(getattr(x, 'shape', ()))}, expected {expected}: data, particles, latent"
-            )
+        shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        if shape != expected:
+            raise SdeflowError(f"init_x gave {shape}, expected {expected}: data, particles, latent")
         return {
             "theta": self.parameters.flatten(self._named_theta(seed)).double(),
             "X": x.reshape(self.data, self.particles, self.latent).double(),
@@ -140,8 +139,8 @@ class ModelForces:
             )
         if not value.requires_grad and not (self.model.score_x and self.model.score_theta):
             raise SdeflowError(
-                f"{type(self.model).__name__}.log_joint gave a value without gradient in theta and x: compute it "
-                "with torch operations, or define score_x and score_theta"
+                f"{type(self.model).__name__}.log_joint gave a value without gradient in theta and x: "
+                "compute it with torch operations, or define score_x and score_theta"
             )
 
     def _named_theta(self, seed: int) -> dict[str, Tensor]:
@@ -152,8 +151,8 @@ class ModelForces:
             theta = dict(theta.named_parameters())
         if not isinstance(theta, Mapping) or not theta:
             raise SdeflowError(
-                f"{type(self.model).__name__}.init_theta gave {type(theta).__name__}, expected a mapping from "
-                "names to tensors, or a module with parameters"
+                f"{type(self.model).__name__}.init_theta gave {type(theta).__name__}, expected a "
+                "mapping from names to tensors, or a module with parameters"
             )
         return {name: torch.as_tensor(value).detach() for name, value in theta.items()}
 

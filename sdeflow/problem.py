@@ -11,8 +11,9 @@ from sdeflow.config import Config
 from sdeflow.errors import SdeflowError
 from sdeflow.integrator import Integrator
 from sdeflow.model import Model
+from sdeflow.progress import Progress
 from sdeflow.record import Save
-from sdeflow.simulation import Progress, Solution, compatible, resolve_device, solve
+from sdeflow.simulation import Solution, compatible, resolve_device, solve
 from sdeflow.system import BlockSystem, SDESystem, System
 from sdeflow.systems import Motion
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,13 @@ from sdeflow.engine import advance
 from sdeflow.errors import DivergenceWarning, SdeflowError
 from sdeflow.integrator import Integrator
 from sdeflow.noise import TorchNoise
+from sdeflow.progress import Progress, progress_bar
 from sdeflow.provenance import provenance
 from sdeflow.record import Recorder, Save
 from sdeflow.store import final_state, refuse_occupied, to_dataset, write_run
 from sdeflow.system import System
 
 _CHUNK_SECONDS = 0.2
-
-Progress = Callable[[int, float | None], None]
-"""Called between chunks with the steps taken and the latest loss."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +65,6 @@ def simulate(
     Raises SdeflowError where something does not fit. A trajectory that diverges or is interrupted is
     returned as far as it got; `attrs['retcode']` says so, and a DivergenceWarning is given.
     """
-    from contextlib import nullcontext
-
-    from sdeflow.display import progress_bar
-
     with progress_bar(steps) if progress else nullcontext() as report:
         solution = solve(
             system,
