@@ -22,7 +22,7 @@ _HOME = {
     "Model": "sdeflow.model",
     "Motion": "sdeflow.systems",
     "Save": "sdeflow.record",
-    "SDESystem": "sdeflow.system",
+    "SDESystem": "sdeflow.sde",
     "SdeflowError": "sdeflow.errors",
     "SystemDeclaration": "sdeflow.systems",
     "ipla": "sdeflow.systems",
@@ -41,9 +41,9 @@ if TYPE_CHECKING:
     from sdeflow.integrator import Integrator as Integrator
     from sdeflow.model import Model as Model
     from sdeflow.record import Save as Save
+    from sdeflow.sde import SDESystem as SDESystem
     from sdeflow.simulation import simulate as simulate
     from sdeflow.system import BlockSystem as BlockSystem
-    from sdeflow.system import SDESystem as SDESystem
     from sdeflow.systems import Motion as Motion
     from sdeflow.systems import SystemDeclaration as SystemDeclaration
     from sdeflow.systems import ipla as ipla

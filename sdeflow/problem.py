@@ -13,8 +13,9 @@ from sdeflow.integrator import Integrator
 from sdeflow.model import Model
 from sdeflow.progress import Progress
 from sdeflow.record import Save
+from sdeflow.sde import SDESystem
 from sdeflow.simulation import Solution, compatible, resolve_device, solve
-from sdeflow.system import BlockSystem, SDESystem, System
+from sdeflow.system import BlockSystem, System
 from sdeflow.systems import Motion
 
 

@@ -12,6 +12,7 @@ Progress = Callable[[int, float | None], None]
 @contextmanager
 def progress_bar(steps: int) -> Iterator[Progress]:
     """A bar on stderr with rate, time left and the latest loss."""
+    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,

@@ -1,0 +1,80 @@
+"""A user's own SDE, a class with drift and diffusion, as a system."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdeflow.errors import SdeflowError
+from sdeflow.noise import Channel
+from sdeflow.system import Axes
+
+State = dict[str, Tensor]
+
+
+class SDESystem:
+    """A user's own SDE, dX = drift(t, X) dt + diffusion(t, X) dW, as a system of one variable X.
+
+    sde     an object with drift(t, x) and diffusion(t, x), x of shape [R, paths, d]; diagonal noise,
+            each gives a number or a tensor that broadcasts against x
+    h       the step
+    paths   independent paths a replica
+    start   where every path starts, d numbers
+    """
+
+    def __init__(self, sde: Any, *, h: float, paths: int = 1, start: Sequence[float] = (0.0,)) -> None:
+        for method in ("drift", "diffusion"):
+            if not callable(getattr(sde, method, None)):
+                raise SdeflowError(
+                    f"{type(sde).__name__} has no {method}(t, x): an SDE needs drift and diffusion"
+                )
+        if not 0 < h < float("inf"):
+            raise SdeflowError(f"the step h must be positive and finite, given {h!r}")
+        if paths < 1 or len(start) < 1:
+            raise SdeflowError(
+                f"paths and the length of start must be at least 1, given {paths} and {len(start)}"
+            )
+        self.sde, self.h, self.paths = sde, h, paths
+        self._start = tuple(start)
+
+    def drift(self, t: float, z: State) -> State:
+        return {"X": self.sde.drift(t, z["X"])}
+
+    def diffusion(self, t: float, z: State) -> dict[str, Any]:
+        return {"X": self.sde.diffusion(t, z["X"])}
+
+    @property
+    def axes(self) -> Mapping[str, Axes]:
+        return {"X": Axes(("particle", "latent"), (self.paths, len(self._start)))}
+
+    @property
+    def channels(self) -> Sequence[Channel]:
+        return [Channel("x", "X", self.axes["X"].shape)]
+
+    @property
+    def clocks(self) -> Mapping[str, float]:
+        return {}
+
+    def to(self, dtype: torch.dtype, device: torch.device) -> SDESystem:
+        return self
+
+    def start(self, seed: int) -> State:
+        return {"X": torch.tensor(self._start, dtype=torch.float64).expand(self.axes["X"].shape)}
+
+    def check(self, z: State) -> None:
+        for name, value in (
+            ("drift", self.sde.drift(0.0, z["X"])),
+            ("diffusion", self.sde.diffusion(0.0, z["X"])),
+        ):
+            shape, expected = tuple(torch.as_tensor(value).shape), tuple(z["X"].shape)
+            if shape not in ((), expected) and torch.broadcast_shapes(shape, expected) != expected:
+                raise SdeflowError(
+                    f"{type(self.sde).__name__}.{name} gave shape {shape}, expected {expected} "
+                    "(replicas, paths, coordinates) or what broadcasts to it; noise is diagonal"
+                )
+
+    def observe(self, t: float, z: State) -> dict[str, Tensor]:
+        return {}
