@@ -45,6 +45,5 @@ def provenance(device: torch.device) -> dict[str, str | int]:
         ),
         "git_commit": _git_commit(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
         "platform": platform.platform(),
     }

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from sdeflow.catalogue import integrator_named, integrators_for
 from sdeflow.engine import advance
 from sdeflow.errors import DivergenceWarning, SdeflowError
 from sdeflow.integrator import Integrator
-from sdeflow.noise import TorchNoise
+from sdeflow.noise import NoiseSource, TorchNoise
 from sdeflow.progress import Progress, progress_bar
 from sdeflow.provenance import provenance
 from sdeflow.record import Recorder, Save
@@ -26,6 +26,13 @@ from sdeflow.store import final_state, refuse_occupied, to_dataset, write_run
 from sdeflow.system import System
 
 _CHUNK_SECONDS = 0.2
+
+ONE_THREAD_BELOW = 100_000
+"""Numbers in the state up to which a CPU run keeps to one thread.
+
+Small operations gain nothing from more, and lose much where the other cores are busy: threads that wait
+for each other made a step of 4000 particles 20 times slower on two cores with one of them taken.
+"""
 
 
 @dataclass(frozen=True)
@@ -124,36 +131,15 @@ def solve(
     recorder = Recorder(system, save, replicas=replicas, steps=steps)
 
     began = time.perf_counter()
-    with torch.no_grad():
-        z |= scheme.init(system, z)
-    observed = recorder.take(0, 0.0, z)
-    step, chunk, diverged, retcode = 0, 1, dict[int, str](), "success"
-    try:
-        for target in recorder.when[1:]:
-            while step < target:
-                count, clock = min(chunk, target - step), time.perf_counter()
-                z = advance(system, scheme, z, noise, step, count)
-                step += count
-                _note_divergence(z, step, diverged)
-                seconds = time.perf_counter() - clock
-                chunk = max(1, min(2 * chunk, int(count * _CHUNK_SECONDS / max(seconds, 1e-9))))
-                if progress is not None:
-                    progress(step, float(observed["loss"].mean()) if "loss" in observed else None)
-                if len(diverged) == replicas:
-                    break
-            if len(diverged) == replicas:
-                break
-            observed = recorder.take(step, step * system.h, z)
-    except KeyboardInterrupt:
-        retcode = "interrupted"
+    with _threads(z) as threads:
+        end = _march(system, scheme, z, noise, recorder, progress)
     seconds = time.perf_counter() - began
-    if diverged:
-        retcode = "diverged"
 
-    message = _ending(retcode, step, steps, diverged, scheme)
+    message = _message(end, steps, scheme)
     attrs: dict[str, Any] = {
         "title": f"{scheme.name}, {steps} steps",
         **provenance(where),
+        "threads": threads,
         "config": config,
         "integrator": scheme.name,
         "engine": "eager",
@@ -162,15 +148,57 @@ def solve(
         "seed": seed,
         "replicas": replicas,
         "steps": steps,
-        "steps_taken": step,
+        "steps_taken": end.step,
         "seconds": round(seconds, 3),
-        "retcode": retcode,
+        "retcode": end.retcode,
         "message": message,
     }
     dataset = to_dataset(recorder, seeds=seeds, attrs=attrs)
     if out is not None:
-        write_run(out, dataset, final_state(system, z), config, overwrite)
-    return Solution(dataset, z, retcode, message)
+        write_run(out, dataset, final_state(system, end.state), config, overwrite)
+    return Solution(dataset, end.state, end.retcode, message)
+
+
+@dataclass(frozen=True)
+class _End:
+    """Where a march stopped; `diverged` says by replica which variable was not finite, and when."""
+
+    state: dict[str, Tensor]
+    step: int
+    retcode: str
+    diverged: dict[int, str]
+
+
+def _march(
+    system: System,
+    scheme: Integrator,
+    z: dict[str, Tensor],
+    noise: NoiseSource,
+    recorder: Recorder,
+    progress: Progress | None,
+) -> _End:
+    """Advances through all snapshots, in chunks short enough to report and to interrupt between."""
+    step, chunk, diverged = 0, 1, dict[int, str]()
+    with torch.no_grad():
+        z = z | scheme.init(system, z)
+    observed = recorder.take(0, 0.0, z)
+    try:
+        for target in recorder.when[1:]:
+            while step < target:
+                count, clock = min(chunk, target - step), time.perf_counter()
+                z = advance(system, scheme, z, noise, step, count)
+                step += count
+                _note_divergence(z, step, diverged)
+                if len(diverged) == recorder.replicas:
+                    return _End(z, step, "diverged", diverged)
+                seconds = time.perf_counter() - clock
+                chunk = max(1, min(2 * chunk, int(count * _CHUNK_SECONDS / max(seconds, 1e-9))))
+                if progress is not None:
+                    progress(step, float(observed["loss"].mean()) if "loss" in observed else None)
+            observed = recorder.take(step, step * system.h, z)
+    except KeyboardInterrupt:
+        return _End(z, step, "interrupted", diverged)
+    return _End(z, step, "diverged" if diverged else "success", diverged)
 
 
 def compatible(integrator: str | Integrator | type[Integrator], system: System) -> Integrator:
@@ -217,6 +245,18 @@ def _resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
     return chosen
 
 
+@contextmanager
+def _threads(z: Mapping[str, Tensor]) -> Iterator[int]:
+    """Keeps torch to one thread while a small state is advanced; gives the number in use."""
+    before = torch.get_num_threads()
+    if sum(value.numel() for value in z.values()) < ONE_THREAD_BELOW:
+        torch.set_num_threads(1)
+    try:
+        yield torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+
+
 def _note_divergence(z: Mapping[str, Tensor], step: int, diverged: dict[int, str]) -> None:
     """Notes the first non-finite variable of each replica that was finite until now; one synchronisation."""
     finite = torch.stack([value.flatten(1).sum(1).isfinite() for value in z.values()]).cpu()
@@ -226,10 +266,10 @@ def _note_divergence(z: Mapping[str, Tensor], step: int, diverged: dict[int, str
             diverged[replica] = f"{variable} is not finite at step {step}"
 
 
-def _ending(retcode: str, step: int, steps: int, diverged: dict[int, str], scheme: Integrator) -> str:
-    if retcode == "diverged":
-        where = "; ".join(f"replica {r}: {what}" for r, what in diverged.items())
+def _message(end: _End, steps: int, scheme: Integrator) -> str:
+    if end.retcode == "interrupted":
+        return f"interrupted after {end.step} of {steps} steps"
+    if end.retcode == "diverged":
+        where = "; ".join(f"replica {r}: {what}" for r, what in end.diverged.items())
         return f"{scheme.name} diverged ({where}). Likely fix: a smaller step h, or a more stable integrator."
-    if retcode == "interrupted":
-        return f"interrupted after {step} of {steps} steps"
-    return f"{step} steps"
+    return f"{end.step} steps"
