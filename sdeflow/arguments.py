@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import sys
@@ -54,7 +55,10 @@ def typed(annotation: Any, value: Any, where: str) -> Any:
     except (PydanticSchemaGenerationError, PydanticUndefinedAnnotation):
         return value
     except ValidationError as error:
-        raise SdeflowError("; ".join(explain(error, where=where))) from None
+        fields = (
+            [f.name for f in dataclasses.fields(annotation)] if dataclasses.is_dataclass(annotation) else []
+        )
+        raise SdeflowError("; ".join(explain(error, lambda path: fields, where))) from None
 
 
 def _annotation(function: Any, parameter: inspect.Parameter) -> Any:

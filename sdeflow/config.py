@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -101,7 +101,7 @@ def load_config(
     try:
         return Config.model_validate(tables)
     except ValidationError as error:
-        raise SdeflowError(f"{path.name}: {'; '.join(explain(error, Config))}") from None
+        raise SdeflowError(f"{path.name}: {'; '.join(explain(error, _fields))}") from None
 
 
 def variant_tables(tables: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,8 +156,14 @@ def _refuse_nonfinite(value: Any, where: str) -> None:
         _refuse_nonfinite(part, f"{where}.{key}" if where else str(key))
 
 
-def explain(error: ValidationError, schema: type[BaseModel] | None = None, where: str = "") -> list[str]:
-    """One sentence for each thing that pydantic found: where, what was given, what was expected."""
+def explain(
+    error: ValidationError, fields: Callable[[Sequence[str]], Sequence[str]], where: str = ""
+) -> list[str]:
+    """One sentence for each thing that pydantic found: where, what was given, what was expected.
+
+    fields   gives the known keys of the table at a path
+    where    the path of the whole
+    """
     sentences = []
     seen: set[str] = set()
     for e in error.errors():
@@ -166,8 +172,8 @@ def explain(error: ValidationError, schema: type[BaseModel] | None = None, where
         if key in seen:
             continue  # the other members of a union that did not match either
         seen.add(key)
-        if e["type"] == "extra_forbidden":
-            sentences.append(f"unknown key '{key}': {did_you_mean(path[-1], _fields(schema, path[:-1]))}")
+        if e["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            sentences.append(f"unknown key '{key}': {did_you_mean(path[-1], fields(path[:-1]))}")
         elif e["type"] == "missing":
             sentences.append(f"'{key}' is missing")
         else:
@@ -176,11 +182,7 @@ def explain(error: ValidationError, schema: type[BaseModel] | None = None, where
     return sentences
 
 
-def _fields(schema: type[BaseModel] | None, path: Sequence[str]) -> list[str]:
-    for part in path:
-        if schema is None or part not in schema.model_fields:
-            return []
-        annotation: Any = schema.model_fields[part].annotation
-        candidates = [annotation, *getattr(annotation, "__args__", ())]
-        schema = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+def _fields(path: Sequence[str]) -> list[str]:
+    sections: dict[str, type[BaseModel]] = {"run": RunSection, "save": SaveSection}
+    schema = sections.get(path[0]) if path else Config
     return list(schema.model_fields) if schema is not None else []
