@@ -33,7 +33,7 @@ def call(
     for key in (*table, *built):
         if key not in named and not takes_any:
             raise SdeflowError(
-                f"unknown key '{where}.{key}': {did_you_mean(key, {*named, *also} - {*built})}"
+                f"unknown key '{where}.{key}': {did_you_mean(key, {*named, *also} - {'model', 'sde'})}"
             )
     for name, parameter in named.items():
         if parameter.default is parameter.empty and name not in table and name not in built:
