@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from contextlib import suppress
 from importlib.metadata import EntryPoint, entry_points
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-from sdeflow.errors import SdeflowError, did_you_mean
+from sdeflow.errors import SdeflowError, attempt, did_you_mean
 from sdeflow.integrator import Integrator
 from sdeflow.system import System
 
@@ -43,7 +44,7 @@ def find(group: Group, name: str) -> Any:
         raise SdeflowError(f"unknown {singular} '{name}': {did_you_mean(name, known)}")
     try:
         return known[name].load()
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # a plug-in's failure is a line to read, not the end of the catalogue
         raise SdeflowError(
             f"{singular} '{name}' is registered as {known[name].value} but fails to load: {error}"
         ) from error
@@ -61,7 +62,7 @@ def _from_file(spec: str, what: str) -> Any:
     sys.modules[module_spec.name] = module
     try:
         module_spec.loader.exec_module(module)
-    except Exception as error:  # whatever the user's file does is the user's mistake to read about
+    except (Exception, SystemExit) as error:  # whatever the file does is its writer's to read about
         raise SdeflowError(
             f"{what} '{spec}': {path.name} fails with {type(error).__name__}: {error}"
         ) from error
@@ -75,7 +76,7 @@ def integrator_named(integrator: str | Integrator | type[Integrator]) -> Integra
     """An integrator from its name, its class or itself; raises SdeflowError for anything else."""
     found = find("integrators", integrator) if isinstance(integrator, str) else integrator
     if isinstance(found, type) and issubclass(found, Integrator):
-        found = found()
+        found = attempt(found.__name__, found)
     if not isinstance(found, Integrator):
         raise SdeflowError(
             f"an integrator derived from sdeflow.Integrator was expected, given {integrator!r}"
@@ -85,7 +86,12 @@ def integrator_named(integrator: str | Integrator | type[Integrator]) -> Integra
 
 def integrators_for(system: System) -> list[str]:
     """Names of the catalogue's integrators that can take the system."""
-    return [name for name in entries("integrators") if integrator_named(name).refuses(system) is None]
+    able = []
+    for name in entries("integrators"):
+        with suppress(SdeflowError):  # a plug-in that does not load is no help here
+            if integrator_named(name).refuses(system) is None:
+                able.append(name)
+    return able
 
 
 def problem_files() -> dict[str, Path]:
@@ -97,8 +103,12 @@ def problem_files() -> dict[str, Path]:
 def problem_file(problem: str) -> Path:
     """The TOML file of a problem, given as a path or as the name of a packaged one."""
     path = Path(problem).expanduser()
-    if path.suffix == ".toml" or path.is_file():
-        if not path.is_file():
+    try:
+        is_file = path.is_file()
+    except OSError:  # a name that no file can have
+        is_file = False
+    if path.suffix == ".toml" or is_file:
+        if not is_file:
             raise SdeflowError(f"there is no file {path}; packaged problems: {', '.join(problem_files())}")
         return path
     known = problem_files()

@@ -176,8 +176,8 @@ def _config(
     """The file's configuration under --variant, then --set, then the options that were given."""
     from sdeflow.config import load_config, override
 
-    given = {table: {k: v for k, v in values.items() if v is not None} for table, values in options.items()}
-    return load_config(path, variant=variant, overrides=[*map(override, settings or []), given])
+    given = [{table: {k: v}} for table, values in options.items() for k, v in values.items() if v is not None]
+    return load_config(path, variant=variant, overrides=[*map(override, settings or []), *given])
 
 
 def _slug(name: str) -> str:

@@ -94,10 +94,13 @@ def load_config(
     if variant is not None and variant not in variants:
         raise SdeflowError(f"{path.name} has no variant '{variant}': {did_you_mean(variant, variants)}")
     tables.pop("variants", None)
-    for table in (variants[variant] if variant else {}, *overrides):
-        tables = merged(tables, table)
-    _absolute_files(tables, path.parent)
+    tables = _absolute_files(merged(tables, variants[variant] if variant else {}), path.parent)
+    for table in overrides:
+        tables = merged(tables, _absolute_files(table, Path.cwd()))
     _refuse_nonfinite(tables, "")
+    for name in ("model", "system", "run", "save"):
+        if not isinstance(tables.get(name, {}), dict):
+            raise SdeflowError(f"{path.name}: '{name}' must be a table, [{name}], given {tables[name]!r}")
     try:
         return Config.model_validate(tables)
     except ValidationError as error:
@@ -138,14 +141,16 @@ def override(assignment: str) -> dict[str, Any]:
     return value
 
 
-def _absolute_files(tables: dict[str, Any], folder: Path) -> None:
-    """A 'file.py:Name' in a TOML file is relative to that file; make it absolute so that it can move."""
+def _absolute_files(tables: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The tables with every 'file.py:Name' relative to `folder` made absolute, so that they can move."""
+    result = dict(tables)
     for section, key in (("model", "use"), ("system", "use"), ("run", "integrator")):
-        table = tables.get(section)
+        table = result.get(section)
         spec = table.get(key) if isinstance(table, dict) else None
-        if table and isinstance(spec, str) and ".py:" in spec and not Path(spec).is_absolute():
-            beside = folder / spec
-            table[key] = str(beside.resolve()) if Path(str(beside).rpartition(":")[0]).is_file() else spec
+        if isinstance(table, dict) and isinstance(spec, str) and ".py:" in spec:
+            file, _, name = spec.rpartition(":")
+            result[section] = table | {key: f"{(folder / Path(file).expanduser()).resolve()}:{name}"}
+    return result
 
 
 def _refuse_nonfinite(value: Any, where: str) -> None:

@@ -1,7 +1,10 @@
 """Errors that a user can mend. The command line prints their text and exits with their code."""
 
-from collections.abc import Iterable
+import traceback
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
 
 
 class SdeflowError(Exception):
@@ -27,3 +30,24 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     if near:
         return f"did you mean '{near[0]}'?"
     return f"known: {', '.join(names)}" if names else "none is known here"
+
+
+def attempt(what: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """`function(*args, **kwargs)` of the user's, whose failure becomes an SdeflowError that says where."""
+    try:
+        return function(*args, **kwargs)
+    except SdeflowError:
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)[1:2]
+        where = "".join(f" ({Path(frame.filename).name}, line {frame.lineno})" for frame in frames)
+        reason = (str(error).splitlines() or [""])[0]
+        raise SdeflowError(f"{what} fails with {type(error).__name__}: {reason}{where}") from error
+
+
+def expect_shape(what: str, value: Any, expected: tuple[int, ...], meaning: str) -> None:
+    """Raises SdeflowError where a value is not a tensor of the expected shape."""
+    shape = getattr(value, "shape", None)
+    if shape is None or tuple(shape) != expected:
+        given = type(value).__name__ if shape is None else f"shape {tuple(shape)}"
+        raise SdeflowError(f"{what} gives {given}, expected shape {expected}: {meaning}")

@@ -14,7 +14,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from sdeflow.errors import SdeflowError
+from sdeflow.errors import SdeflowError, attempt, expect_shape
 from sdeflow.model import Model, Parameters, data_size
 from sdeflow.noise import generator, stream
 
@@ -81,9 +81,16 @@ class ModelForces:
             )
         if particles < 1:
             raise SdeflowError(f"particles must be at least 1, given {particles}")
+        name = type(model).__name__
+        for attribute in ("data", "latent_shape"):
+            if not hasattr(model, attribute):
+                raise SdeflowError(f"{name} has no {attribute}: set it in the class or in __init__")
+        latent = model.latent_shape
+        if not isinstance(latent, tuple) or not all(isinstance(n, int) and n > 0 for n in latent):
+            raise SdeflowError(f"{name}.latent_shape must be a tuple of positive integers, given {latent!r}")
         self.model = model
-        self.data, self.particles = data_size(model.data), particles
-        self.latent = prod(model.latent_shape)
+        self.data, self.particles = data_size(model), particles
+        self.latent = prod(latent)
         self.parameters = _layout or ParameterLayout(self._named_theta(seed=0))
         coordinates = self.data * particles * self.latent + self.parameters.size
         self._vmap = coordinates < VMAP_BELOW
@@ -94,11 +101,14 @@ class ModelForces:
 
     def start(self, seed: int) -> State:
         """Positions at the start of one replica, theta [p] and X [D, N, d], in float64."""
-        x = self.model.init_x(generator(seed, "start", "x"), self.data, self.particles)
-        expected = (self.data, self.particles, *self.model.latent_shape)
-        shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        if shape != expected:
-            raise SdeflowError(f"init_x gave {shape}, expected {expected}: data, particles, latent")
+        what = f"{type(self.model).__name__}.init_x"
+        x = attempt(what, self.model.init_x, generator(seed, "start", "x"), self.data, self.particles)
+        expect_shape(
+            what,
+            x,
+            (self.data, self.particles, *self.model.latent_shape),
+            "data, particles, the latent's axes",
+        )
         return {
             "theta": self.parameters.flatten(self._named_theta(seed)).double(),
             "X": x.reshape(self.data, self.particles, self.latent).double(),
@@ -109,9 +119,9 @@ class ModelForces:
         forces: dict[str, Tensor] = {}
         model = self.model
         if "x" in names and model.score_x is not None:
-            forces["x"] = self._each(self._score_x, z).view_as(z["X"])
+            forces["x"] = self._each(self._score_x, z).view_as(z["X"]).to(z["X"].dtype)
         if "theta" in names and model.score_theta is not None:
-            forces["theta"] = self._each(self._score_theta, z) / self.particles
+            forces["theta"] = self._each(self._score_theta, z).to(z["theta"].dtype) / self.particles
         if rest := [name for name in names if name not in forces]:
             for name, gradient in zip(rest, self._gradients(z, rest), strict=True):
                 forces[name] = gradient / self.particles if name == "theta" else gradient
@@ -121,40 +131,74 @@ class ModelForces:
         """The loss, mean over data and particles of -l_i(theta, x_ij), and the model's own, each [R]."""
         values = {"loss": -self._each(self._total, z) / (self.data * self.particles)}
         own = [
-            self.model.observables(self.parameters.views(theta), self._shaped(x), self.model.data)
+            self._own(self.parameters.views(theta), self._shaped(x))
             for theta, x in zip(z["theta"], z["X"], strict=True)
         ]
         return values | {name: torch.stack([o[name] for o in own]) for name in own[0]}
 
     def check(self, z: State) -> None:
-        """Evaluates the log-joint once; raises SdeflowError where it is not [D, N] or has no gradient."""
-        theta, x = (z[name][0].detach().requires_grad_() for name in ("theta", "X"))
+        """Calls every method of the model once and raises SdeflowError for what does not fit."""
+        model, data, name = self.model, self.model.data, type(self.model).__name__
+        flat, x = (z[variable][0].detach().requires_grad_() for variable in ("theta", "X"))
+        theta, latents = self.parameters.views(flat), self._shaped(x)
         with torch.enable_grad():
-            value = self.model.log_joint(self.parameters.views(theta), self._shaped(x), self.model.data)
-        shape = tuple(getattr(value, "shape", ()))
-        if shape != (self.data, self.particles):
-            raise SdeflowError(
-                f"{type(self.model).__name__}.log_joint gave shape {shape}, expected "
-                f"{(self.data, self.particles)}: one value a datum and particle. Sum over the latent's axes."
-            )
-        if not value.requires_grad and not (self.model.score_x and self.model.score_theta):
-            raise SdeflowError(
-                f"{type(self.model).__name__}.log_joint gave a value without gradient in theta and x: "
-                "compute it with torch operations, or define score_x and score_theta"
-            )
+            value = attempt(f"{name}.log_joint", model.log_joint, theta, latents, data)
+        expect_shape(
+            f"{name}.log_joint",
+            value,
+            (self.data, self.particles),
+            "one value a datum and particle, summed over the latent's axes",
+        )
+        if model.score_x is not None:
+            score = attempt(f"{name}.score_x", model.score_x, theta, latents, data)
+            expect_shape(f"{name}.score_x", score, tuple(latents.shape), "like x")
+        if model.score_theta is not None:
+            scores = attempt(f"{name}.score_theta", model.score_theta, theta, latents, data)
+            if not isinstance(scores, Mapping):
+                raise SdeflowError(f"{name}.score_theta gives {type(scores).__name__}, expected a mapping")
+            for parameter, shape in self.parameters.shapes.items():
+                part = scores.get(parameter)
+                expect_shape(f"{name}.score_theta['{parameter}']", part, shape, f"like theta['{parameter}']")
+        for variable, score, leaf in (("x", model.score_x, x), ("theta", model.score_theta, flat)):
+            if score is None and not _depends(value, leaf):
+                raise SdeflowError(
+                    f"{name}.log_joint gives a value without gradient in {variable}: use torch operations all "
+                    f"the way from {variable}, or define score_{variable}"
+                )
+        own = attempt(f"{name}.observables", model.observables, theta, latents, data)
+        if not isinstance(own, Mapping):
+            raise SdeflowError(f"{name}.observables gives {type(own).__name__}, expected a mapping by name")
+        for key, scalar in own.items():
+            expect_shape(f"{name}.observables['{key}']", torch.as_tensor(scalar), (), "a scalar")
+            if key in (*z, "loss"):
+                raise SdeflowError(f"{name}.observables['{key}'] has the name of a variable: choose another")
+
+        if len(z["theta"]) > 1 and self._vmap:
+            try:
+                self._each(self._total, z)
+            except RuntimeError:  # a model that looks at values, say: replicas take turns
+                self._vmap = False
+
+    def _own(self, theta: Parameters, x: Tensor) -> dict[str, Tensor]:
+        own = self.model.observables(theta, x, self.model.data)
+        return {name: torch.as_tensor(value) for name, value in own.items()}
 
     def _named_theta(self, seed: int) -> dict[str, Tensor]:
+        what = f"{type(self.model).__name__}.init_theta"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream(seed, "start", "modules") & 0x7FFFFFFFFFFFFFFF)
-            theta = self.model.init_theta(generator(seed, "start", "theta"))
+            theta = attempt(what, self.model.init_theta, generator(seed, "start", "theta"))
         if isinstance(theta, nn.Module):
             theta = dict(theta.named_parameters())
         if not isinstance(theta, Mapping) or not theta:
             raise SdeflowError(
-                f"{type(self.model).__name__}.init_theta gave {type(theta).__name__}, expected a "
-                "mapping from names to tensors, or a module with parameters"
+                f"{what} gives {type(theta).__name__}, expected a mapping from names to tensors, or a module "
+                "with parameters"
             )
-        return {name: torch.as_tensor(value).detach() for name, value in theta.items()}
+        for name, value in theta.items():
+            if not isinstance(value, Tensor):
+                raise SdeflowError(f"{what} gives {type(value).__name__} for '{name}', expected a tensor")
+        return {name: value.detach() for name, value in theta.items()}
 
     def _shaped(self, x: Tensor) -> Tensor:
         return x.view((*x.shape[:-1], *self.model.latent_shape))
@@ -193,3 +237,10 @@ class ModelForces:
         with torch.enable_grad():
             total = self._each(self._total, {"theta": position["theta"], "X": position["x"]}).sum()
         return torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
+
+
+def _depends(value: Tensor, leaf: Tensor) -> bool:
+    if not value.requires_grad:
+        return False
+    (gradient,) = torch.autograd.grad(value.sum(), leaf, retain_graph=True, allow_unused=True)
+    return gradient is not None

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sdeflow.errors import SdeflowError
+
 Parameters = Mapping[str, Tensor]
 Data = Any  # a tensor, or a tuple or dict of tensors; each has the data along its first axis
 
@@ -76,8 +78,16 @@ def _moved(value: Any, dtype: torch.dtype, device: torch.device) -> Any:
     return value
 
 
-def data_size(data: Data) -> int:
-    """D, the length of the first axis that all tensors of the data share."""
-    while not isinstance(data, Tensor):
-        data = next(iter(data.values() if isinstance(data, dict) else data))
-    return len(data)
+def data_size(model: Model) -> int:
+    """D, the length of the first axis that all tensors of the data share; SdeflowError for other data."""
+    data = model.data
+    parts = data.values() if isinstance(data, dict) else data if isinstance(data, tuple | list) else [data]
+    sizes = {len(part) if isinstance(part, Tensor) and part.ndim > 0 else None for part in parts}
+    if len(sizes) != 1 or None in sizes or 0 in sizes:
+        raise SdeflowError(
+            f"{type(model).__name__}.data must be a tensor, or a tuple or dict of tensors, with one entry a "
+            f"datum along the first axis; given {type(data).__name__} of lengths {sorted(map(str, sizes))}"
+        )
+    (size,) = sizes
+    assert size is not None
+    return size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from inspect import isfunction
 from pathlib import Path
 
 from sdeflow.arguments import call, typed
@@ -16,7 +17,7 @@ from sdeflow.record import Save
 from sdeflow.sde import SDESystem
 from sdeflow.simulation import Solution, compatible, resolve_device, solve
 from sdeflow.system import BlockSystem, System
-from sdeflow.systems import Motion
+from sdeflow.systems import Motion, SystemDeclaration
 
 
 @dataclass(frozen=True)
@@ -59,16 +60,19 @@ def build(config: Config) -> Problem:
 
 def _model_system(config: Config) -> BlockSystem:
     assert config.model is not None
-    model = call(find("models", config.model.use), config.model.arguments, "model")
+    use = config.model.use
+    found = find("models", use)
+    model = call(found, config.model.arguments, "model") if callable(found) else found
     if not isinstance(model, Model):
-        raise SdeflowError(f"model '{config.model.use}' gives a {type(model).__name__}, not an sdeflow.Model")
+        raise SdeflowError(f"'model.use': {use} gives {type(model).__name__}, not an sdeflow.Model")
     declaration = find("systems", config.system.use)
     if not callable(declaration) or hasattr(declaration, "drift"):
         raise SdeflowError(f"system '{config.system.use}' is a plain SDE and takes no model: remove [model]")
-    given = config.system.arguments
-    motions = {k: typed(Motion, v, f"system.{k}") for k, v in given.items() if isinstance(v, dict)}
-    numbers = {k: v for k, v in given.items() if k not in motions}
-    system = call(declaration, numbers, "system", model=model, **motions)
+    arguments = {
+        key: typed(Motion, value, f"system.{key}") if isinstance(value, dict) else value
+        for key, value in config.system.arguments.items()
+    }
+    system = call(declaration, arguments, "system", built={"model": model})
     if not isinstance(system, BlockSystem):
         raise SdeflowError(f"system '{config.system.use}' gives a {type(system).__name__}, not a BlockSystem")
     return system
@@ -77,8 +81,11 @@ def _model_system(config: Config) -> BlockSystem:
 def _sde_system(config: Config) -> SDESystem:
     name = config.system.use
     sde = find("systems", name)
-    if not (hasattr(sde, "drift") and hasattr(sde, "diffusion")):
+    if isinstance(sde, SystemDeclaration) or isfunction(sde):
         raise SdeflowError(f"system '{name}' needs a model: add a [model] table with use = ...")
+    for method in ("drift", "diffusion"):
+        if not callable(getattr(sde, method, None)):
+            raise SdeflowError(f"system '{name}' has no {method}(t, x): an SDE needs drift and diffusion")
     given = config.system.arguments
     keys = ["h", "paths", "start"]
     own = {key: given.pop(key) for key in keys if key in given}
@@ -86,4 +93,4 @@ def _sde_system(config: Config) -> SDESystem:
         sde = call(sde, given, "system", also=keys)
     elif given:
         raise SdeflowError(f"system '{name}' takes no arguments, given {', '.join(given)}")
-    return call(SDESystem, own, "system", sde=sde)
+    return call(SDESystem, own, "system", built={"sde": sde})

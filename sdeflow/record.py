@@ -76,7 +76,11 @@ class Recorder:
                 self.norms.append(name)
                 continue
             for dim, size in zip(axes.dims, axes.shape, strict=True):
-                self.index[dim] = save.indices(dim, size)
+                index = save.indices(dim, size)
+                if len(self.index.setdefault(dim, index)) != len(index):
+                    raise SdeflowError(
+                        f"the axis '{dim}' has different lengths in different blocks: rename one"
+                    )
             self.whole[name] = Axes(axes.dims, tuple(len(self.index[dim]) for dim in axes.dims))
         self._buffers: dict[str, NDArray[np.floating]] = {}
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdeflow.errors import SdeflowError
+from sdeflow.errors import SdeflowError, attempt
 from sdeflow.noise import Channel
 from sdeflow.system import Axes
 
@@ -41,10 +41,12 @@ class SDESystem:
         self._start = tuple(start)
 
     def drift(self, t: float, z: State) -> State:
-        return {"X": self.sde.drift(t, z["X"])}
+        x = z["X"]
+        return {"X": torch.as_tensor(self.sde.drift(t, x), dtype=x.dtype, device=x.device).expand_as(x)}
 
     def diffusion(self, t: float, z: State) -> dict[str, Any]:
-        return {"X": self.sde.diffusion(t, z["X"])}
+        x = z["X"]
+        return {"X": torch.as_tensor(self.sde.diffusion(t, x), dtype=x.dtype, device=x.device)}
 
     @property
     def axes(self) -> Mapping[str, Axes]:
@@ -65,15 +67,18 @@ class SDESystem:
         return {"X": torch.tensor(self._start, dtype=torch.float64).expand(self.axes["X"].shape)}
 
     def check(self, z: State) -> None:
-        for name, value in (
-            ("drift", self.sde.drift(0.0, z["X"])),
-            ("diffusion", self.sde.diffusion(0.0, z["X"])),
-        ):
-            shape, expected = tuple(torch.as_tensor(value).shape), tuple(z["X"].shape)
-            if shape not in ((), expected) and torch.broadcast_shapes(shape, expected) != expected:
+        expected = tuple(z["X"].shape)
+        for method in (self.sde.drift, self.sde.diffusion):
+            what = f"{type(self.sde).__name__}.{method.__name__}"
+            value = attempt(what, method, 0.0, z["X"])
+            if not isinstance(value, Tensor | float | int):
+                raise SdeflowError(f"{what} gives {type(value).__name__}, expected a tensor or a number")
+            shape = tuple(torch.as_tensor(value).shape)
+            aligned = zip(reversed(shape), reversed(expected), strict=False)
+            if len(shape) > len(expected) or any(n not in (1, m) for n, m in aligned):
                 raise SdeflowError(
-                    f"{type(self.sde).__name__}.{name} gave shape {shape}, expected {expected} "
-                    "(replicas, paths, coordinates) or what broadcasts to it; noise is diagonal"
+                    f"{what} gives shape {shape}, expected {expected} (replicas, paths, coordinates) or what "
+                    "broadcasts to it; noise is diagonal"
                 )
 
     def observe(self, t: float, z: State) -> dict[str, Tensor]:

@@ -223,14 +223,21 @@ def initial_state(
             raise SdeflowError(
                 f"the start gives {name} the shape {given}, expected {axes.shape}: {axes.dims}"
             )
-    return {name: torch.stack([s[name] for s in starts]).to(device, dtype) for name in system.axes}
+    z = {name: torch.stack([s[name] for s in starts]).to(device, dtype) for name in system.axes}
+    for name, value in z.items():
+        if not value.isfinite().all():
+            raise SdeflowError(f"the start of {name} is not finite in {dtype}")
+    return z
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
     """'auto' is CUDA where there is one; raises SdeflowError for CUDA where there is none."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    chosen = torch.device(device)
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise SdeflowError(f"device must be 'auto', 'cpu' or 'cuda', given '{device}'") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise SdeflowError(
             "device 'cuda' was asked for, but there is no CUDA device here: give 'cpu' or 'auto'"
@@ -259,7 +266,7 @@ def _threads(z: Mapping[str, Tensor]) -> Iterator[int]:
 
 def _note_divergence(z: Mapping[str, Tensor], step: int, diverged: dict[int, str]) -> None:
     """Notes the first non-finite variable of each replica that was finite until now; one synchronisation."""
-    finite = torch.stack([value.flatten(1).sum(1).isfinite() for value in z.values()]).cpu()
+    finite = torch.stack([value.flatten(1).isfinite().all(1) for value in z.values()]).cpu()
     for replica in (~finite.all(0)).nonzero().flatten().tolist():
         if replica not in diverged:
             variable = list(z)[int((~finite[:, replica]).nonzero()[0])]

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -71,7 +72,7 @@ def to_dataset(recorder: Recorder, *, seeds: range, attrs: Mapping[str, Any]) ->
         about = {"long_name": f"time on the clock of block {block}", "units": "1"}
         coords[f"time_{block}"] = ("time", step * (system.h * rate), about)
     for dim, index in recorder.index.items():
-        labels = np.asarray(_parameter_labels(system)) if dim == "param" else index
+        labels = _parameter_labels(system, index) if dim == "param" else index
         coords[dim] = (dim, labels, {"long_name": _long_name(dim)})
     if several:
         coords["replica"] = ("replica", np.arange(recorder.replicas), {"long_name": "replica"})
@@ -79,10 +80,10 @@ def to_dataset(recorder: Recorder, *, seeds: range, attrs: Mapping[str, Any]) ->
     return xr.Dataset(variables, coords, dict(attrs))
 
 
-def _parameter_labels(system: System) -> list[str]:
+def _parameter_labels(system: System, index: NDArray[np.int64]) -> NDArray[np.str_]:
     if isinstance(system, BlockSystem) and system.model_forces is not None:
-        return system.model_forces.parameters.labels()
-    return [str(i) for axes in system.axes.values() if axes.dims == ("param",) for i in range(axes.shape[0])]
+        return np.asarray(system.model_forces.parameters.labels())
+    return index.astype(str)
 
 
 def final_state(system: System, z: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -100,7 +101,11 @@ def final_state(system: System, z: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def refuse_occupied(folder: Path, overwrite: bool) -> None:
     """Raises SdeflowError where a run may not be written to `folder`."""
-    if not folder.exists():
+    try:
+        exists = folder.exists()
+    except OSError as error:
+        raise SdeflowError(f"{folder} cannot be the name of a folder: {error.strerror}") from error
+    if not exists:
         above = next(parent for parent in folder.absolute().parents if parent.exists())
         if not above.is_dir() or not os.access(above, os.W_OK):
             raise SdeflowError(f"{folder} cannot be made: {above} is not a folder that you may write to")

@@ -81,6 +81,8 @@ class SystemDeclaration:
         forces = ModelForces(model, particles)
         motion = {"theta": _motion("theta", theta), "x": _motion("x", x)}
         reference = motion["theta"].h if h is None else h
+        if not 0 < reference < math.inf:
+            raise SdeflowError(f"the reference step h must be positive and finite, given {h!r}")
 
         def block(
             name: str, position: str, momentum: str, axes: Axes, role: Role, dynamics: Dynamics

@@ -1,0 +1,423 @@
+"""The command line: a run folder and one last line, options over file, honest exit codes.
+
+Exit codes: 0 ok, 1 runtime, 2 usage or configuration, 3 diverged, 130 interrupted. An error is one
+sentence on stderr. Whatever was recorded before a divergence or an interruption is kept.
+"""
+
+import io
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import xarray as xr
+from safetensors import safe_open
+
+from sdeflow import progress, simulation
+from sdeflow.cli import main
+
+TINY = """
+title = "Tiny"
+[model]
+use = "hierarchical"
+data = 3
+[system]
+use = "mpgd"
+particles = 2
+[system.theta]
+h = 1e-3
+eta = 2.0
+gamma = 0.5
+[system.x]
+h = 1e-2
+eta = 2.0
+gamma = 0.5
+[run]
+steps = 4
+[save]
+every = 2
+[variants.long]
+run.steps = 6
+model.scale = 0.5
+"""
+
+BISTABLE = """
+class Bistable:
+    '''Falls with speed 1 below 1, and blows up above.'''
+
+    def drift(self, t, x):
+        return (x > 1) * 1e3 * x**3 - 1.0
+
+    def diffusion(self, t, x):
+        return 2.0
+"""
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Cli = Callable[..., Result]
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
+    """Calls the command in this process, in an empty folder that holds tiny.toml."""
+    (tmp_path / "tiny.toml").write_text(TINY, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["sdeflow", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ending:
+            main()
+        return Result(int(ending.value.code or 0), *capsys.readouterr())
+
+    return call
+
+
+def load(folder: str | Path) -> xr.Dataset:
+    return xr.load_dataset(Path(folder) / "trajectory.nc")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def squeezed(text: str) -> str:
+    """Without white space: tables fold long cells at the width of the terminal."""
+    return "".join(text.split())
+
+
+# run -------------------------------------------------------------------------------------------------
+
+
+def test_run_of_a_packaged_problem_says_where_its_folder_is_and_how_to_open_it(cli: Cli) -> None:
+    code, out, _ = cli("run", "hierarchical", "--integrator", "expint", "--steps", 3)
+    assert code == 0
+    folder = Path("runs/hierarchical-expint-s0")
+    assert {p.name for p in folder.iterdir()} == {"trajectory.nc", "final.safetensors", "config.toml"}
+    last = out.rstrip().splitlines()[-1]
+    assert last.startswith("runs/hierarchical-expint-s0/trajectory.nc ")
+    command = last.partition("open it with ")[2]
+    with eval(command, {"xr": xr}) as run:
+        assert run.attrs["retcode"] == "success"
+        assert run.sizes["time"] == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "folder"),
+    [
+        ((), "runs/tiny-expint-s0"),
+        (("--integrator", "ubu", "--seed", 3), "runs/tiny-ubu-s3"),
+        (("--system", "kiplmc", "--variant", "long"), "runs/tiny-long-kiplmc-expint-s0"),
+        (("--out", "here/there"), "here/there"),
+    ],
+)
+def test_folder(cli: Cli, options: tuple[Any, ...], folder: str) -> None:
+    assert cli("run", "tiny.toml", "--quiet", *options) == (0, "", "")
+    written = {p.parent.as_posix() for p in Path().rglob("*.*") if p.is_file()} - {"."}
+    assert written == {folder}
+
+
+@pytest.mark.parametrize(
+    ("options", "attr", "value"),
+    [
+        (("--integrator", "obabo"), "integrator", "obabo"),
+        (("--steps", 5), "steps", 5),
+        (("--seed", 7), "seed", 7),
+        (("--replicas", 2), "replicas", 2),
+        (("--dtype", "float64"), "dtype", "float64"),
+        (("--device", "cpu"), "device", "cpu"),
+        (("--set", "run.steps=3"), "steps", 3),
+        (("--set", "run.dtype=float64"), "dtype", "float64"),
+        (("--set", "run.dtype='float64'"), "dtype", "float64"),
+        (("--variant", "long"), "steps", 6),
+        (("--variant", "long", "--set", "run.steps=7"), "steps", 7),
+        (("--set", "run.steps=7", "--set", "run.steps=8"), "steps", 8),
+        (("--variant", "long", "--set", "run.steps=7", "--steps", 9), "steps", 9),
+    ],
+)
+def test_options_replace_settings_and_settings_replace_variants(
+    cli: Cli, options: tuple[Any, ...], attr: str, value: object
+) -> None:
+    assert cli("run", "tiny.toml", "--quiet", "--out", "run", *options) == (0, "", "")
+    assert load("run").attrs[attr] == value
+
+
+def test_settings_systems_and_variants_change_the_numbers(cli: Cli) -> None:
+    changes = [(), ("--set", "system.theta.gamma=0.6"), ("--system", "mpgd-x"), ("--variant", "long")]
+    ends = []
+    for i, options in enumerate(changes):
+        assert cli("run", "tiny.toml", "--quiet", "--out", i, *options, "--steps", 4).code == 0
+        ends.append(float(load(str(i)).theta[-1, 0]))
+    assert len(set(ends)) == len(changes)
+
+
+def test_overwrite(cli: Cli, tmp_path: Path) -> None:
+    assert cli("run", "tiny.toml", "--quiet", "--out", "run").code == 0
+    before = contents(tmp_path)
+
+    code, out, err = cli("run", "tiny.toml", "--out", "run", "--seed", 1)
+    assert (code, out) == (2, "")
+    assert "run exists" in err
+    assert "--overwrite" in err
+    assert contents(tmp_path) == before
+
+    assert cli("run", "tiny.toml", "--quiet", "--out", "run", "--seed", 1, "--overwrite").code == 0
+    assert load("run").attrs["seed"] == 1
+    assert contents(tmp_path).keys() == before.keys()
+
+
+@pytest.mark.parametrize("occupant", ["folder", "file"])
+def test_overwrite_spares_what_is_not_a_run(cli: Cli, tmp_path: Path, occupant: str) -> None:
+    path = tmp_path / "thesis"
+    if occupant == "folder":
+        path.mkdir()
+        path = path / "chapter1.tex"
+    path.write_text("years of work")
+    before = contents(tmp_path)
+    code, _, err = cli("run", "tiny.toml", "--out", "thesis", "--overwrite")
+    assert code == 2
+    assert "thesis is not a run folder" in err
+    assert contents(tmp_path) == before
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stream", "parts"),
+    [
+        (Terminal, ("400/400", "steps/s", "left, loss ")),
+        (io.StringIO, ("step 399 of 400, ", "steps/s, ", "s left, loss ")),
+    ],
+)
+def test_progress_shows_rate_time_left_and_loss(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, stream: type[io.StringIO], parts: tuple[str, ...]
+) -> None:
+    """As a bar on a terminal, and as a line now and then elsewhere."""
+    stderr = stream()
+    monkeypatch.setattr(simulation, "_CHUNK_SECONDS", 1e-9)  # a report after every step
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(sys, "stderr", stderr)
+    assert cli("run", "tiny.toml", "--steps", 400).code == 0
+    for part in parts:
+        assert part in stderr.getvalue()
+
+
+# Endings ---------------------------------------------------------------------------------------------
+
+
+def test_divergence_keeps_the_finite_past_and_exits_3(cli: Cli) -> None:
+    code, out, err = cli("run", "tiny.toml", "--system", "pgd", "--set", "system.x.h=50.0", "--steps", 100)
+    assert code == 3
+    assert err.startswith("diverged: ")
+    assert err.count("\n") == 1
+    assert "X is not finite" in err or "theta is not finite" in err
+    assert "smaller step" in err
+    run = load("runs/tiny-pgd-expint-s0")
+    assert "runs/tiny-pgd-expint-s0/trajectory.nc" in out
+    assert run.attrs["retcode"] == "diverged"
+    assert 0 < run.attrs["steps_taken"] < 100
+    assert 1 < run.sizes["time"] < 51
+    for name in ("theta", "X"):
+        assert np.isfinite(run[name]).all()
+
+
+def test_one_diverged_replica_leaves_the_others_alone(cli: Cli) -> None:
+    Path("bistable.py").write_text(BISTABLE, encoding="utf-8")
+    Path("bistable.toml").write_text(
+        "[system]\nuse = 'bistable.py:Bistable'\nh = 0.3\nstart = [0.5]\n"
+        "[run]\nintegrator = 'euler_maruyama'\nsteps = 12\n[save]\nevery = 1\n",
+        encoding="utf-8",
+    )
+    alone = [cli("run", "bistable.toml", "--quiet", "--out", s, "--seed", s).code for s in range(6)]
+    assert set(alone) == {0, 3}  # some do, some do not
+    code, _, err = cli("run", "bistable.toml", "--quiet", "--replicas", 6, "--out", "all")
+    assert code == 3
+    run = load("all")
+    assert run.attrs["retcode"] == "diverged"
+    assert run.attrs["steps_taken"] == 12
+    for seed, ending in enumerate(alone):
+        assert (f"replica {seed}:" in err) == (ending == 3)
+        if ending == 0:
+            assert np.isfinite(run.X.sel(replica=seed)).all()
+            np.testing.assert_array_equal(run.X.sel(replica=seed), load(str(seed)).X)
+
+
+def test_interruption_keeps_what_was_recorded_and_exits_130(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli("run", "tiny.toml", "--quiet", "--out", "whole", "--steps", 10).code == 0
+    advance = simulation.advance
+
+    def interrupted(system: Any, scheme: Any, z: Any, noise: Any, first: int, steps: int) -> Any:
+        if first + steps > 5:
+            raise KeyboardInterrupt
+        return advance(system, scheme, z, noise, first, steps)
+
+    monkeypatch.setattr(simulation, "_CHUNK_SECONDS", 1e-9)
+    monkeypatch.setattr(simulation, "advance", interrupted)
+    code, _, err = cli("run", "tiny.toml", "--quiet", "--out", "part", "--steps", 10)
+    assert code == 130
+    assert err == "interrupted: interrupted after 5 of 10 steps\n"
+    part, whole = load("part"), load("whole")
+    assert part.attrs["retcode"] == "interrupted"
+    assert part.attrs["steps_taken"] == 5
+    assert part.step.values.tolist() == [0, 2, 4]
+    for name in part.data_vars:
+        np.testing.assert_array_equal(part[name], whole[name][:3])
+    with safe_open("part/final.safetensors", "pt") as final:
+        assert final.metadata()["steps_taken"] == "5"
+
+
+def test_interruption_before_the_first_step_writes_nothing(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sdeflow.problem.build", interrupted)
+    code, out, _ = cli("run", "tiny.toml")
+    assert (code, out) == (130, "")
+    assert contents(tmp_path).keys() == {"tiny.toml"}
+
+
+def test_a_full_disk_is_one_sentence_and_exit_1(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(xr.Dataset, "to_netcdf", full)
+    code, _, err = cli("run", "tiny.toml", "--out", "run")
+    assert code == 1
+    assert err.count("\n") == 1
+    assert "could not be written to run" in err
+    assert "No space left on device" in err
+    assert contents(tmp_path).keys() == {"tiny.toml"}
+    assert not Path("run").exists()
+
+
+# list and show ---------------------------------------------------------------------------------------
+
+
+def test_list_shows_the_whole_catalogue(cli: Cli) -> None:
+    from sdeflow.catalogue import integrator_named, problem_files
+
+    code, out, err = cli("list")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    rows = {line.split()[0] for line in lines if line}
+    for group in ("integrators", "systems", "models"):
+        assert {point.name for point in entry_points(group=f"sdeflow.{group}")} <= rows
+    assert set(problem_files()) <= rows
+    header = next(line for line in lines if line.startswith("name"))
+    for column in ("strong", "weak", "needs", "source"):
+        assert column in header
+    for point in entry_points(group="sdeflow.integrators"):
+        scheme = integrator_named(point.name)
+        row = next(line for line in lines if line.split()[:1] == [point.name])
+        assert row.split()[1:4] == [
+            f"{scheme.strong_order:g}",
+            f"{scheme.weak_order:g}",
+            str(scheme.evaluations),
+        ]
+        assert scheme.needs.split()[0] in row
+        assert scheme.source.split()[0] in row
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["--help"], ["run", "--help"]])
+def test_answers_without_torch(arguments: list[str]) -> None:
+    program = (
+        "import sys\n"
+        "from sdeflow.cli import main\n"
+        f"sys.argv = ['sdeflow', *{arguments}]\n"
+        "try:\n    main()\n"
+        "finally:\n    assert 'torch' not in sys.modules and 'xarray' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
+
+
+def test_the_command_is_installed_as_sdeflow() -> None:
+    (command,) = entry_points(group="console_scripts", name="sdeflow")
+    assert command.load() is main
+
+
+@pytest.mark.parametrize(
+    ("options", "equations"),
+    [
+        (
+            (),
+            [
+                "dtheta = η m dt",
+                "dm = (−γη m + f_theta) dt",
+                "dX = η U dt",
+                "dU = (−γη U + f_x) dt + √(2γT) dW",
+            ],
+        ),
+        (("--system", "pgd"), ["dtheta = f_theta dt", "dX = f_x dt + √(2T) dW"]),
+        (("--system", "ipla"), ["dtheta = f_theta dt + √(2T) dW", "dX = f_x dt + √(2T) dW"]),
+        (("--system", "kiplmc"), ["dm = (−γη m + f_theta) dt + √(2γT) dW"]),
+    ],
+)
+def test_show_prints_blocks_with_their_equations(
+    cli: Cli, tmp_path: Path, options: tuple[str, ...], equations: list[str]
+) -> None:
+    code, out, err = cli("show", "tiny.toml", *options)
+    assert (code, err) == (0, "")
+    assert out.startswith("Tiny\n")
+    for equation in equations:
+        assert equation in out
+    noiseless = [e for e in equations if "dW" not in e]
+    for equation in noiseless:
+        assert f"{equation} +" not in out
+    assert contents(tmp_path).keys() == {"tiny.toml"}
+
+
+def test_show_counts_shapes_and_bytes(cli: Cli) -> None:
+    options = ["--steps", 10, "--replicas", 2, "--set", "save.data=2", "--set", "save.every=5"]
+    lines = cli("show", "tiny.toml", *options).out.splitlines()
+
+    def row(name: str) -> str:
+        return next(line for line in lines if line.startswith(f"{name} "))
+
+    assert row("X").split() == ["X", "3", "×", "2", "×", "1", "datum,", "particle,", "latent"]
+    assert row("m").split() == ["m", "1", "param"]
+    assert row("steps").split(maxsplit=1)[1].rstrip() == "10, 3 snapshots, 2 replica(s), float32"
+    snapshot = (
+        2 * 4 * (1 + 1 + 2 * 2 * 2)
+    )  # replicas * bytes * (theta, m, and X, U of 2 data with 2 particles)
+    assert row("a snapshot").split()[2:] == [str(snapshot), "B"]
+    assert f"about {3 * snapshot} B" in row("trajectory.nc")
+    assert f"about {2 * 4 * (1 + 1 + 2 * 3 * 2)} B" in row("final.safetensors")
+    assert "memory" in row("working memory")
+    assert lines[-1] == "variants (--variant NAME): long"
+
+
+def test_usage(cli: Cli) -> None:
+    assert cli("--help").code == 0
+    assert "Exitcodes:0ok,1runtime,2usageorconfiguration,3diverged,130" in squeezed(cli("--help").out)
+    for arguments, fragment in [
+        ((), "Usage"),
+        (("frob",), "frob"),
+        (("run",), "problem"),
+        (("run", "tiny.toml", "--bogus"), "--bogus"),
+        (("run", "tiny.toml", "--steps", "many"), "--steps"),
+    ]:
+        code, _, err = cli(*arguments)
+        assert code == 2, arguments
+        assert fragment in err
+        assert "Traceback" not in err
