@@ -1,0 +1,66 @@
+"""Trying a user's model once before a run, so that a mistake is a sentence and not a traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdeflow.errors import SdeflowError, attempt, expect_shape
+from sdeflow.model import Model
+from sdeflow.parameters import ParameterLayout
+
+RESERVED = ("theta", "m", "X", "U", "loss")
+
+
+def try_model(model: Model, layout: ParameterLayout, theta: Tensor, x: Tensor) -> None:
+    """Calls each method of a model at one state, theta [p] and x [D, N, *latent_shape].
+
+    Raises SdeflowError for a method that fails, a value of the wrong kind or shape, and a log-joint that
+    cannot be differentiated where no analytic score stands in for it.
+    """
+    name = type(model).__name__
+    theta, x = theta.detach().requires_grad_(), x.detach().requires_grad_()
+    arguments = (layout.views(theta), x, model.data)
+
+    with torch.enable_grad():
+        value = attempt(f"{name}.log_joint", model.log_joint, *arguments)
+    meaning = "one value a datum and particle, summed over the latent's axes"
+    expect_shape(f"{name}.log_joint", value, tuple(x.shape[:2]), meaning)
+    for variable, score, leaf in (("x", model.score_x, x), ("theta", model.score_theta, theta)):
+        if score is None and not _depends(value, leaf):
+            raise SdeflowError(
+                f"{name}.log_joint gives a value without gradient in {variable}: use torch operations all "
+                f"the way from {variable}, or define score_{variable}"
+            )
+
+    if model.score_x is not None:
+        score = attempt(f"{name}.score_x", model.score_x, *arguments)
+        expect_shape(f"{name}.score_x", score, tuple(x.shape), "like x")
+    if model.score_theta is not None:
+        scores = _mapping(
+            f"{name}.score_theta", attempt(f"{name}.score_theta", model.score_theta, *arguments)
+        )
+        for key, shape in layout.shapes.items():
+            expect_shape(f"{name}.score_theta['{key}']", scores.get(key), shape, f"like theta['{key}']")
+
+    what = f"{name}.observables"
+    for key, scalar in _mapping(what, attempt(what, model.observables, *arguments)).items():
+        expect_shape(f"{what}['{key}']", torch.as_tensor(scalar), (), "a scalar")
+        if key in RESERVED:
+            raise SdeflowError(f"{what}['{key}'] has the name of a variable: choose another")
+
+
+def _mapping(what: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise SdeflowError(f"{what} gives {type(value).__name__}, expected a mapping by name")
+    return value
+
+
+def _depends(value: Tensor, leaf: Tensor) -> bool:
+    if not value.requires_grad:
+        return False
+    (gradient,) = torch.autograd.grad(value.sum(), leaf, retain_graph=True, allow_unused=True)
+    return gradient is not None
