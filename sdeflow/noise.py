@@ -117,8 +117,9 @@ def step_key(key: int) -> Callable[[int], int]:
 class TorchNoise:
     """The `torch` source: torch's own generator, keyed anew for every (seed, block, step).
 
-    Replica i of a run with seed s draws what a run of one replica with seed s + i draws. On a CPU the
-    generator is torch's Mersenne twister, on CUDA its Philox: the two give different numbers.
+    Replica i of a run with seed s draws what a run of one replica with seed s + i draws. W comes from the
+    first normals of a step, so schemes with as many substeps share it, whatever else they ask for. On a CPU
+    the generator is torch's Mersenne twister, on CUDA its Philox: the two give different numbers.
     """
 
     name = "torch"
@@ -153,7 +154,8 @@ class TorchNoise:
         for channel, keys, xi in self._channels:
             for r, key in enumerate(keys):
                 self._generator.manual_seed(key(n))
-                xi[r].normal_(generator=self._generator)
+                for normals in xi[r].flatten(0, 1):
+                    normals.normal_(generator=self._generator)
             for i, part in enumerate(noise):
                 part[channel.variable] = channel.increment(xi[:, i].unbind(1), self._h, self._kind)
         return tuple(noise)
