@@ -40,10 +40,11 @@ class Block:
     role: Role = "particles"
 
     def __post_init__(self) -> None:
-        def require(condition: bool, what: str, value: float) -> None:
+        def require(condition: bool, what: str, value: object) -> None:
             if not condition:
                 raise SdeflowError(f"block '{self.name}': {what}, given {value!r}")
 
+        require(len(self.shape) == len(self.dims), "dims must name each axis of shape", self.dims)
         require(0 < self.rate < math.inf, "the step size must be positive and finite", self.rate)
         require(0 <= self.temperature < math.inf, "temperature must not be negative", self.temperature)
         if self.kinetic:

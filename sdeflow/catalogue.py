@@ -22,8 +22,9 @@ Group = Literal["integrators", "systems", "models"]
 
 
 def entries(group: Group) -> dict[str, EntryPoint]:
-    """The registered names of a group, in alphabetical order; the last of equal names counts."""
-    found = {point.name: point for point in entry_points(group=f"sdeflow.{group}")}
+    """The registered names of a group, in alphabetical order; a built-in name cannot be taken over."""
+    points = sorted(entry_points(group=f"sdeflow.{group}"), key=lambda p: p.value.startswith("sdeflow."))
+    found = {point.name: point for point in points}
     if not found:
         raise SdeflowError(
             "sdeflow is not installed, so its catalogue is empty: run 'pip install -e .' in the checkout"

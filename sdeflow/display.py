@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from sdeflow.block import Block
 from sdeflow.system import BlockSystem, System
@@ -27,7 +28,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     for i, column in enumerate(columns):
         grid.add_column(column, style="cyan" if i == 0 else None, overflow="fold", no_wrap=i == 0)
     for row in rows:
-        grid.add_row(*row)
+        grid.add_row(*map(Text, row))
     out.print(grid)
     out.print()
 
@@ -61,7 +62,7 @@ def human(size: float) -> str:
 def describe(problem: Problem, variants: Sequence[str]) -> None:
     """Prints what a problem is and what a run of it takes."""
     config, system = problem.config, problem.system
-    out.print(f"[bold]{config.title or config.system.use}[/bold]")
+    out.print(Text(config.title or config.system.use, style="bold"))
     if config.model is not None:
         from sdeflow.catalogue import find
 

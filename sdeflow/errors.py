@@ -39,8 +39,9 @@ def attempt(what: str, function: Callable[..., Any], *args: Any, **kwargs: Any) 
     except SdeflowError:
         raise
     except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)[1:2]
-        where = "".join(f" ({Path(frame.filename).name}, line {frame.lineno})" for frame in frames)
+        frames = traceback.extract_tb(error.__traceback__)[1:]
+        own = [frame for frame in frames if "torch" not in Path(frame.filename).parts]
+        where = "".join(f" ({Path(frame.filename).name}, line {frame.lineno})" for frame in own[-1:])
         reason = (str(error).splitlines() or [""])[0]
         raise SdeflowError(f"{what} fails with {type(error).__name__}: {reason}{where}") from error
 

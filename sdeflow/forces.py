@@ -126,8 +126,9 @@ class ModelForces:
                 "with parameters"
             )
         for name, value in theta.items():
-            if not isinstance(value, Tensor):
-                raise SdeflowError(f"{what} gives {type(value).__name__} for '{name}', expected a tensor")
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                given = value.dtype if isinstance(value, Tensor) else type(value).__name__
+                raise SdeflowError(f"{what} gives {given} for '{name}', expected a tensor of real numbers")
         return {name: value.detach() for name, value in theta.items()}
 
     def _shaped(self, x: Tensor) -> Tensor:
@@ -162,8 +163,16 @@ class ModelForces:
         return tuple(torch.cat(parts) for parts in zip(*each, strict=True))
 
     def _backward(self, z: State, names: Sequence[str]) -> tuple[Tensor, ...]:
-        position = {"theta": z["theta"].detach(), "x": z["X"].detach()}
-        leaves = {name: position[name].requires_grad_() for name in names}
+        """One backward pass; where torch tracks gradients the result can be differentiated in its turn."""
+        position = {"theta": z["theta"], "x": z["X"]}
+
+        def total(*leaves: Tensor) -> Tensor:
+            at = position | dict(zip(names, leaves, strict=True))
+            return self._each(self._total, {"theta": at["theta"], "X": at["x"]}).sum()
+
+        if torch.is_grad_enabled():
+            return torch.func.grad(total, tuple(range(len(names))))(*(position[name] for name in names))
+        leaves = [position[name].detach().requires_grad_() for name in names]
         with torch.enable_grad():
-            total = self._each(self._total, {"theta": position["theta"], "X": position["x"]}).sum()
-        return torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
+            value = total(*leaves)
+        return torch.autograd.grad(value, leaves)

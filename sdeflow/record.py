@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -65,7 +66,6 @@ class Recorder:
 
     def __init__(self, system: System, save: Save, *, replicas: int, steps: int) -> None:
         self.system, self.save = system, save
-        self.when = save.steps(steps)
         self.steps: list[int] = []
         self.replicas = replicas
         self.whole: dict[str, Axes] = {}
@@ -82,6 +82,8 @@ class Recorder:
                         f"the axis '{dim}' has different lengths in different blocks: rename one"
                     )
             self.whole[name] = Axes(axes.dims, tuple(len(self.index[dim]) for dim in axes.dims))
+        _refuse_too_much(4 * self.numbers_per_snapshot * (steps // save.every + 2))
+        self.when = save.steps(steps)
         self._buffers: dict[str, NDArray[np.floating]] = {}
 
     @property
@@ -114,3 +116,16 @@ class Recorder:
             if len(self.index[dim]) < value.shape[axis]:
                 value = value.index_select(axis, torch.from_numpy(self.index[dim]).to(value.device))
         return value
+
+
+def _refuse_too_much(size: int) -> None:
+    """Raises SdeflowError where snapshots of that many bytes cannot be held in this machine's memory."""
+    if not hasattr(os, "sysconf"):
+        return
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > memory:
+        raise SdeflowError(
+            f"the snapshots would take {size / 2**30:,.0f} GiB of memory and there are "
+            f"{memory / 2**30:,.0f}: save less often (save.every), of fewer "
+            "data (save.data) or of fewer particles (save.particles)"
+        )

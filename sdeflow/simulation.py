@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sdeflow.catalogue import integrator_named, integrators_for
 from sdeflow.engine import advance
-from sdeflow.errors import DivergenceWarning, SdeflowError
+from sdeflow.errors import DivergenceWarning, SdeflowError, attempt
 from sdeflow.integrator import Integrator
 from sdeflow.noise import NoiseSource, TorchNoise
 from sdeflow.progress import Progress, progress_bar
@@ -180,13 +180,16 @@ def _march(
     """Advances through all snapshots, in chunks short enough to report and to interrupt between."""
     step, chunk, diverged = 0, 1, dict[int, str]()
     with torch.no_grad():
-        z = z | scheme.init(system, z)
+        z = z | attempt(f"{type(scheme).__name__}.init", scheme.init, system, z)
     observed = recorder.take(0, 0.0, z)
     try:
         for target in recorder.when[1:]:
             while step < target:
                 count, clock = min(chunk, target - step), time.perf_counter()
-                z = advance(system, scheme, z, noise, step, count)
+                if step == 0:  # one step, in which a mistake in a user's scheme shows
+                    z = attempt(f"{type(scheme).__name__}.step", advance, system, scheme, z, noise, 0, 1)
+                else:
+                    z = advance(system, scheme, z, noise, step, count)
                 step += count
                 _note_divergence(z, step, diverged)
                 if len(diverged) == recorder.replicas:

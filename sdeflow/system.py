@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from sdeflow.block import Block
-from sdeflow.errors import SdeflowError
+from sdeflow.errors import SdeflowError, attempt, expect_shape
 
 if TYPE_CHECKING:
     import torch
@@ -86,6 +86,9 @@ class BlockSystem:
     ) -> None:
         if not 0 < h < float("inf"):
             raise SdeflowError(f"the reference step h must be positive and finite, given {h!r}")
+        for names in ([b.name for b in blocks], [name for b in blocks for name in b.variables]):
+            if len(set(names)) < len(names):
+                raise SdeflowError(f"blocks and their variables must have names of their own, given {names}")
         self.blocks = tuple(blocks)
         self.parameters = tuple(b for b in blocks if b.role == "parameters")
         self.particles = tuple(b for b in blocks if b.role == "particles")
@@ -165,7 +168,16 @@ class BlockSystem:
 
     def check(self, z: State) -> None:
         if (model := self.model_forces) is not None:
-            model.check(z)
+            return model.check(z)
+        forces = attempt("the function of forces", self.forces, 0.0, z, self.blocks)
+        for b in self.blocks:
+            expect_shape(
+                f"the force on block '{b.name}'",
+                forces.get(b.name),
+                tuple(z[b.position].shape),
+                "like its position",
+            )
+        return None
 
     def observe(self, t: float, z: State) -> dict[str, Tensor]:
         """The model's loss and own observables; by block, kinetic energy and size of the force.

@@ -441,9 +441,7 @@ def test_model_with_a_mistake(refused: Refused, method: str, body: str, fragment
         assert fragment in sentence
 
 
-def test_model_that_cannot_be_batched_over_replicas(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_model_that_cannot_be_batched_over_replicas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It looks at a value, which vmap does not allow: replicas take turns."""
     monkeypatch.chdir(tmp_path)
     code = f"{MODEL}        if x.sum() > 0:\n            pass\n".replace(

@@ -79,7 +79,7 @@ BROKEN = {
     "broken/__init__.py": "",
     "broken/imports.py": "import nosuchpackage",
     "broken/syntax.py": "def (",
-    "broken/raises.py": "raise ValueError('no licence found')",
+    "broken/raises.py": "raise ValueError('no licence in [/opt]')",
     "broken/lacks.py": "",
     "broken-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n",
     "broken-1.0.dist-info/entry_points.txt": "".join(
@@ -103,7 +103,7 @@ REASONS = {
     "missing": "nosuchpackage",
     "imports": "nosuchpackage",
     "syntax": "invalid syntax",
-    "raises": "no licence found",
+    "raises": "no licence in [/opt]",
     "lacks": "Thing",
 }
 

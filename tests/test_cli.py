@@ -305,8 +305,7 @@ def test_a_full_disk_is_one_sentence_and_exit_1(
     assert err.count("\n") == 1
     assert "could not be written to run" in err
     assert "No space left on device" in err
-    assert contents(tmp_path).keys() == {"tiny.toml"}
-    assert not Path("run").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["tiny.toml"]
 
 
 # list and show ---------------------------------------------------------------------------------------
@@ -385,6 +384,14 @@ def test_show_prints_blocks_with_their_equations(
     for equation in noiseless:
         assert f"{equation} +" not in out
     assert contents(tmp_path).keys() == {"tiny.toml"}
+
+
+@pytest.mark.parametrize("title", ["Model [D = 100]", "[red] wine", "closed [/bold]"])
+def test_show_prints_a_title_as_it_is(cli: Cli, title: str) -> None:
+    """Brackets are no markup."""
+    code, out, _ = cli("show", "tiny.toml", "--set", f"title={title}")
+    assert code == 0
+    assert out.startswith(f"{title}\n")
 
 
 def test_show_counts_shapes_and_bytes(cli: Cli) -> None:
