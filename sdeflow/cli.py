@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sdeflow import __version__
 from sdeflow.errors import SdeflowError
 
 EXIT = {"success": 0, "diverged": 3, "interrupted": 130}
@@ -33,6 +34,15 @@ SetOption = Annotated[
 StepsOption = Annotated[int | None, typer.Option(help="Steps of the reference clock.")]
 ReplicasOption = Annotated[int | None, typer.Option(help="Replicas in one run; replica i has seed + i.")]
 DtypeOption = Annotated[str | None, typer.Option(help="float32 or float64.")]
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"sdeflow {__version__}")
+        raise typer.Exit
 
 
 @app.command()
@@ -192,6 +202,3 @@ def main() -> None:
     except SdeflowError as error:
         typer.echo(f"sdeflow: {error}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        sys.exit(130)

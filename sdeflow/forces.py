@@ -106,6 +106,7 @@ class ModelForces:
         if len(z["theta"]) > 1 and self._vmap:
             try:
                 self._each(self._total, z)
+                self(0.0, z, ("theta", "x"))
             except RuntimeError:  # a model that looks at values, say: its replicas take turns
                 self._vmap = False
 

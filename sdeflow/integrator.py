@@ -63,7 +63,7 @@ def refuses_without_momenta(system: System) -> str | None:
     if not isinstance(system, BlockSystem):
         return "it needs a system made of blocks"
     bare = [b.name for b in system.blocks if not b.kinetic]
-    return f"it needs a momentum in every block, and {', '.join(bare)} has none" if bare else None
+    return f"it needs a momentum in every block; without one: {', '.join(bare)}" if bare else None
 
 
 KEPT = "force:"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from types import FunctionType
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -60,10 +61,20 @@ class Model(ABC):
 
     def to(self, dtype: torch.dtype, device: torch.device) -> Model:
         """A copy with every tensor and module attribute on `device`, its floating-point ones as `dtype`."""
-        moved = copy.copy(self)
-        for name, value in vars(self).items():
-            setattr(moved, name, _moved(value, dtype, device))
-        return moved
+        return moved(self, dtype, device)
+
+
+T = TypeVar("T")
+
+
+def moved(thing: T, dtype: torch.dtype, device: torch.device) -> T:
+    """A copy of an object with every tensor and module attribute on `device`, as `dtype` where floating."""
+    if not hasattr(thing, "__dict__") or isinstance(thing, nn.Module | type | FunctionType):
+        return _moved(thing, dtype, device)
+    result = copy.copy(thing)
+    for name, value in vars(thing).items():
+        setattr(result, name, _moved(value, dtype, device))
+    return result
 
 
 def _moved(value: Any, dtype: torch.dtype, device: torch.device) -> Any:

@@ -70,11 +70,14 @@ def compose(channel: Channel, first: Increment, second: Increment, h_second: flo
 
     W = W1 + W2,    P = w2 P1 + P2,    Q = Q1 + Q2 + (1-w2)/gamma P1
     """
-    whole: Increment = {"W": first["W"] + second["W"]}
-    if channel.block is not None and channel.block.kinetic:
+    whole: Increment = {}
+    if "W" in first:
+        whole["W"] = first["W"] + second["W"]
+    if "P" in first and channel.block is not None:
         c = channel.block.flow(h_second)
         whole["P"] = c.w * first["P"] + second["P"]
-        whole["Q"] = first["Q"] + second["Q"] + c.free * first["P"]
+        if "Q" in first:
+            whole["Q"] = first["Q"] + second["Q"] + c.free * first["P"]
     return whole
 
 
@@ -118,7 +121,8 @@ class TorchNoise:
     """The `torch` source: torch's own generator, keyed anew for every (seed, block, step).
 
     Replica i of a run with seed s draws what a run of one replica with seed s + i draws. W comes from the
-    first normals of a step, so schemes with as many substeps share it, whatever else they ask for. On a CPU
+    first normals of a step, so schemes with as many substeps share it, whatever else they ask for; P alone
+    is drawn from the same normals, and is then only close to the P that comes with Q. On a CPU
     the generator is torch's Mersenne twister, on CUDA its Philox: the two give different numbers.
     """
 

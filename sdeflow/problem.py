@@ -46,6 +46,7 @@ class Problem:
             out=out,
             overwrite=overwrite,
             config=self.config.toml(),
+            title=self.config.title,
             progress=progress,
         )
 

@@ -35,8 +35,8 @@ class Save:
     theta_max: int = 10_000
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise SdeflowError(f"save.every must be at least 1 step, given {self.every}")
+        if not isinstance(self.every, int) or self.every < 1:
+            raise SdeflowError(f"save.every must be at least 1 step, given {self.every!r}")
 
     def steps(self, last: int) -> list[int]:
         """The steps at which snapshots are taken in a run of `last` steps."""
@@ -82,7 +82,7 @@ class Recorder:
                         f"the axis '{dim}' has different lengths in different blocks: rename one"
                     )
             self.whole[name] = Axes(axes.dims, tuple(len(self.index[dim]) for dim in axes.dims))
-        _refuse_too_much(4 * self.numbers_per_snapshot * (steps // save.every + 2))
+        _refuse_too_much(8 * self.numbers_per_snapshot * (steps // save.every + 2))
         self.when = save.steps(steps)
         self._buffers: dict[str, NDArray[np.floating]] = {}
 
@@ -100,6 +100,9 @@ class Recorder:
             chosen = {
                 name: self._chosen(z[name], axes.dims).cpu().numpy() for name, axes in self.whole.items()
             }
+        if self.steps and self._buffers.keys() != (host | chosen).keys():
+            changed = sorted(self._buffers.keys() ^ (host | chosen).keys())
+            raise SdeflowError(f"observables must be the same in every snapshot; {', '.join(changed)} is not")
         for name, value in (host | chosen).items():
             if name not in self._buffers:
                 self._buffers[name] = np.empty((len(self.when), *value.shape), dtype=value.dtype)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sdeflow.errors import SdeflowError, attempt
+from sdeflow.model import moved
 from sdeflow.noise import Channel
 from sdeflow.system import Axes
 
@@ -40,6 +41,9 @@ class SDESystem:
         self.sde, self.h, self.paths = sde, h, paths
         self._start = tuple(start)
 
+    def __str__(self) -> str:
+        return f"{type(self.sde).__name__}, h={self.h:g}, {self.paths} paths from {list(self._start)}"
+
     def drift(self, t: float, z: State) -> State:
         x = z["X"]
         return {"X": torch.as_tensor(self.sde.drift(t, x), dtype=x.dtype, device=x.device).expand_as(x)}
@@ -61,7 +65,7 @@ class SDESystem:
         return {}
 
     def to(self, dtype: torch.dtype, device: torch.device) -> SDESystem:
-        return self
+        return SDESystem(moved(self.sde, dtype, device), h=self.h, paths=self.paths, start=self._start)
 
     def start(self, seed: int) -> State:
         return {"X": torch.tensor(self._start, dtype=torch.float64).expand(self.axes["X"].shape)}

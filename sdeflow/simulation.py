@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -16,18 +18,20 @@ from torch import Tensor
 
 from sdeflow.catalogue import integrator_named, integrators_for
 from sdeflow.engine import advance
-from sdeflow.errors import DivergenceWarning, SdeflowError, attempt
+from sdeflow.errors import DivergenceWarning, RunError, SdeflowError, attempt
 from sdeflow.integrator import Integrator
+from sdeflow.model import Model
 from sdeflow.noise import NoiseSource, TorchNoise
 from sdeflow.progress import Progress, progress_bar
 from sdeflow.provenance import provenance
 from sdeflow.record import Recorder, Save
 from sdeflow.store import final_state, refuse_occupied, to_dataset, write_run
 from sdeflow.system import System
+from sdeflow.systems import SystemDeclaration
 
 _CHUNK_SECONDS = 0.2
 
-ONE_THREAD_BELOW = 100_000
+ONE_THREAD_BELOW = 500_000
 """Numbers in the state up to which a CPU run keeps to one thread.
 
 Small operations gain nothing from more, and lose much where the other cores are busy: threads that wait
@@ -69,8 +73,9 @@ def simulate(
     save         what to record (default: every 10 steps, 16 data with 16 particles each)
     out          a run folder to write too: trajectory.nc and final.safetensors
 
-    Raises SdeflowError where something does not fit. A trajectory that diverges or is interrupted is
-    returned as far as it got; `attrs['retcode']` says so, and a DivergenceWarning is given.
+    Raises SdeflowError where something does not fit. A trajectory that diverges is returned as far as it
+    got; `attrs['retcode']` says so, and a DivergenceWarning is given. An interrupted or failing run is
+    written to `out` as far as it got, and then raises KeyboardInterrupt or RunError.
     """
     with progress_bar(steps) if progress else nullcontext() as report:
         solution = solve(
@@ -86,7 +91,9 @@ def simulate(
             overwrite=overwrite,
             progress=report,
         )
-    if solution.retcode != "success":
+    if solution.retcode == "interrupted":
+        raise KeyboardInterrupt(solution.message)
+    if solution.retcode == "diverged":
         warnings.warn(solution.message, DivergenceWarning, stacklevel=2)
     return solution.dataset
 
@@ -104,13 +111,20 @@ def solve(
     out: Path | None = None,
     overwrite: bool = False,
     config: str = "",
+    title: str = "",
     progress: Progress | None = None,
 ) -> Solution:
-    """`simulate` with nothing by default; also gives the last state. `config` is stored as it is."""
+    """`simulate` with nothing by default; also gives the last state. `config` is stored as it is.
+
+    Raises RunError where the run could not be carried through; what was recorded is written first.
+    """
+    _refuse_no_system(system)
     scheme = compatible(integrator, system)
     for name, value, least in (("steps", steps, 0), ("replicas", replicas, 1), ("seed", seed, 0)):
-        if value < least:
-            raise SdeflowError(f"{name} must be at least {least}, given {value}")
+        if not isinstance(value, int) or value < least:
+            raise SdeflowError(f"{name} must be at least {least}, given {value!r}")
+    if not isinstance(save, Save):
+        raise SdeflowError(f"save must be an sdeflow.Save, given {type(save).__name__}")
     if out is not None:
         refuse_occupied(out, overwrite)
     where, precision = resolve_device(device), _resolve_dtype(dtype)
@@ -137,8 +151,10 @@ def solve(
 
     message = _message(end, steps, scheme)
     attrs: dict[str, Any] = {
-        "title": f"{scheme.name}, {steps} steps",
+        "title": title or f"{scheme.name}, {steps} steps",
         **provenance(where),
+        "system": str(system),
+        "save": str(save),
         "threads": threads,
         "config": config,
         "integrator": scheme.name,
@@ -153,9 +169,12 @@ def solve(
         "retcode": end.retcode,
         "message": message,
     }
-    dataset = to_dataset(recorder, seeds=seeds, attrs=attrs)
-    if out is not None:
-        write_run(out, dataset, final_state(system, end.state), config, overwrite)
+    with _uninterrupted():
+        dataset = to_dataset(recorder, seeds=seeds, attrs=attrs)
+        if out is not None:
+            write_run(out, dataset, final_state(system, end.state), config, overwrite)
+    if end.error is not None:
+        raise RunError(message) from end.error
     return Solution(dataset, end.state, end.retcode, message)
 
 
@@ -167,6 +186,7 @@ class _End:
     step: int
     retcode: str
     diverged: dict[int, str]
+    error: Exception | None = None
 
 
 def _march(
@@ -201,6 +221,10 @@ def _march(
             observed = recorder.take(step, step * system.h, z)
     except KeyboardInterrupt:
         return _End(z, step, "interrupted", diverged)
+    except Exception as error:
+        if step == 0:
+            raise
+        return _End(z, step, "failed", diverged, error)
     return _End(z, step, "diverged" if diverged else "success", diverged)
 
 
@@ -241,6 +265,8 @@ def resolve_device(device: str | torch.device) -> torch.device:
         chosen = torch.device(device)
     except RuntimeError as error:
         raise SdeflowError(f"device must be 'auto', 'cpu' or 'cuda', given '{device}'") from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise SdeflowError(f"device must be 'auto', 'cpu' or 'cuda', given '{device}'")
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise SdeflowError(
             "device 'cuda' was asked for, but there is no CUDA device here: give 'cpu' or 'auto'"
@@ -273,13 +299,41 @@ def _note_divergence(z: Mapping[str, Tensor], step: int, diverged: dict[int, str
     for replica in (~finite.all(0)).nonzero().flatten().tolist():
         if replica not in diverged:
             variable = list(z)[int((~finite[:, replica]).nonzero()[0])]
-            diverged[replica] = f"{variable} is not finite at step {step}"
+            diverged[replica] = f"{variable} is not finite by step {step}"
 
 
 def _message(end: _End, steps: int, scheme: Integrator) -> str:
     if end.retcode == "interrupted":
-        return f"interrupted after {end.step} of {steps} steps"
+        return f"stopped after {end.step} of {steps} steps"
+    if end.retcode == "failed":
+        error = end.error
+        return f"the run failed after {end.step} of {steps} steps with {type(error).__name__}: {error}"
     if end.retcode == "diverged":
         where = "; ".join(f"replica {r}: {what}" for r, what in end.diverged.items())
-        return f"{scheme.name} diverged ({where}). Likely fix: a smaller step h, or a more stable integrator."
+        return f"{where}. Likely fix: a smaller step h, or a more stable integrator than {scheme.name}."
     return f"{end.step} steps"
+
+
+def _refuse_no_system(system: object) -> None:
+    if isinstance(system, System) and not isinstance(system, type):
+        return
+    if hasattr(system, "drift") and hasattr(system, "diffusion"):
+        raise SdeflowError(f"{type(system).__name__} is a plain SDE: give SDESystem(sde, h=...) instead")
+    if isinstance(system, Model | SystemDeclaration):
+        raise SdeflowError(
+            "a system is a declaration with a model: mpgd(model, particles=..., theta=..., x=...)"
+        )
+    raise SdeflowError(f"a system was expected, given {type(system).__name__}")
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Lets a second Ctrl-C wait while what was recorded is written."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

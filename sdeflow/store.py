@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from sdeflow.errors import RunError, SdeflowError
@@ -123,13 +124,15 @@ def write_run(
 
     Raises RunError where the disk does not take it.
     """
+    folder = folder.resolve()
     refuse_occupied(folder, overwrite)
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     try:
         partial.mkdir(parents=True)
         dataset.to_netcdf(partial / TRAJECTORY, engine="netcdf4")
         metadata = {key: str(dataset.attrs[key]) for key in ("seed", "steps_taken", "retcode")}
-        save_file(dict(final), partial / FINAL, metadata={"format": "pt", **metadata})
+        # bytes rather than safetensors' own file, which nobody but the owner could read
+        (partial / FINAL).write_bytes(save(dict(final), metadata={"format": "pt", **metadata}))
         if config:
             (partial / CONFIG).write_text(config, encoding="utf-8")
         if folder.exists():
@@ -140,6 +143,8 @@ def write_run(
         else:
             partial.rename(folder)
     except (OSError, RuntimeError) as error:
-        raise RunError(f"the run could not be written to {folder} (is the disk full?): {error}") from error
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "HDF error" in str(error)
+        hint = " (the disk is full, it seems)" if full else ""
+        raise RunError(f"the run could not be written to {folder}{hint}: {error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

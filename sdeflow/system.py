@@ -96,6 +96,14 @@ class BlockSystem:
         self.force_field = forces
         self._start = start
 
+    def __str__(self) -> str:
+        return "; ".join(
+            f"{b.name}: {'kinetic' if b.kinetic else 'overdamped'}, h={b.rate * self.h:g}, "
+            + (f"eta={b.eta:g}, gamma={b.gamma:g}, " if b.kinetic else "")
+            + f"T={b.temperature:g}, {' x '.join(map(str, b.shape))} ({', '.join(b.dims)})"
+            for b in self.blocks
+        )
+
     # The generic SDE -------------------------------------------------------------------------------
 
     def forces(self, t: float, z: State, blocks: Sequence[Block]) -> dict[str, Tensor]:
@@ -141,8 +149,10 @@ class BlockSystem:
         return self.force_field if isinstance(self.force_field, ModelForces) else None
 
     def to(self, dtype: torch.dtype, device: torch.device) -> BlockSystem:
+        from sdeflow.model import moved
+
         model = self.model_forces
-        forces = self.force_field if model is None else model.to(dtype, device)
+        forces = moved(self.force_field, dtype, device) if model is None else model.to(dtype, device)
         return BlockSystem(self.blocks, forces, h=self.h, start=self._start)
 
     def start(self, seed: int) -> State:

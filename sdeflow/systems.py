@@ -126,7 +126,7 @@ def _motion(block: str, numbers: Motion | Mapping[str, float]) -> Motion:
                 f"block '{block}' takes h and, with a momentum, eta and gamma; "
                 f"given {', '.join(numbers) or 'nothing'}"
             ) from None
-    if not 0 < motion.h < math.inf:
+    if not isinstance(motion.h, float | int) or not 0 < motion.h < math.inf:
         raise SdeflowError(f"block '{block}': the step h must be positive and finite, given {motion.h!r}")
     return motion
 

@@ -12,7 +12,10 @@ from sdeflow.errors import SdeflowError, attempt, expect_shape
 from sdeflow.model import Model
 from sdeflow.parameters import ParameterLayout
 
-RESERVED = ("theta", "m", "X", "U", "loss")
+RESERVED = {"theta", "m", "X", "U", "loss", "step", "seed", "replica", "datum", "particle", "latent", "param"}
+RESERVED_STARTS = ("time", "kinetic_", "force_")
+SCORE_TOLERANCE = 0.01
+"""Largest relative difference of an analytic score from automatic differentiation."""
 
 
 def try_model(model: Model, layout: ParameterLayout, theta: Tensor, x: Tensor) -> None:
@@ -39,24 +42,39 @@ def try_model(model: Model, layout: ParameterLayout, theta: Tensor, x: Tensor) -
     if model.score_x is not None:
         score = attempt(f"{name}.score_x", model.score_x, *arguments)
         expect_shape(f"{name}.score_x", score, tuple(x.shape), "like x")
+        _compare(f"{name}.score_x", score, value, x)
     if model.score_theta is not None:
-        scores = _mapping(
-            f"{name}.score_theta", attempt(f"{name}.score_theta", model.score_theta, *arguments)
-        )
+        what = f"{name}.score_theta"
+        scores = _mapping(what, attempt(what, model.score_theta, *arguments))
         for key, shape in layout.shapes.items():
-            expect_shape(f"{name}.score_theta['{key}']", scores.get(key), shape, f"like theta['{key}']")
+            expect_shape(f"{what}['{key}']", scores.get(key), shape, f"like theta['{key}']")
+        _compare(what, torch.cat([scores[key].reshape(-1) for key in layout.shapes]), value, theta)
 
     what = f"{name}.observables"
     for key, scalar in _mapping(what, attempt(what, model.observables, *arguments)).items():
         expect_shape(f"{what}['{key}']", torch.as_tensor(scalar), (), "a scalar")
-        if key in RESERVED:
-            raise SdeflowError(f"{what}['{key}'] has the name of a variable: choose another")
+        if key in RESERVED or key.startswith(RESERVED_STARTS) or key.endswith("_norm"):
+            raise SdeflowError(f"{what}['{key}'] has a name that the trajectory uses: choose another")
+        if not key.isidentifier():
+            raise SdeflowError(f"{what}['{key}']: a name of letters, digits and underscores was expected")
 
 
 def _mapping(what: str, value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise SdeflowError(f"{what} gives {type(value).__name__}, expected a mapping by name")
     return value
+
+
+def _compare(what: str, score: Tensor, value: Tensor, leaf: Tensor) -> None:
+    """Raises SdeflowError where an analytic score is not the gradient of the log-joint."""
+    if not _depends(value, leaf):
+        return
+    (gradient,) = torch.autograd.grad(value.sum(), leaf, retain_graph=True)
+    difference = float((score.detach() - gradient).norm() / gradient.norm().clamp_min(1e-12))
+    if difference > SCORE_TOLERANCE:
+        raise SdeflowError(
+            f"{what} differs from the gradient of log_joint by {difference:.0%} at the start: mend either"
+        )
 
 
 def _depends(value: Tensor, leaf: Tensor) -> bool:

@@ -288,8 +288,8 @@ def test_file(refused: Refused, problem: str, fragments: list[str]) -> None:
         (("--system", "kiplmc", "--integrator", "nag"), ["'nag'", "no noise in theta", "These can: ", "ubu"]),
         (("--system", "ipla", "--integrator", "nag"), ["'nag'", "These can: "]),
         (("--system", "pgd", "--integrator", "obabo"), ["'obabo'", "momentum in every block", "theta, x"]),
-        (("--system", "mpgd-theta", "--integrator", "baoab"), ["'baoab'", "momentum", "x has none"]),
-        (("--system", "mpgd-x", "--integrator", "ubu"), ["'ubu'", "momentum", "theta has none"]),
+        (("--system", "mpgd-theta", "--integrator", "baoab"), ["'baoab'", "momentum", "without one: x"]),
+        (("--system", "mpgd-x", "--integrator", "ubu"), ["'ubu'", "momentum", "without one: theta"]),
     ],
 )
 def test_option(refused: Refused, options: tuple[object, ...], fragments: list[str]) -> None:

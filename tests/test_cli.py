@@ -270,7 +270,7 @@ def test_interruption_keeps_what_was_recorded_and_exits_130(
     monkeypatch.setattr(simulation, "advance", interrupted)
     code, _, err = cli("run", "tiny.toml", "--quiet", "--out", "part", "--steps", 10)
     assert code == 130
-    assert err == "interrupted: interrupted after 5 of 10 steps\n"
+    assert err == "interrupted: stopped after 5 of 10 steps\n"
     part, whole = load("part"), load("whole")
     assert part.attrs["retcode"] == "interrupted"
     assert part.attrs["steps_taken"] == 5
@@ -303,7 +303,8 @@ def test_a_full_disk_is_one_sentence_and_exit_1(
     code, _, err = cli("run", "tiny.toml", "--out", "run")
     assert code == 1
     assert err.count("\n") == 1
-    assert "could not be written to run" in err
+    assert "could not be written to" in err
+    assert "the disk is full" in err
     assert "No space left on device" in err
     assert [p.name for p in tmp_path.iterdir()] == ["tiny.toml"]
 
