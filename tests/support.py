@@ -69,6 +69,17 @@ def spectral_radius(a: Matrix) -> float:
     return float(np.abs(np.linalg.eigvals(a)).max())
 
 
+def exponent(errors: Sequence[float]) -> float:
+    """The order p of errors at h, h/2, h/4; infinite where they are roundoff.
+
+    log2 of a ratio is p + O(h), so twice the second less the first is p + O(h^2).
+    """
+    if errors[-1] < 1e-12:
+        return np.inf
+    first, second = np.log2(errors[0] / errors[1]), np.log2(errors[1] / errors[2])
+    return 2 * second - first
+
+
 def places(system: System) -> dict[str, slice]:
     """Where each variable lies in the flat state."""
     found, at = {}, 0
