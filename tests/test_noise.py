@@ -127,6 +127,15 @@ def test_blocks_steps_seeds_and_substeps_differ() -> None:
     assert values.unique().numel() == values.numel()
 
 
+def test_draws_are_those_of_torch_seeded_for_seed_block_and_step() -> None:
+    """The whole 63-bit key reaches the generator, and substeps follow one another in one stream."""
+    draw = source([overdamped("y"), overdamped("x")], [8, 9], kind="W", substeps=2)(70_000)
+    g = torch.Generator().manual_seed(step_key(stream(9, "noise", "x"))(70_000))
+    xi = torch.empty(2, 4, dtype=torch.float64).normal_(generator=g)
+    for part, normals in zip(draw, xi, strict=True):
+        assert torch.equal(part["X"]["W"][1], np.sqrt(0.5) * normals)
+
+
 # Keys ----------------------------------------------------------------------------------------------
 
 
