@@ -368,3 +368,15 @@ def test_step_is_affine_in_state_and_noise(integrator: str, system: str) -> None
     z |= scheme.init(built, z)
     z = advance(built, scheme, z, lambda n: noise_from(built, scheme, xi[n]), 0, 3)
     assert np.allclose(pack(built, z), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("integrator", "system"), accepted_pairs())
+def test_gradients_of_the_log_joint_give_the_same_map(integrator: str, system: str) -> None:
+    """Without the model's analytic scores, forces come from automatic differentiation of l_i."""
+    built = toy(system, **SETTINGS["particles, clocks"])
+    analytic = affine_map(built, integrator)
+    model = built.model_forces.model
+    model.score_x = model.score_theta = None
+    automatic = affine_map(built, integrator)
+    for one, other in zip(analytic, automatic, strict=True):
+        assert np.allclose(one, other, rtol=1e-12, atol=1e-14)

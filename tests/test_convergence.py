@@ -141,6 +141,16 @@ def test_ornstein_uhlenbeck(h: float, steps: int) -> None:
     assert x.var(ddof=1) == pytest.approx(variance, rel=SE * np.sqrt(2 / (PATHS - 1)))
 
 
+def test_double_well_slides_down_its_potential() -> None:
+    """drift = -V' and diffusion^2 / 2 = T, to roundoff."""
+    barrier, temperature = 1.7, 0.3
+    x = torch.linspace(-3, 3, 61, dtype=torch.float64).requires_grad_()
+    (slope,) = torch.autograd.grad((barrier * (x**2 - 1) ** 2).sum(), x)
+    well = DoubleWell(barrier, temperature)
+    assert torch.allclose(well.drift(0.0, x), -slope, rtol=1e-14, atol=1e-14)
+    assert well.diffusion(0.0, x) ** 2 / 2 == pytest.approx(temperature, rel=1e-14)
+
+
 def test_double_well() -> None:
     """Second and fourth moment against quadrature of exp(-V/T), and symmetry, from a start on the barrier."""
     barrier, temperature = 1.0, 0.5
