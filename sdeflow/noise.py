@@ -5,14 +5,14 @@ Over a step h of a kinetic block (k = gamma eta, its own clock, unit temperature
     P = sqrt(2 gamma) int e^{-k(h-s)} dB,    Q = sqrt(2 gamma)/gamma int (1 - e^{-k(h-s)}) dB
 
 and W is the increment of the same path on the reference clock, Var W = h, so that with the block's
-rate r the three are tied by P + gamma Q = sqrt(2 gamma r) W. Two of them are drawn.
+rate r the three are tied by P + gamma Q = sqrt(2 gamma r) W. Two of them are drawn. H, the space-time
+Levy area of W, is N(0, h/12) and independent of W; with it int_0^h B ds = h (W/2 + H).
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from sdeflow.block import Block
+from sdeflow.maps import plus
 
-Kind = Literal["W", "P", "PQ", "WPQ"]
-"""The increments a scheme needs of a kinetic block; an overdamped block always gets W alone."""
+Kind = Literal["W", "WH", "P", "PQ", "WPQ"]
+"""The increments a scheme needs. P and Q are a kinetic block's; an overdamped block gets W in their place."""
 
 
 Increment = dict[str, Tensor]
@@ -47,32 +48,38 @@ class Channel:
 
     def normals(self, kind: Kind) -> int:
         """Standard normals a coordinate over one (sub)step."""
-        return 2 if self.kinetic and "Q" in kind else 1
+        return 2 if "H" in kind or (self.kinetic and "Q" in kind) else 1
 
-    def increment(self, xi: Sequence[Tensor], h: float, kind: Kind) -> Increment:
-        """The increments over a reference step h made of the standard normals `xi`."""
-        if self.block is None or not self.block.kinetic:
-            return {"W": math.sqrt(h) * xi[0]}
+    def increment(self, xi: Sequence[Tensor], h: float | Tensor, kind: Kind) -> Increment:
+        """The increments over a reference step h made of the standard normals `xi`; h may differ by datum."""
+        if kind == "WH":
+            return {"W": h**0.5 * xi[0], "H": (h / 12) ** 0.5 * xi[1]}
+        if kind == "W" or self.block is None or not self.block.kinetic:
+            return {"W": h**0.5 * xi[0]}
         c = self.block.flow(h)
         if kind == "P":
             return {"P": c.p_std * xi[0]}
         parts: Increment = {}
         if "W" in kind:
-            parts["W"] = math.sqrt(h) * xi[0]
+            parts["W"] = h**0.5 * xi[0]
         if "Q" in kind:
-            parts["P"] = (c.p1 * xi[0]).add_(xi[1], alpha=c.p2)
-            parts["Q"] = (c.q1 * xi[0]).add_(xi[1], alpha=c.q2)
+            parts["P"] = plus(c.p1 * xi[0], (c.p2, xi[1]))
+            parts["Q"] = plus(c.q1 * xi[0], (c.q2, xi[1]))
         return parts
 
 
 def compose(channel: Channel, first: Increment, second: Increment, h_second: float) -> Increment:
     """The increment over two consecutive steps, the second of reference length `h_second`; exact.
 
-    W = W1 + W2,    P = w2 P1 + P2,    Q = Q1 + Q2 + (1-w2)/gamma P1
+    W = W1 + W2,    P = w2 P1 + P2,    Q = Q1 + Q2 + (1-w2)/gamma P1,    H = (H1 + H2)/2 + (W1 - W2)/4
+
+    H, where there is one, needs steps of equal length.
     """
     whole: Increment = {}
     if "W" in first:
         whole["W"] = first["W"] + second["W"]
+    if "H" in first:
+        whole["H"] = (first["H"] + second["H"]) / 2 + (first["W"] - second["W"]) / 4
     if "P" in first and channel.block is not None:
         c = channel.block.flow(h_second)
         whole["P"] = c.w * first["P"] + second["P"]
@@ -145,9 +152,9 @@ class TorchNoise:
             (
                 channel,
                 [step_key(stream(seed, "noise", channel.key)) for seed in seeds],
-                # [R, substep, normal, *shape], drawn a replica at a time
+                # [R, normal, substep, *shape], drawn a replica at a time
                 torch.empty(
-                    len(seeds), substeps, channel.normals(kind), *channel.shape, dtype=dtype, device=device
+                    len(seeds), channel.normals(kind), substeps, *channel.shape, dtype=dtype, device=device
                 ),
             )
             for channel in channels
@@ -155,11 +162,16 @@ class TorchNoise:
 
     def __call__(self, n: int) -> tuple[Noise, ...]:
         noise: list[dict[str, Increment]] = [{} for _ in range(self._substeps)]
+        for channel, xi in self.normals(n):
+            for i, part in enumerate(noise):
+                part[channel.variable] = channel.increment(xi[:, :, i].unbind(1), self._h, self._kind)
+        return tuple(noise)
+
+    def normals(self, n: int) -> Iterator[tuple[Channel, Tensor]]:
+        """Standard normals of step n by channel, [R, normal, substep, *shape]; the next step reuses them."""
         for channel, keys, xi in self._channels:
             for r, key in enumerate(keys):
                 self._generator.manual_seed(key(n))
                 for normals in xi[r].flatten(0, 1):
                     normals.normal_(generator=self._generator)
-            for i, part in enumerate(noise):
-                part[channel.variable] = channel.increment(xi[:, i].unbind(1), self._h, self._kind)
-        return tuple(noise)
+            yield channel, xi

@@ -18,7 +18,9 @@ from sdeflow.system import System
 
 Matrix = NDArray[np.float64]
 
-INTEGRATORS = tuple(n for n, p in entries("integrators").items() if p.value.startswith("sdeflow."))
+INTEGRATORS = tuple(
+    n for n, p in entries("integrators").items() if p.value.startswith("sdeflow.") and ":" not in n
+)
 SYSTEMS = ("pgd", "ipla", "mpgd", "mpgd-theta", "mpgd-x", "kiplmc")
 
 

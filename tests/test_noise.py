@@ -16,7 +16,7 @@ from support import normals_a_step, toy
 
 from sdeflow.block import Block
 from sdeflow.catalogue import integrator_named
-from sdeflow.engine import advance
+from sdeflow.engine import advance, full_batch
 from sdeflow.noise import Channel, TorchNoise, step_key, stream
 
 SE = 4.5
@@ -96,10 +96,10 @@ def test_a_run_does_not_depend_on_its_chunks(integrator: str) -> None:
     z = {name: torch.ones(1, *axes.shape, dtype=torch.float64) for name, axes in system.axes.items()}
     z |= scheme.init(system, z)
     noise = source(system.channels, kind=scheme.noise, substeps=scheme.substeps)
-    whole = advance(system, scheme, z, noise, 0, 10)
+    whole = advance(full_batch(system, scheme, noise), z, 0, 10)
     parts = z
     for first, steps in ((0, 1), (1, 6), (7, 0), (7, 3)):
-        parts = advance(system, scheme, parts, noise, first, steps)
+        parts = advance(full_batch(system, scheme, noise), parts, first, steps)
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
@@ -121,10 +121,7 @@ def test_a_block_draws_the_same_whatever_blocks_are_beside_it() -> None:
 
 @pytest.mark.parametrize(
     "substeps",
-    [
-        1,
-        pytest.param(2, marks=pytest.mark.xfail(strict=True, reason="normals are drawn a substep at a time")),
-    ],
+    [1, 2],
 )
 def test_schemes_of_one_seed_share_the_brownian_path(substeps: int) -> None:
     """W is the same whatever else is drawn, and P alone is made of the normals that W is made of."""

@@ -35,7 +35,7 @@ from support import (
 
 from sdeflow.block import Block
 from sdeflow.catalogue import integrator_named
-from sdeflow.engine import advance
+from sdeflow.engine import advance, full_batch
 from sdeflow.noise import Noise, TorchNoise, compose
 from sdeflow.system import BlockSystem
 
@@ -120,10 +120,12 @@ def slopes(well: str) -> dict[str, Matrix]:
         }
         z |= scheme.init(system, z)
         if scheme.substeps == 1:
-            z = advance(system, scheme, z, lambda n: (levels[level][n],), 0, 2**level)
+            z = advance(full_batch(system, scheme, lambda n: (levels[level][n],)), z, 0, 2**level)
         else:
             halves = levels[level + 1]
-            z = advance(system, scheme, z, lambda n: (halves[2 * n], halves[2 * n + 1]), 0, 2**level)
+            z = advance(
+                full_batch(system, scheme, lambda n: (halves[2 * n], halves[2 * n + 1])), z, 0, 2**level
+            )
         return pack(system, z)
 
     truth = end(reference, at)
@@ -185,7 +187,7 @@ def test_order_without_noise(integrator: str, gamma: float) -> None:
         )
         z = {n: torch.full((1, 1), v, dtype=torch.float64) for n, v in (("theta", 1.6), ("m", -0.3))}
         z |= scheme.init(system, z)
-        z = advance(system, scheme, z, lambda n: ({},) * scheme.substeps, 0, steps)
+        z = advance(full_batch(system, scheme, lambda n: ({},) * scheme.substeps), z, 0, steps)
         errors.append(np.abs(pack(system, z).numpy()[0] - exact.y[:, -1]).max())
     assert exponent(errors) == pytest.approx(scheme.weak_order, abs=0.002)
 

@@ -1,0 +1,194 @@
+"""The solvers of the torchsde package, as reference: every system checked by code that is not ours."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from sdeflow.integrator import Integrator, refuses_memory
+from sdeflow.system import BlockSystem, System
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sdeflow.maps import State
+    from sdeflow.noise import Noise
+
+EXTRA = "torchsde:"
+"""Prefix of what a solver keeps in the state from one step to the next."""
+
+
+class TorchSDE(Integrator[System]):
+    """One step of `torchsde.sdeint` on the system's generic drift and diffusion, with diagonal noise.
+
+    The Brownian motion is sdeflow's own, handed over in place of torchsde's: schemes of the same seed share
+    their path, and a run can be stopped anywhere. Where a solver asks for it the space-time Levy area
+    H ~ N(0, h/12) comes with it; diagonal noise commutes, so no Levy area between coordinates is made.
+    """
+
+    method: ClassVar[str]
+    sde_type: ClassVar[Literal["ito", "stratonovich"]] = "ito"
+    minibatches = False
+    needs = "any SDE"
+    source = "Li, Wong, Chen, Duvenaud 2020; the torchsde package"
+
+    def refuses(self, system: System) -> str | None:
+        if self.sde_type == "stratonovich" and _state_dependent(system):
+            return (
+                "it solves Stratonovich SDEs, and yours, whose diffusion depends on the state, is an Itô one"
+            )
+        return refuses_memory(system)
+
+    def step(self, system: System, t: float, z: State, h: float, noise: tuple[Noise, ...]) -> State:
+        import torch
+        import torchsde
+
+        (dW,) = noise
+        sde = _Flat(system, t, self.sde_type, z)
+        y = sde.pack(z)
+        kept = tuple(z[name] for name in sorted(z) if name.startswith(EXTRA))
+        ys, extra = torchsde.sdeint(
+            sde,
+            y,
+            torch.tensor([0.0, h], dtype=y.dtype, device=y.device),
+            bm=_path(sde, y, dW, h),
+            method=self.method,
+            dt=h,
+            extra=True,
+            extra_solver_state=kept or None,
+        )
+        return z | sde.unpack(ys[-1]) | {f"{EXTRA}{i}": value for i, value in enumerate(extra)}
+
+
+class _Flat:
+    """A system as torchsde wants it: one vector y [R, n], drift f and diagonal diffusion g."""
+
+    noise_type = "diagonal"
+
+    def __init__(self, system: System, t: float, sde_type: str, z: State) -> None:
+        self.system, self.t, self.sde_type, self.state = system, t, sde_type, z
+        self.shapes = {name: z[name].shape for name in system.axes}
+        self._last: tuple[Any, Any] = (None, None)
+
+    def pack(self, z: State) -> Tensor:
+        import torch
+
+        return torch.cat([z[name].flatten(1) for name in self.shapes], dim=1)
+
+    def unpack(self, y: Tensor) -> State:
+        sizes = [prod(shape[1:]) for shape in self.shapes.values()]
+        parts = y.split(sizes, dim=1)
+        return {name: part.reshape(self.shapes[name]) for name, part in zip(self.shapes, parts, strict=True)}
+
+    def f(self, t: Tensor, y: Tensor) -> Tensor:
+        if self._last[0] is not y:  # sdeint evaluates once to look at the shape, then again
+            self._last = (y, self.pack(self.system.drift(self.t + float(t), self.unpack(y))))
+        return self._last[1]
+
+    def g(self, t: Tensor, y: Tensor) -> Tensor:
+        z = self.unpack(y)
+        sigma = self.system.diffusion(self.t + float(t), z)
+        # 0 * z keeps y in the graph, which milstein differentiates
+        return self.pack({name: 0 * value + sigma.get(name, 0.0) for name, value in z.items()})
+
+
+def _path(sde: _Flat, y: Tensor, dW: Noise, h: float) -> Any:
+    """The increments of this step as a Brownian motion of torchsde over [0, h]."""
+    import torch
+    from torchsde import BaseBrownian
+
+    def packed(part: Literal["W", "H"]) -> Tensor:
+        given = {name: increment[part] for name, increment in dW.items() if part in increment}
+        return sde.pack({name: given.get(name, torch.zeros_like(sde.state[name])) for name in sde.shapes})
+
+    W, H = packed("W"), packed("H")
+
+    class Path(BaseBrownian):
+        shape, dtype, device = y.shape, y.dtype, y.device
+        levy_area_approximation = "foster"  # all that any solver asks for; A is zero, and never read
+
+        def __call__(self, ta: Any, tb: Any = None, return_U: bool = False, return_A: bool = False) -> Any:
+            parts = [W]
+            if return_U:
+                parts.append(h * (W / 2 + H))
+            if return_A:
+                parts.append(W.new_zeros(()))
+            return parts[0] if len(parts) == 1 else tuple(parts)
+
+        def __repr__(self) -> str:
+            return "sdeflow's increments of one step"
+
+    return Path()
+
+
+def _state_dependent(system: System) -> bool:
+    if isinstance(system, BlockSystem):
+        return False
+    import torch
+
+    z = {name: value[None].clone().requires_grad_() for name, value in system.start(0).items()}
+    with torch.enable_grad():
+        return any(getattr(sigma, "requires_grad", False) for sigma in system.diffusion(0.0, z).values())
+
+
+class Euler(TorchSDE):
+    """torchsde's Euler-Maruyama; on a shared path equal to ours to rounding."""
+
+    name, method = "torchsde:euler", "euler"
+    strong_order, weak_order, evaluations = 1.0, 1.0, 1
+
+
+class Milstein(TorchSDE):
+    """torchsde's Milstein scheme; for additive noise the same as Euler-Maruyama."""
+
+    name, method = "torchsde:milstein", "milstein"
+    strong_order, weak_order, evaluations = 1.0, 1.0, 1
+
+
+class SRK(TorchSDE):
+    """torchsde's stochastic Runge-Kutta scheme of Roessler, with the space-time Levy area."""
+
+    name, method, noise = "torchsde:srk", "srk", "WH"
+    strong_order, weak_order, evaluations = 1.5, 2.0, 6
+
+
+class Heun(TorchSDE):
+    """torchsde's Heun scheme."""
+
+    name, method, sde_type = "torchsde:heun", "heun", "stratonovich"
+    strong_order, weak_order, evaluations = 1.0, 2.0, 2
+
+
+class Midpoint(TorchSDE):
+    """torchsde's midpoint scheme."""
+
+    name, method, sde_type = "torchsde:midpoint", "midpoint", "stratonovich"
+    strong_order, weak_order, evaluations = 1.0, 2.0, 2
+
+
+class EulerHeun(TorchSDE):
+    """torchsde's Euler-Heun scheme; for additive noise the same as Euler-Maruyama."""
+
+    name, method, sde_type = "torchsde:euler_heun", "euler_heun", "stratonovich"
+    strong_order, weak_order, evaluations = 1.0, 1.0, 1
+
+
+class LogODE(TorchSDE):
+    """torchsde's log-ODE scheme; for diagonal additive noise the midpoint scheme."""
+
+    name, method, sde_type = "torchsde:log_ode", "log_ode", "stratonovich"
+    strong_order, weak_order, evaluations = 1.0, 2.0, 2
+
+
+class ReversibleHeun(TorchSDE):
+    """torchsde's reversible Heun scheme; keeps a second copy of the state between steps."""
+
+    name, method, sde_type = "torchsde:reversible_heun", "reversible_heun", "stratonovich"
+    strong_order, weak_order, evaluations = 1.0, 2.0, 1
+
+    def init(self, system: System, z: State) -> State:
+        import torch
+
+        flat = _Flat(system, 0.0, self.sde_type, z)
+        y, now = flat.pack(z), torch.zeros(())
+        return {f"{EXTRA}{i}": value for i, value in enumerate((flat.f(now, y), flat.g(now, y), y))}
