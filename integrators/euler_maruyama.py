@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sdeflow.integrator import Integrator
+from sdeflow.integrator import Integrator, refuses_memory
 from sdeflow.maps import plus
 from sdeflow.system import System
 
@@ -27,7 +27,7 @@ class EulerMaruyama(Integrator[System]):
     source = "Maruyama 1955; Kloeden, Platen 1992"
 
     def refuses(self, system: System) -> str | None:
-        return None
+        return refuses_memory(system)
 
     def step(self, system: System, t: float, z: State, h: float, noise: tuple[Noise, ...]) -> State:
         (dW,) = noise

@@ -3,7 +3,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sdeflow.integrator import Integrator
-from sdeflow.maps import exponential, plus
+from sdeflow.maps import exponential, plus, remembered
 from sdeflow.system import BlockSystem, System
 
 if TYPE_CHECKING:
@@ -52,5 +52,6 @@ class NAG(Integrator[BlockSystem]):
         for b in theta:
             v_new = plus(mu[b.name] * v[b.name], ((b.rate * h) ** 2 * b.eta, f[b.name]))
             z = z | {b.position: z[b.position] + v_new, b.noisy: v_new / (b.rate * h * b.eta)}
+        z = z | remembered(theta, f)
         f = system.forces(t, z, x)
         return z | exponential(x, z, f, h, dW)

@@ -16,6 +16,7 @@ if not (Path(__file__).parent / "integrators").is_dir():
 __version__ = "0.1.0"
 
 _HOME = {
+    "Batch": "sdeflow.batch",
     "Block": "sdeflow.block",
     "BlockSystem": "sdeflow.system",
     "Integrator": "sdeflow.integrator",
@@ -36,6 +37,7 @@ _HOME = {
 __all__ = sorted([*_HOME, "__version__"])
 
 if TYPE_CHECKING:
+    from sdeflow.batch import Batch as Batch
     from sdeflow.block import Block as Block
     from sdeflow.errors import SdeflowError as SdeflowError
     from sdeflow.integrator import Integrator as Integrator

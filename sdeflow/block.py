@@ -1,11 +1,16 @@
 """A block: one position, possibly with a momentum, moving on its own clock."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from sdeflow.errors import SdeflowError
 from sdeflow.flow import Flow, kinetic_flow
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Role = Literal["parameters", "particles"]
 
@@ -23,6 +28,8 @@ class Block:
     momentum   name of p in the state; None means overdamped
     eta        inverse mass (p has stationary law N(0, T/eta)); gamma: friction, k = gamma eta per unit time
     rate       r = h_block / h: the drift is multiplied by r, the diffusion by sqrt(r)
+    memory     name in the state of the running mean square of the force, by which RMSProp divides it; None
+               leaves the force as it is. Noise beside such a force would change the stationary law, so T = 0
     role       'parameters' are moved before 'particles' by the schemes that tell them apart
 
     Raises SdeflowError for a negative or missing constant.
@@ -38,6 +45,7 @@ class Block:
     temperature: float = 1.0
     rate: float = 1.0
     role: Role = "particles"
+    memory: str | None = None
 
     def __post_init__(self) -> None:
         def require(condition: bool, what: str, value: object) -> None:
@@ -47,6 +55,7 @@ class Block:
         require(len(self.shape) == len(self.dims), "dims must name each axis of shape", self.dims)
         require(0 < self.rate < math.inf, "the step size must be positive and finite", self.rate)
         require(0 <= self.temperature < math.inf, "temperature must not be negative", self.temperature)
+        require(self.memory is None or self.temperature == 0, "RMSProp needs T = 0", self.temperature)
         if self.kinetic:
             require(0 < self.eta < math.inf, "a kinetic block needs eta > 0 (its inverse mass)", self.eta)
             require(0 <= self.gamma < math.inf, "a kinetic block needs gamma >= 0 (its friction)", self.gamma)
@@ -57,7 +66,7 @@ class Block:
 
     @property
     def variables(self) -> tuple[str, ...]:
-        """Names in the state: the position, and the momentum where there is one."""
+        """Names of its random variables in the state: the position, and the momentum where there is one."""
         return (self.position,) if self.momentum is None else (self.position, self.momentum)
 
     @property
@@ -76,6 +85,7 @@ class Block:
         """sqrt(T/eta), the standard deviation of a momentum coordinate at stationarity."""
         return math.sqrt(self.temperature / self.eta)
 
-    def flow(self, h: float) -> Flow:
+    def flow(self, h: float | Tensor) -> Flow:
         """The exact flow over a reference step h, that is over r h of this block's own time."""
+        assert isinstance(h, float | int), "steps that differ by datum need a table (sdeflow.batch)"
         return kinetic_flow(self.gamma, self.eta, self.rate * h)

@@ -1,11 +1,12 @@
 """The TOML schema of a problem, and its errors.
 
-title = "..."
+title = "...", cpu_note = "..." (what to know before running it on a CPU)
 [model]      use = name or file.py:Name; the rest are the model's own arguments
 [system]     use = name or file.py:Name
              of a model: particles, optionally h, and a table [system.BLOCK] with h, eta, gamma a block
              of a plain SDE: h, paths, start; the rest are the SDE's own arguments
 [run]        integrator, steps, seed, replicas, dtype, device, noise
+[batch]      size, catch_up, cap; without it every step sees all data
 [save]       every, data, particles, theta_max
 [variants.NAME]   tables that replace parts of the above under `--variant NAME`
 """
@@ -54,6 +55,14 @@ class RunSection(_Strict):
     noise: Literal["torch"] = "torch"
 
 
+class BatchSection(_Strict):
+    """How data are subsampled; see sdeflow.batch.Batch."""
+
+    size: Count
+    catch_up: Literal["off", "one_step", "substeps"] = "off"
+    cap: Count = 10
+
+
 class SaveSection(_Strict):
     """What to save; see sdeflow.record.Save."""
 
@@ -67,9 +76,11 @@ class Config(_Strict):
     """A problem with everything that was chosen for one run of it."""
 
     title: str = ""
+    cpu_note: str = ""
     system: Named
     model: Named | None = None
     run: RunSection = RunSection()
+    batch: BatchSection | None = None
     save: SaveSection = SaveSection()
 
     def toml(self) -> str:
@@ -98,7 +109,7 @@ def load_config(
     for table in overrides:
         tables = merged(tables, _absolute_files(table, Path.cwd()))
     _refuse_nonfinite(tables, "")
-    for name in ("model", "system", "run", "save"):
+    for name in ("model", "system", "run", "batch", "save"):
         if not isinstance(tables.get(name, {}), dict):
             raise SdeflowError(f"{path.name}: '{name}' must be a table, [{name}], given {tables[name]!r}")
     try:
@@ -188,6 +199,6 @@ def explain(
 
 
 def _fields(path: Sequence[str]) -> list[str]:
-    sections: dict[str, type[BaseModel]] = {"run": RunSection, "save": SaveSection}
+    sections: dict[str, type[BaseModel]] = {"run": RunSection, "batch": BatchSection, "save": SaveSection}
     schema = sections.get(path[0]) if path else Config
     return list(schema.model_fields) if schema is not None else []

@@ -63,6 +63,8 @@ def describe(problem: Problem, variants: Sequence[str]) -> None:
     """Prints what a problem is and what a run of it takes."""
     config, system = problem.config, problem.system
     out.print(Text(config.title or config.system.use, style="bold"))
+    if config.cpu_note:
+        out.print(f"on a CPU: {config.cpu_note}", markup=False)
     if config.model is not None:
         from sdeflow.catalogue import find
 
@@ -95,11 +97,14 @@ def _describe_blocks(system: BlockSystem) -> None:
 
 
 def _describe_cost(problem: Problem, system: System) -> None:
+    from torch import Tensor
+
     from sdeflow.record import Recorder
 
-    run = problem.config.run
+    run, batch = problem.config.run, problem.config.batch
     bytes_each = {"float32": 4, "float64": 8}[run.dtype]
     recorder = Recorder(system, problem.save, replicas=run.replicas, steps=run.steps)
+    model = system.model_forces if isinstance(system, BlockSystem) else None
     state = run.replicas * sum(prod(a.shape) for a in system.axes.values()) * bytes_each
     normals = sum(
         (1 + (len(problem.integrator.noise) if c.kinetic else 1))
@@ -107,17 +112,23 @@ def _describe_cost(problem: Problem, system: System) -> None:
         * prod(c.shape)
         for c in system.channels
     )
+    a_step = 2 * state + run.replicas * normals * bytes_each  # new state, forces and noise
+    seen = "all data"
+    if batch is not None and model is not None:
+        a_step = a_step * batch.size // model.data
+        seen = f"{batch.size:,} of {model.data:,} data"
     snapshot = recorder.numbers_per_snapshot * bytes_each
     disk = snapshot * len(recorder.when)
     rows = [
         ["steps", f"{run.steps:,}, {len(recorder.when):,} snapshots, {run.replicas} replica(s), {run.dtype}"],
+        ["a step", f"{seen}, {problem.gradient_evaluations} gradient evaluation(s)"],
         ["a snapshot", human(snapshot)],
         ["trajectory.nc", f"about {human(disk)}, held in memory until the run ends"],
         ["final.safetensors", f"about {human(state)}"],
-        [
-            "working memory",
-            f"about {human(3 * state + run.replicas * normals * bytes_each)}: state twice, forces, noise; "
-            "what the model needs for its gradients comes on top",
-        ],
+        ["memory: state", human(state)],
+        ["memory: a step", f"about {human(a_step)}, and what the model needs for its gradients"],
     ]
+    if model is not None:
+        size = sum(v.numel() for v in vars(model.model).values() if isinstance(v, Tensor)) * bytes_each
+        rows.append(["memory: data", human(size)])
     table("What a run takes", ("", ""), rows)

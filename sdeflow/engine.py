@@ -1,6 +1,8 @@
-"""Advancing a state: no side effect, no look at a value, nothing but steps."""
+"""Advancing a state: no side effect that outlives it, no look at a value, nothing but steps."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -9,13 +11,20 @@ from sdeflow.integrator import Integrator
 from sdeflow.noise import NoiseSource
 from sdeflow.system import System
 
+State = dict[str, Tensor]
 
-def advance(
-    system: System, integrator: Integrator, z: dict[str, Tensor], noise: NoiseSource, first: int, steps: int
-) -> dict[str, Tensor]:
+Step = Callable[[State, int], State]
+"""Step n of a run: the state after it, from the state before it, whose tensors it may reuse."""
+
+
+def full_batch(system: System, integrator: Integrator, noise: NoiseSource) -> Step:
+    """Steps on all data at once."""
+    return lambda z, n: integrator.step(system, n * system.h, z, system.h, noise(n))
+
+
+def advance(step: Step, z: State, first: int, steps: int) -> State:
     """The state after the steps first, first + 1, ..., first + steps - 1 of the reference clock."""
-    h = system.h
     with torch.no_grad():
         for n in range(first, first + steps):
-            z = integrator.step(system, n * h, z, h, noise(n))
+            z = step(z, n)
     return z

@@ -23,6 +23,10 @@ class DivergenceWarning(UserWarning):
     """A trajectory left the finite numbers; its dataset says so in `attrs['retcode']`."""
 
 
+class StabilityWarning(UserWarning):
+    """A step may be too large for the curvature seen at the start."""
+
+
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """The tail of an error about an unknown name: the nearest known one, or all of them."""
     names = sorted(known)

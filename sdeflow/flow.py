@@ -13,10 +13,17 @@ Every coefficient is a power of h times one of the entire functions below, so th
 for small a and gamma = 0 is an ordinary value.
 """
 
+from __future__ import annotations
+
 import math
 from functools import lru_cache
 from math import factorial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Coefficient = float | Tensor
 
 _SERIES_BELOW = 0.5
 _TERMS = range(24)
@@ -56,7 +63,7 @@ def rho(a: float) -> float:
 
 
 class Flow(NamedTuple):
-    """Coefficients over one step, in float64.
+    """Coefficients over one step, computed in float64; tensors where data take steps of different lengths.
 
     The noise is built from two standard normals, xi1 and xi2, so that W comes first and alone where
     a scheme needs nothing else:
@@ -64,15 +71,15 @@ class Flow(NamedTuple):
         B(h) = sqrt(h) xi1,  P = p1 xi1 + p2 xi2,  Q = q1 xi1 + q2 xi2,  P + gamma Q = sqrt(2 gamma) B(h)
     """
 
-    w: float  # e^-a: what is left of the momentum
-    free: float  # (1-w)/gamma: position per momentum, the free flight
-    kick: float  # (1-w)/k: momentum per force
-    push: float  # (h - (1-w)/k)/gamma: position per force
-    p1: float
-    p2: float
-    q1: float
-    q2: float
-    p_std: float  # sqrt((1-w^2)/eta): standard deviation of P
+    w: Coefficient  # e^-a: what is left of the momentum
+    free: Coefficient  # (1-w)/gamma: position per momentum, the free flight
+    kick: Coefficient  # (1-w)/k: momentum per force
+    push: Coefficient  # (h - (1-w)/k)/gamma: position per force
+    p1: Coefficient
+    p2: Coefficient
+    q1: Coefficient
+    q2: Coefficient
+    p_std: Coefficient  # sqrt((1-w^2)/eta): standard deviation of P
 
 
 @lru_cache(maxsize=1024)

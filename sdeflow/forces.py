@@ -9,13 +9,15 @@ theta is one flat vector per replica; the model sees named views of it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from math import prod
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from sdeflow.errors import SdeflowError, attempt, expect_shape
-from sdeflow.model import Model, Parameters, data_size
+from sdeflow.model import Data, Model, Parameters, data_size
 from sdeflow.noise import generator, stream
 from sdeflow.parameters import ParameterLayout
 from sdeflow.trial import try_model
@@ -57,10 +59,20 @@ class ModelForces:
         self.parameters = _layout or ParameterLayout(self._named_theta(seed=0))
         coordinates = self.data * particles * self.latent + self.parameters.size
         self._vmap = coordinates < VMAP_BELOW
+        self._batch: Data = None  # of a minibatch its data, [R, b, ...]; else all replicas share the model's
+        self._scale = 1.0
 
     def to(self, dtype: torch.dtype, device: torch.device) -> ModelForces:
         """The same forces on another device or in another precision."""
         return ModelForces(self.model.to(dtype, device), self.particles, _layout=self.parameters)
+
+    def on(self, index: Tensor) -> ModelForces:
+        """The forces of a minibatch, data `index` [R, b]: X is [R, b, N, d], theta's force times D/b."""
+        part = copy(self)
+        part._batch = tree_map(lambda values: values[index], self.model.data)
+        part.data = index.shape[1]
+        part._scale = self._scale * self.data / part.data
+        return part
 
     def start(self, seed: int) -> State:
         """Positions at the start of one replica, theta [p] and X [D, N, d], in float64."""
@@ -80,29 +92,29 @@ class ModelForces:
     def __call__(self, t: float, z: State, names: Sequence[str]) -> dict[str, Tensor]:
         """Forces on the blocks `names`, out of 'theta' and 'x', in one backward pass at most."""
         forces: dict[str, Tensor] = {}
-        model = self.model
+        model, per_particle = self.model, self._scale / self.particles
         if "x" in names and model.score_x is not None:
             forces["x"] = self._each(self._score_x, z).view_as(z["X"]).to(z["X"].dtype)
         if "theta" in names and model.score_theta is not None:
-            forces["theta"] = self._each(self._score_theta, z).to(z["theta"].dtype) / self.particles
+            forces["theta"] = self._each(self._score_theta, z).to(z["theta"].dtype) * per_particle
         if rest := [name for name in names if name not in forces]:
             for name, gradient in zip(rest, self._gradients(z, rest), strict=True):
-                forces[name] = gradient / self.particles if name == "theta" else gradient
+                forces[name] = gradient * per_particle if name == "theta" else gradient
         return forces
 
     def observe(self, z: State) -> dict[str, Tensor]:
         """The loss, mean over data and particles of -l_i(theta, x_ij), and the model's own, each [R]."""
         values = {"loss": -self._each(self._total, z) / (self.data * self.particles)}
         own = [
-            self._own(self.parameters.views(theta), self._shaped(x))
-            for theta, x in zip(z["theta"], z["X"], strict=True)
+            self._own(self.parameters.views(theta), self._shaped(x), self._data_of(r))
+            for r, (theta, x) in enumerate(zip(z["theta"], z["X"], strict=True))
         ]
         return values | {name: torch.stack([o[name] for o in own]) for name in own[0]}
 
     def check(self, z: State) -> None:
         """Tries the model's methods once (see sdeflow.trial), and whether its replicas can be batched."""
         theta, x = z["theta"][0], z["X"][0]
-        try_model(self.model, self.parameters, theta, self._shaped(x))
+        try_model(self.model, self.parameters, theta, self._shaped(x), self._data_of(0))
         if len(z["theta"]) > 1 and self._vmap:
             try:
                 self._each(self._total, z)
@@ -110,8 +122,8 @@ class ModelForces:
             except RuntimeError:  # a model that looks at values, say: its replicas take turns
                 self._vmap = False
 
-    def _own(self, theta: Parameters, x: Tensor) -> dict[str, Tensor]:
-        own = self.model.observables(theta, x, self.model.data)
+    def _own(self, theta: Parameters, x: Tensor, y: Data) -> dict[str, Tensor]:
+        own = self.model.observables(theta, x, y)
         return {name: torch.as_tensor(value) for name, value in own.items()}
 
     def _named_theta(self, seed: int) -> dict[str, Tensor]:
@@ -135,41 +147,51 @@ class ModelForces:
     def _shaped(self, x: Tensor) -> Tensor:
         return x.view((*x.shape[:-1], *self.model.latent_shape))
 
-    def _total(self, theta: Tensor, x: Tensor) -> Tensor:
+    def _data_of(self, replica: int) -> Data:
+        return (
+            self.model.data if self._batch is None else tree_map(lambda values: values[replica], self._batch)
+        )
+
+    def _total(self, theta: Tensor, x: Tensor, y: Data) -> Tensor:
         """sum_ij l_i of one replica."""
-        return self.model.log_joint(self.parameters.views(theta), self._shaped(x), self.model.data).sum()
+        return self.model.log_joint(self.parameters.views(theta), self._shaped(x), y).sum()
 
-    def _score_x(self, theta: Tensor, x: Tensor) -> Tensor:
-        return self.model.score_x(self.parameters.views(theta), self._shaped(x), self.model.data)
+    def _score_x(self, theta: Tensor, x: Tensor, y: Data) -> Tensor:
+        return self.model.score_x(self.parameters.views(theta), self._shaped(x), y)
 
-    def _score_theta(self, theta: Tensor, x: Tensor) -> Tensor:
-        scores = self.model.score_theta(self.parameters.views(theta), self._shaped(x), self.model.data)
+    def _score_theta(self, theta: Tensor, x: Tensor, y: Data) -> Tensor:
+        scores = self.model.score_theta(self.parameters.views(theta), self._shaped(x), y)
         return torch.cat([scores[name].reshape(-1) for name in self.parameters.shapes])
 
-    def _each(self, one: Callable[[Tensor, Tensor], Tensor], z: State) -> Tensor:
-        """`one(theta, x)` of every replica, stacked. A single replica never goes through vmap."""
+    def _each(self, one: Callable[[Tensor, Tensor, Data], Tensor], z: State, first: int = 0) -> Tensor:
+        """`one(theta, x, y)` of every replica from `first` on; a lone one never goes through vmap."""
         theta, x = z["theta"], z["X"]
         if len(theta) == 1:
-            return one(theta[0], x[0])[None]
+            return one(theta[0], x[0], self._data_of(first))[None]
         if self._vmap:
-            return torch.func.vmap(one)(theta, x)
-        return torch.stack([one(theta[r], x[r]) for r in range(len(theta))])
+            if self._batch is None:
+                return torch.func.vmap(one, in_dims=(0, 0, None))(theta, x, self.model.data)
+            return torch.func.vmap(one)(theta, x, self._batch)
+        return torch.stack([one(theta[r], x[r], self._data_of(r)) for r in range(len(theta))])
 
     def _gradients(self, z: State, names: Sequence[str]) -> tuple[Tensor, ...]:
         """Gradients of sum_ij l_i in theta or X or both, each like its position; replicas do not mix."""
         replicas = len(z["theta"])
         if self._vmap or replicas == 1:
             return self._backward(z, names)
-        each = [self._backward({k: z[k][r : r + 1] for k in ("theta", "X")}, names) for r in range(replicas)]
+        each = [
+            self._backward({k: z[k][r : r + 1] for k in ("theta", "X")}, names, first=r)
+            for r in range(replicas)
+        ]
         return tuple(torch.cat(parts) for parts in zip(*each, strict=True))
 
-    def _backward(self, z: State, names: Sequence[str]) -> tuple[Tensor, ...]:
+    def _backward(self, z: State, names: Sequence[str], first: int = 0) -> tuple[Tensor, ...]:
         """One backward pass; where torch tracks gradients the result can be differentiated in its turn."""
         position = {"theta": z["theta"], "x": z["X"]}
 
         def total(*leaves: Tensor) -> Tensor:
             at = position | dict(zip(names, leaves, strict=True))
-            return self._each(self._total, {"theta": at["theta"], "X": at["x"]}).sum()
+            return self._each(self._total, {"theta": at["theta"], "X": at["x"]}, first).sum()
 
         if torch.is_grad_enabled():
             return torch.func.grad(total, tuple(range(len(names))))(*(position[name] for name in names))

@@ -28,6 +28,7 @@ class Integrator(ABC, Generic[S]):
     strong_order, weak_order   in the step size, for the additive noise of our systems; NaN if not stated
     evaluations                evaluations of theta's gradient or of the score a step, at most
     noise, substeps            the increments that a step needs over each of its `substeps` equal parts
+    minibatches                whether a step may see another batch than the last
     needs                      in words, what `refuses` checks
     source                     where the scheme comes from
     """
@@ -39,6 +40,7 @@ class Integrator(ABC, Generic[S]):
     noise: ClassVar[Kind] = "W"
     substeps: ClassVar[int] = 1
     needs: ClassVar[str] = "blocks"
+    minibatches: ClassVar[bool] = True
     source: ClassVar[str] = ""
 
     def __init_subclass__(cls) -> None:
@@ -63,7 +65,18 @@ def refuses_without_momenta(system: System) -> str | None:
     if not isinstance(system, BlockSystem):
         return "it needs a system made of blocks"
     bare = [b.name for b in system.blocks if not b.kinetic]
-    return f"it needs a momentum in every block; without one: {', '.join(bare)}" if bare else None
+    if bare:
+        return f"it needs a momentum in every block; without one: {', '.join(bare)}"
+    return refuses_memory(system)
+
+
+def refuses_memory(system: System) -> str | None:
+    """The refusal of schemes that cannot update a preconditioner once a step."""
+    if isinstance(system, BlockSystem):
+        for b in system.blocks:
+            if b.memory is not None:
+                return f"it takes no preconditioned force, and that on {b.name} is"
+    return None
 
 
 KEPT = "force:"

@@ -20,18 +20,21 @@ if TYPE_CHECKING:
 
     State = dict[str, Tensor]
     Forces = Mapping[str, Tensor]
+    Coefficient = float | Tensor
 
 
-def plus(x: Tensor, *terms: tuple[float, Tensor]) -> Tensor:
-    """x + sum_i c_i y_i, with one new tensor."""
-    (c, y), *rest = terms
-    total = x.add(y, alpha=c)
-    for c, y in rest:
-        total.add_(y, alpha=c)
+def plus(x: Tensor, *terms: tuple[Coefficient, Tensor]) -> Tensor:
+    """x + sum_i c_i y_i; a coefficient may be a tensor that broadcasts, such as one a datum."""
+    total = x
+    for i, (c, y) in enumerate(terms):
+        if isinstance(c, float | int):
+            total = total.add(y, alpha=c) if i == 0 else total.add_(y, alpha=c)
+        else:
+            total = total + c * y
     return total
 
 
-def free_flight(blocks: Sequence[Block], z: State, h: float) -> State:
+def free_flight(blocks: Sequence[Block], z: State, h: Coefficient) -> State:
     """q + (1-w)/gamma p: where a block would be without force or noise. Empty for overdamped blocks."""
     return {
         b.position: plus(z[b.position], (b.flow(h).free, z[b.momentum]))
@@ -40,7 +43,7 @@ def free_flight(blocks: Sequence[Block], z: State, h: float) -> State:
     }
 
 
-def U(blocks: Sequence[Block], z: State, h: float, noise: Noise) -> State:
+def U(blocks: Sequence[Block], z: State, h: Coefficient, noise: Noise) -> State:
     """The exact force-free flow: q + (1-w)/gamma p + sqrt(T) Q and w p + sqrt(T) P.
 
     Without a momentum only the noise is left: q + sqrt(2 T r) W.
@@ -59,7 +62,7 @@ def U(blocks: Sequence[Block], z: State, h: float, noise: Noise) -> State:
     return new
 
 
-def exponential(blocks: Sequence[Block], z: State, f: Forces, h: float, noise: Noise) -> State:
+def exponential(blocks: Sequence[Block], z: State, f: Forces, h: Coefficient, noise: Noise) -> State:
     """The exponential integrator: U, and the share of a force that is frozen over the step.
 
     q' = q + (1-w)/gamma p + (h - (1-w)/k)/gamma f + sqrt(T) Q,    p' = w p + (1-w)/k f + sqrt(T) P
@@ -71,22 +74,27 @@ def exponential(blocks: Sequence[Block], z: State, f: Forces, h: float, noise: N
         if b.momentum is None:
             new[b.position] = plus(new[b.position], (b.rate * h, f[b.name]))
         else:
-            new[b.position].add_(f[b.name], alpha=b.flow(h).push)
-            new[b.momentum].add_(f[b.name], alpha=b.flow(h).kick)
-    return new
+            new[b.position] = plus(new[b.position], (b.flow(h).push, f[b.name]))
+            new[b.momentum] = plus(new[b.momentum], (b.flow(h).kick, f[b.name]))
+    return new | remembered(blocks, f)
 
 
-def A(blocks: Sequence[Block], z: State, h: float) -> State:
+def remembered(blocks: Sequence[Block], f: Forces) -> State:
+    """What preconditioned forces leave in the state, to be kept once a step."""
+    return {b.memory: f[b.memory] for b in blocks if b.memory is not None}
+
+
+def A(blocks: Sequence[Block], z: State, h: Coefficient) -> State:
     """q + r h eta p, the drift of kinetic blocks alone."""
     return {b.position: plus(z[b.position], (b.rate * h * b.eta, z[b.noisy])) for b in blocks}
 
 
-def B(blocks: Sequence[Block], z: State, f: Forces, h: float) -> State:
+def B(blocks: Sequence[Block], z: State, f: Forces, h: Coefficient) -> State:
     """p + r h f, the force alone."""
     return {b.noisy: plus(z[b.noisy], (b.rate * h, f[b.name])) for b in blocks}
 
 
-def O(blocks: Sequence[Block], z: State, h: float, noise: Noise) -> State:  # noqa: E743 (its name in the field)
+def O(blocks: Sequence[Block], z: State, h: Coefficient, noise: Noise) -> State:  # noqa: E743 (its name in the field)
     """w p + sqrt(T) P, the friction and the noise alone (an Ornstein-Uhlenbeck process)."""
     new: State = {}
     for b in blocks:

@@ -28,6 +28,12 @@ class Model(ABC):
 
         score_x(theta, x, y) -> [B, N, *latent_shape]         grad_x l_i(theta, x_ij)
         score_theta(theta, x, y) -> {name: like theta[name]}  sum_ij grad_theta l_i(theta, x_ij)
+
+    A model of images may say how they come about, for `sdeflow sample`:
+
+        image_shape                                           channels, height, width
+        decode(theta, x) -> [n, pixels]                       images in [-1, 1] of x [n, *latent_shape]
+        sample_prior(theta, n, generator) -> [n, *latent_shape]   latents from p_theta
     """
 
     data: Data
@@ -35,6 +41,10 @@ class Model(ABC):
 
     score_x: Any = None
     score_theta: Any = None
+
+    decode: Any = None
+    sample_prior: Any = None
+    image_shape: tuple[int, int, int] | None = None
 
     @abstractmethod
     def log_joint(self, theta: Parameters, x: Tensor, y: Data) -> Tensor:

@@ -7,6 +7,7 @@ from inspect import isfunction
 from pathlib import Path
 
 from sdeflow.arguments import call, typed
+from sdeflow.batch import Batch
 from sdeflow.catalogue import find
 from sdeflow.config import Config
 from sdeflow.errors import SdeflowError
@@ -29,6 +30,17 @@ class Problem:
     integrator: Integrator
     save: Save
 
+    @property
+    def batch(self) -> Batch | None:
+        """How data are subsampled; None where every step sees them all."""
+        section = self.config.batch
+        return None if section is None else Batch(**section.model_dump())
+
+    @property
+    def gradient_evaluations(self) -> int:
+        """Evaluations a step, those of catching up included."""
+        return self.integrator.evaluations + (self.batch.extra_evaluations if self.batch else 0)
+
     def solve(
         self, *, out: Path | None = None, overwrite: bool = False, progress: Progress | None = None
     ) -> Solution:
@@ -43,6 +55,7 @@ class Problem:
             save=self.save,
             dtype=run.dtype,
             device=run.device,
+            batch=self.batch,
             out=out,
             overwrite=overwrite,
             config=self.config.toml(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
@@ -64,8 +64,17 @@ class Save:
 class Recorder:
     """Snapshots and observables of a run, gathered on the host."""
 
-    def __init__(self, system: System, save: Save, *, replicas: int, steps: int) -> None:
+    def __init__(
+        self,
+        system: System,
+        save: Save,
+        *,
+        replicas: int,
+        steps: int,
+        observe: Callable[[float, dict[str, Tensor]], dict[str, Tensor]] | None = None,
+    ) -> None:
         self.system, self.save = system, save
+        self._observe = observe or system.observe
         self.steps: list[int] = []
         self.replicas = replicas
         self.whole: dict[str, Axes] = {}
@@ -94,7 +103,7 @@ class Recorder:
     def take(self, step: int, t: float, z: dict[str, Tensor]) -> dict[str, NDArray[np.floating]]:
         """Stores a snapshot of the state after `step` steps; gives its observables, each [R]."""
         with torch.no_grad():
-            scalars = self.system.observe(t, z)
+            scalars = self._observe(t, z)
             scalars |= {f"{name}_norm": z[name].flatten(1).norm(dim=1) for name in self.norms}
             host = {name: value.cpu().numpy() for name, value in scalars.items()}
             chosen = {

@@ -16,17 +16,18 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from sdeflow.batch import Batch, MiniBatches
 from sdeflow.catalogue import integrator_named, integrators_for
-from sdeflow.engine import advance
-from sdeflow.errors import DivergenceWarning, RunError, SdeflowError, attempt
+from sdeflow.engine import Step, advance, full_batch
+from sdeflow.errors import DivergenceWarning, RunError, SdeflowError, StabilityWarning, attempt
 from sdeflow.integrator import Integrator
 from sdeflow.model import Model
-from sdeflow.noise import NoiseSource, TorchNoise
+from sdeflow.noise import TorchNoise
 from sdeflow.progress import Progress, progress_bar
 from sdeflow.provenance import provenance
 from sdeflow.record import Recorder, Save
 from sdeflow.store import final_state, refuse_occupied, to_dataset, write_run
-from sdeflow.system import System
+from sdeflow.system import BlockSystem, System
 from sdeflow.systems import SystemDeclaration
 
 _CHUNK_SECONDS = 0.2
@@ -60,6 +61,7 @@ def simulate(
     seed: int = 0,
     replicas: int = 1,
     save: Save | None = None,
+    batch: Batch | None = None,
     dtype: str | torch.dtype = "float32",
     device: str | torch.device = "auto",
     out: str | Path | None = None,
@@ -71,6 +73,7 @@ def simulate(
     integrator   a name of the catalogue, a 'file.py:Name', an Integrator or its class
     seed         replica i of a run with seed s is the run of one replica with seed s + i
     save         what to record (default: every 10 steps, 16 data with 16 particles each)
+    batch        how data are subsampled (default: all data in every step)
     out          a run folder to write too: trajectory.nc and final.safetensors
 
     Raises SdeflowError where something does not fit. A trajectory that diverges is returned as far as it
@@ -85,6 +88,7 @@ def simulate(
             seed=seed,
             replicas=replicas,
             save=save or Save(),
+            batch=batch,
             dtype=dtype,
             device=device,
             out=None if out is None else Path(out),
@@ -108,6 +112,7 @@ def solve(
     save: Save,
     dtype: str | torch.dtype,
     device: str | torch.device,
+    batch: Batch | None = None,
     out: Path | None = None,
     overwrite: bool = False,
     config: str = "",
@@ -132,21 +137,28 @@ def solve(
 
     system = system.to(precision, where)
     z = initial_state(system, seeds, precision, where)
-    system.check(z)
-    noise = TorchNoise(
-        system.channels,
-        kind=scheme.noise,
-        substeps=scheme.substeps,
-        h=system.h,
-        seeds=seeds,
-        dtype=precision,
-        device=where,
-    )
-    recorder = Recorder(system, save, replicas=replicas, steps=steps)
+    step: Step
+    warning = ""
+    common: dict[str, Any] = {"seeds": seeds, "dtype": precision, "device": where}
+    if batch is None:
+        system.check(z)
+        noise = TorchNoise(system.channels, kind=scheme.noise, substeps=scheme.substeps, h=system.h, **common)
+        step, observe = full_batch(system, scheme, noise), system.observe
+        with torch.no_grad():
+            z |= attempt(f"{type(scheme).__name__}.init", scheme.init, system, z)
+    else:
+        step = batches = MiniBatches(_of_blocks(system), scheme, batch, **common)
+        batches.check(z)
+        with torch.no_grad():
+            warning = batches.warning(z)
+        if warning:
+            warnings.warn(warning, StabilityWarning, stacklevel=3)
+        z, observe = batches.start(z), batches.observe
+    recorder = Recorder(system, save, observe=observe, replicas=replicas, steps=steps)
 
     began = time.perf_counter()
     with _threads(z) as threads:
-        end = _march(system, scheme, z, noise, recorder, progress)
+        end = _march(step, type(scheme).__name__, z, system.h, recorder, progress)
     seconds = time.perf_counter() - began
 
     message = _message(end, steps, scheme)
@@ -159,18 +171,22 @@ def solve(
         "config": config,
         "integrator": scheme.name,
         "engine": "eager",
-        "noise_source": noise.name,
+        "noise_source": TorchNoise.name,
+        "gradient_evaluations_per_step": scheme.evaluations + (batch.extra_evaluations if batch else 0),
         "dtype": str(precision).removeprefix("torch."),
         "seed": seed,
         "replicas": replicas,
         "steps": steps,
         "steps_taken": end.step,
         "seconds": round(seconds, 3),
+        "warnings": warning,
         "retcode": end.retcode,
         "message": message,
     }
+    if batch is not None:
+        attrs["batch"] = f"{batch.size} data a step, catch-up {batch.catch_up}, cap {batch.cap}"
     with _uninterrupted():
-        dataset = to_dataset(recorder, seeds=seeds, attrs=attrs)
+        dataset = to_dataset(recorder, seeds=seeds, attrs=attrs, batch=batch.size if batch else None)
         if out is not None:
             write_run(out, dataset, final_state(system, end.state), config, overwrite)
     if end.error is not None:
@@ -190,26 +206,24 @@ class _End:
 
 
 def _march(
-    system: System,
-    scheme: Integrator,
+    advance_one: Step,
+    scheme: str,
     z: dict[str, Tensor],
-    noise: NoiseSource,
+    h: float,
     recorder: Recorder,
     progress: Progress | None,
 ) -> _End:
     """Advances through all snapshots, in chunks short enough to report and to interrupt between."""
     step, chunk, diverged = 0, 1, dict[int, str]()
-    with torch.no_grad():
-        z = z | attempt(f"{type(scheme).__name__}.init", scheme.init, system, z)
     observed = recorder.take(0, 0.0, z)
     try:
         for target in recorder.when[1:]:
             while step < target:
                 count, clock = min(chunk, target - step), time.perf_counter()
                 if step == 0:  # one step, in which a mistake in a user's scheme shows
-                    z = attempt(f"{type(scheme).__name__}.step", advance, system, scheme, z, noise, 0, 1)
+                    z = attempt(f"{scheme}.step", advance, advance_one, z, 0, 1)
                 else:
-                    z = advance(system, scheme, z, noise, step, count)
+                    z = advance(advance_one, z, step, count)
                 step += count
                 _note_divergence(z, step, diverged)
                 if len(diverged) == recorder.replicas:
@@ -218,7 +232,7 @@ def _march(
                 chunk = max(1, min(2 * chunk, int(count * _CHUNK_SECONDS / max(seconds, 1e-9))))
                 if progress is not None:
                     progress(step, float(observed["loss"].mean()) if "loss" in observed else None)
-            observed = recorder.take(step, step * system.h, z)
+            observed = recorder.take(step, step * h, z)
     except KeyboardInterrupt:
         return _End(z, step, "interrupted", diverged)
     except Exception as error:
@@ -226,6 +240,12 @@ def _march(
             raise
         return _End(z, step, "failed", diverged, error)
     return _End(z, step, "diverged" if diverged else "success", diverged)
+
+
+def _of_blocks(system: System) -> BlockSystem:
+    if not isinstance(system, BlockSystem):
+        raise SdeflowError("minibatches need a system made of blocks, with a model's forces")
+    return system
 
 
 def compatible(integrator: str | Integrator | type[Integrator], system: System) -> Integrator:
@@ -250,7 +270,7 @@ def initial_state(
             raise SdeflowError(
                 f"the start gives {name} the shape {given}, expected {axes.shape}: {axes.dims}"
             )
-    z = {name: torch.stack([s[name] for s in starts]).to(device, dtype) for name in system.axes}
+    z = {name: torch.stack([s[name] for s in starts]).to(device, dtype) for name in starts[0]}
     for name, value in z.items():
         if not value.isfinite().all():
             raise SdeflowError(f"the start of {name} is not finite in {dtype}")

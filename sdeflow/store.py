@@ -51,8 +51,13 @@ def _long_name(name: str) -> str:
     return _LONG_NAMES.get(name, name.replace("_", " "))
 
 
-def to_dataset(recorder: Recorder, *, seeds: range, attrs: Mapping[str, Any]) -> xr.Dataset:
-    """The recorded trajectory with dims time, replica (when there are several) and each variable's own."""
+def to_dataset(
+    recorder: Recorder, *, seeds: range, attrs: Mapping[str, Any], batch: int | None = None
+) -> xr.Dataset:
+    """The recorded trajectory with dims time, replica (when there are several) and each variable's own.
+
+    batch   the number of data that observables were evaluated on, where it was not all
+    """
     system = recorder.system
     several = recorder.replicas > 1
     lead = ("time", "replica") if several else ("time",)
@@ -61,7 +66,11 @@ def to_dataset(recorder: Recorder, *, seeds: range, attrs: Mapping[str, Any]) ->
         dims = recorder.whole[name].dims if name in recorder.whole else ()
         about = {"long_name": _long_name(name), "units": "1"}
         if name == "loss":
-            about["evaluated_on"] = "all training data and all their particles"
+            about["evaluated_on"] = (
+                f"{batch} training data spread evenly, the same every time, and all their particles"
+                if batch
+                else "all training data and all their particles"
+            )
         variables[name] = ((*lead, *dims), values if several else values[:, 0], about)
 
     step = np.asarray(recorder.steps, dtype=np.int64)

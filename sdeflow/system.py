@@ -7,6 +7,7 @@ scale: means over particles, temperatures, clocks.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from sdeflow.block import Block
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from sdeflow.noise import Channel
 
     State = dict[str, Tensor]
+
+
+RMSPROP_DECAY, RMSPROP_FLOOR = 0.99, 1e-8
 
 
 class Axes(NamedTuple):
@@ -107,8 +111,17 @@ class BlockSystem:
     # The generic SDE -------------------------------------------------------------------------------
 
     def forces(self, t: float, z: State, blocks: Sequence[Block]) -> dict[str, Tensor]:
-        """Forces on the given blocks at (t, z), by block name; nothing is evaluated for no blocks."""
-        return self.force_field(t, z, [b.name for b in blocks]) if blocks else {}
+        """Forces on the given blocks at (t, z), by block name; nothing is evaluated for no blocks.
+
+        A block with memory gets RMSProp's force, and the new memory v comes under the memory's name:
+        v' = 0.99 v + 0.01 f^2,    f / sqrt(v' + 1e-8).
+        """
+        f = self.force_field(t, z, [b.name for b in blocks]) if blocks else {}
+        for b in blocks:
+            if b.memory is not None:
+                f[b.memory] = RMSPROP_DECAY * z[b.memory] + (1 - RMSPROP_DECAY) * f[b.name].square()
+                f[b.name] = f[b.name] / (f[b.memory] + RMSPROP_FLOOR).sqrt()
+        return f
 
     def drift(self, t: float, z: State) -> State:
         f = self.forces(t, z, self.blocks)
@@ -148,6 +161,17 @@ class BlockSystem:
 
         return self.force_field if isinstance(self.force_field, ModelForces) else None
 
+    def on(self, index: Tensor) -> BlockSystem:
+        """The system of a minibatch: data `index` [R, b], with theta's force scaled by D/b.
+
+        Raises SdeflowError where the forces are not a model's.
+        """
+        if self.model_forces is None:
+            raise SdeflowError("minibatches need a model's forces, and this system's are a function")
+        size = index.shape[1]
+        blocks = [replace(b, shape=(size, *b.shape[1:])) if b.dims[0] == "datum" else b for b in self.blocks]
+        return BlockSystem(blocks, self.model_forces.on(index), h=self.h)
+
     def to(self, dtype: torch.dtype, device: torch.device) -> BlockSystem:
         from sdeflow.model import moved
 
@@ -171,6 +195,8 @@ class BlockSystem:
         else:
             raise SdeflowError("this system has no start: pass start={position: tensor} to BlockSystem")
         for b in self.blocks:
+            if b.memory is not None:
+                z[b.memory] = torch.ones(b.shape, dtype=torch.float64)
             if b.momentum is not None:
                 g = generator(seed, "start", b.momentum)
                 z[b.momentum] = b.momentum_std * torch.randn(b.shape, generator=g, dtype=torch.float64)
@@ -197,7 +223,7 @@ class BlockSystem:
         """
         model = self.model_forces
         values = {} if model is None else model.observe(z)
-        f = self.forces(t, z, self.blocks)
+        f = self.force_field(t, z, [b.name for b in self.blocks])
         for b in self.blocks:
             count = 1
             for n in b.shape[:-1]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from sdeflow.block import Block, Role
 from sdeflow.errors import SdeflowError
@@ -21,13 +21,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Motion:
-    """The numbers of one block: its step h and, with a momentum, eta (inverse mass) and gamma (friction)."""
+    """The numbers of one block: its step h and, with a momentum, eta (inverse mass) and gamma (friction).
+
+    precondition   'rmsprop' divides the force by the root of its running mean square; for parameters at T = 0
+    """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     h: float
     eta: float | None = None
     gamma: float | None = None
+    precondition: Literal["rmsprop"] | None = None
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,8 @@ class SystemDeclaration:
         model: Model,
         *,
         particles: int,
-        theta: Motion | Mapping[str, float],
-        x: Motion | Mapping[str, float],
+        theta: Motion | Mapping[str, Any],
+        x: Motion | Mapping[str, Any],
         h: float | None = None,
     ) -> BlockSystem:
         from sdeflow.forces import ModelForces
@@ -100,6 +104,7 @@ class SystemDeclaration:
                 gamma=math.nan if m.gamma is None else m.gamma,
                 temperature={"0": 0.0, "1": 1.0, "1/N": 1 / particles}[dynamics.temperature],
                 rate=m.h / reference,
+                memory=f"{position}_rms" if m.precondition else None,
                 role=role,
             )
 
@@ -115,7 +120,7 @@ class SystemDeclaration:
         )
 
 
-def _motion(block: str, numbers: Motion | Mapping[str, float]) -> Motion:
+def _motion(block: str, numbers: Motion | Mapping[str, Any]) -> Motion:
     if isinstance(numbers, Motion):
         motion = numbers
     else:

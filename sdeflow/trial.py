@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sdeflow.errors import SdeflowError, attempt, expect_shape
-from sdeflow.model import Model
+from sdeflow.model import Data, Model
 from sdeflow.parameters import ParameterLayout
 
 RESERVED = {"theta", "m", "X", "U", "loss", "step", "seed", "replica", "datum", "particle", "latent", "param"}
@@ -18,15 +18,15 @@ SCORE_TOLERANCE = 0.01
 """Largest relative difference of an analytic score from automatic differentiation."""
 
 
-def try_model(model: Model, layout: ParameterLayout, theta: Tensor, x: Tensor) -> None:
-    """Calls each method of a model at one state, theta [p] and x [D, N, *latent_shape].
+def try_model(model: Model, layout: ParameterLayout, theta: Tensor, x: Tensor, y: Data) -> None:
+    """Calls each method of a model at one state, theta [p], x [B, N, *latent_shape] and y of B data.
 
     Raises SdeflowError for a method that fails, a value of the wrong kind or shape, and a log-joint that
     cannot be differentiated where no analytic score stands in for it.
     """
     name = type(model).__name__
     theta, x = theta.detach().requires_grad_(), x.detach().requires_grad_()
-    arguments = (layout.views(theta), x, model.data)
+    arguments = (layout.views(theta), x, y)
 
     with torch.enable_grad():
         value = attempt(f"{name}.log_joint", model.log_joint, *arguments)

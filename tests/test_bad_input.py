@@ -212,7 +212,7 @@ def test_setting(refused: Refused, setting: str, fragments: list[str]) -> None:
     sentence = refused("--set", setting)
     for fragment in fragments:
         assert fragment in sentence
-    assert len(sentence) < 250, "one sentence"
+    assert len(sentence) < 300, "one sentence"
 
 
 def without(*path: str) -> str:
@@ -264,7 +264,7 @@ def test_file(refused: Refused, problem: str, fragments: list[str]) -> None:
 @pytest.mark.parametrize(
     ("options", "fragments"),
     [
-        (("--integrator", "euler"), ["unknown integrator 'euler'", "'euler_maruyama'"]),
+        (("--integrator", "euler_maru"), ["unknown integrator 'euler_maru'", "'euler_maruyama'"]),
         (("--system", "kiplcm"), ["unknown system 'kiplcm'", "'kiplmc'"]),
         (("--variant", "fats"), ["no variant 'fats'", "'fast'"]),
         (("--steps", -3), ["'run.steps'", "-3"]),
@@ -301,7 +301,13 @@ def test_option(refused: Refused, options: tuple[object, ...], fragments: list[s
 def test_refusals_name_exactly_the_schemes_that_do(refused: Refused) -> None:
     sentence = refused("--system", "pgd", "--integrator", "ubu")
     named = sentence.rpartition("These can: ")[2].strip().rstrip(".").split(", ")
-    assert named == ["euler_maruyama", "expint", "expint_nc", "expint_nc2", "expint_shared"]
+    assert [n for n in named if not n.startswith("torchsde:")] == [
+        "euler_maruyama",
+        "expint",
+        "expint_nc",
+        "expint_nc2",
+        "expint_shared",
+    ]
 
 
 @pytest.mark.parametrize("scheme", ["expint", "expint_shared", "nag", "obabo", "baoab", "ubu"])

@@ -261,10 +261,10 @@ def test_interruption_keeps_what_was_recorded_and_exits_130(
     assert cli("run", "tiny.toml", "--quiet", "--out", "whole", "--steps", 10).code == 0
     advance = simulation.advance
 
-    def interrupted(system: Any, scheme: Any, z: Any, noise: Any, first: int, steps: int) -> Any:
+    def interrupted(step: Any, z: Any, first: int, steps: int) -> Any:
         if first + steps > 5:
             raise KeyboardInterrupt
-        return advance(system, scheme, z, noise, first, steps)
+        return advance(step, z, first, steps)
 
     monkeypatch.setattr(simulation, "_CHUNK_SECONDS", 1e-9)
     monkeypatch.setattr(simulation, "advance", interrupted)
@@ -411,7 +411,9 @@ def test_show_counts_shapes_and_bytes(cli: Cli) -> None:
     assert row("a snapshot").split()[2:] == [str(snapshot), "B"]
     assert f"about {3 * snapshot} B" in row("trajectory.nc")
     assert f"about {2 * 4 * (1 + 1 + 2 * 3 * 2)} B" in row("final.safetensors")
-    assert "memory" in row("working memory")
+    assert f"{2 * 4 * (1 + 1 + 2 * 3 * 2)} B" in row("memory: state")
+    assert f"{4 * 3} B" in row("memory: data")
+    assert "all data, 2 gradient evaluation(s)" in row("a step")
     assert lines[-1] == "variants (--variant NAME): long"
 
 

@@ -1,0 +1,240 @@
+"""Minibatches over data: which data a step sees, and how particles that were missed catch up.
+
+A step gathers the particles of its batch, steps them, and scatters them back; other particles stay. The
+gradient in theta is scaled by D/b and nothing else is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from sdeflow.block import Block
+from sdeflow.errors import SdeflowError
+from sdeflow.flow import Flow, kinetic_flow
+from sdeflow.integrator import Integrator
+from sdeflow.maps import exponential
+from sdeflow.noise import Channel, Noise, NoiseSource, TorchNoise, generator
+from sdeflow.system import BlockSystem
+
+State = dict[str, Tensor]
+
+VISITED = "visited"
+"""State variable [R, D]: the number of steps that had been taken when a datum was last in a batch, or 0."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """How data are subsampled.
+
+    size       b, data a step; D // b steps are an epoch, in each of which a datum is seen at most once
+    catch_up   what is done for a datum that was missed k times, before its step, with k at most `cap`:
+               'off': nothing; 'one_step': one step of size k h; 'substeps': k steps of size h.
+               theta is held, and each (sub)step costs one more evaluation of the score
+    """
+
+    size: int
+    catch_up: Literal["off", "one_step", "substeps"] = "off"
+    cap: int = 10
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or self.cap < 1:
+            raise SdeflowError(f"batch size and cap must be at least 1, given {self.size} and {self.cap}")
+
+    @property
+    def extra_evaluations(self) -> int:
+        """Evaluations of the score a step beyond the integrator's own."""
+        return {"off": 0, "one_step": 1, "substeps": self.cap}[self.catch_up]
+
+
+class MiniBatches:
+    """Advances a model's system by minibatches: `z = batches(z, n)` is step n.
+
+    The order of the data depends on (seed, epoch) only. Raises SdeflowError for a batch larger than the
+    data and for a system without data.
+    """
+
+    def __init__(
+        self,
+        system: BlockSystem,
+        integrator: Integrator[BlockSystem],
+        batch: Batch,
+        *,
+        seeds: Sequence[int],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        if system.model_forces is None:
+            raise SdeflowError("minibatches need a model's forces, and this system's are a function")
+        self.system, self.integrator, self.batch = system, integrator, batch
+        self.data, self.device = system.model_forces.data, device
+        if not integrator.minibatches:
+            raise SdeflowError(
+                f"integrator '{integrator.name}' takes no minibatches: it is a reference for whole data"
+            )
+        if batch.size > self.data:
+            raise SdeflowError(f"a batch of {batch.size} is larger than the data, D = {self.data}")
+        self.seeds = seeds
+        self._replica = torch.arange(len(seeds), device=device)[:, None]
+        self._epoch, self._order = -1, torch.empty(0)
+        of_data = [b for b in system.blocks if b.dims[0] == "datum"]
+        self._variables = [name for b in of_data for name in b.variables]
+        step = system.on(torch.zeros(len(seeds), batch.size, dtype=torch.long, device=device))
+        common: dict[str, Any] = {"h": system.h, "seeds": seeds, "dtype": dtype, "device": device}
+        self._noise: NoiseSource = TorchNoise(
+            step.channels, kind=integrator.noise, substeps=integrator.substeps, **common
+        )
+        self._late = [_Table(b, system.h, 1 if batch.catch_up == "substeps" else batch.cap) for b in of_data]
+        late = [
+            replace(c, key=f"{c.key}/catch-up")
+            for c in step.channels
+            if c.block is not None and c.block.dims[0] == "datum"
+        ]
+        substeps = max(1, batch.extra_evaluations)
+        self._late_noise = TorchNoise(late, kind="PQ", substeps=substeps, **common)
+
+    def start(self, z: State) -> State:
+        """The state with what minibatches keep in it, its particles in memory of their own."""
+        visited = torch.zeros(len(self.seeds), self.data, dtype=torch.long, device=self.device)
+        return z | {name: z[name].clone() for name in self._variables} | {VISITED: visited}
+
+    def index(self, n: int) -> Tensor:
+        """The data of step n, [R, b], ascending."""
+        per_epoch = self.data // self.batch.size
+        epoch, position = divmod(n, per_epoch)
+        if epoch != self._epoch:
+            orders = [torch.randperm(self.data, generator=generator(s, "epoch", epoch)) for s in self.seeds]
+            used = torch.stack(orders)[:, : per_epoch * self.batch.size]
+            # ascending within a batch: memory is read in order, and a batch of all data is the data
+            self._order = used.view(len(orders), per_epoch, -1).sort(-1).values.to(self.device)
+            self._epoch = epoch
+        return self._order[:, position]
+
+    def check(self, z: State) -> None:
+        """Tries the system on the first batch; raises SdeflowError for what does not fit."""
+        index = self.index(0)
+        part = {k: v[self._replica, index] if k in self._variables else v for k, v in z.items()}
+        self.system.on(index).check(part)
+
+    def warning(self, z: State) -> str:
+        """What to know of catching up by one long step, or ''.
+
+        The largest curvature of -l_i on the first batch comes from 8 power iterations on differences of the
+        score; a step of size k h is stable at curvature c where its one-step map contracts.
+        """
+        if self.batch.catch_up != "one_step":
+            return ""
+        index = self.index(0)
+        part = {k: v[self._replica, index] if k in self._variables else v for k, v in z.items()}
+        system = self.system.on(index)
+        for b in system.particles:
+            c = _curvature(system, b, part)
+            stable = [k for k in range(1, self.batch.cap + 1) if _contraction(b, k * system.h, c) <= 1]
+            if len(stable) < self.batch.cap:
+                return (
+                    f"a catch-up step of {self.batch.cap} h can leave the stable range of {b.position}: the "
+                    f"largest curvature at the start is about {c:.3g}, for which steps up to "
+                    f"{max(stable, default=0)} h are stable. Lower batch.cap or take catch_up = 'substeps'"
+                )
+        return ""
+
+    def __call__(self, z: State, n: int) -> State:
+        index = self.index(n)
+        at = (self._replica, index)
+        system = self.system.on(index)
+        part = {k: v[at] if k in self._variables else v for k, v in z.items() if k != VISITED}
+        part = self._catch_up(system, part, n, n - z[VISITED][at])
+        part |= self.integrator.init(system, part)  # forces kept from another batch are of no use
+        part = self.integrator.step(system, n * system.h, part, system.h, self._noise(n))
+        for name in self._variables:
+            z[name][at] = part.pop(name)
+        z[VISITED][at] = n + 1
+        return z | part
+
+    def observe(self, t: float, z: State) -> dict[str, Tensor]:
+        """The system's observables on as many data as a batch has, spread evenly and the same every time."""
+        index = torch.linspace(0, self.data - 1, self.batch.size, device=self.device).round().long()
+        at = (self._replica, index.expand(len(self.seeds), -1))
+        part = {k: v[at] if k in self._variables else v for k, v in z.items()}
+        return self.system.on(at[1]).observe(t, part)
+
+    def _catch_up(self, system: BlockSystem, z: State, n: int, missed: Tensor) -> State:
+        if self.batch.catch_up == "off":
+            return z
+        normals = {channel.variable: (channel, xi) for channel, xi in self._late_noise.normals(n)}
+        blocks = [b for b in system.blocks if b.dims[0] == "datum"]
+        for i in range(self.batch.extra_evaluations):
+            one = self.batch.catch_up == "one_step"
+            times = missed.clamp(max=self.batch.cap) if one else (missed.clamp(max=self.batch.cap) > i).long()
+            dtype = z[blocks[0].position].dtype
+            late = [table.late(times, dtype) for table in self._late]
+            h = system.h * times.to(dtype)[..., None, None]
+            noise: Noise = {
+                variable: Channel(channel.key, variable, channel.shape, block).increment(
+                    xi[:, :, i].unbind(1), h, "PQ"
+                )
+                for block in late
+                for variable, (channel, xi) in normals.items()
+                if variable == block.noisy
+            }
+            z = z | exponential(late, z, system.forces(n * system.h, z, blocks), h, noise)
+        return z
+
+
+def _curvature(system: BlockSystem, block: Block, z: State) -> float:
+    """The largest curvature that a particle block sees, by power iteration."""
+    x = z[block.position]
+    score = system.forces(0.0, z, [block])[block.name]
+    direction = torch.randn(x.shape, generator=generator(0, "curvature"), dtype=torch.float64).to(x)
+    largest = 0.0
+    for _ in range(8):
+        direction = direction * (1e-2 * x.numel() ** 0.5 / direction.norm())
+        moved = z | {block.position: x + direction}
+        change = score - system.forces(0.0, moved, [block])[block.name]
+        largest = float(change.norm() / direction.norm())
+        direction = change
+    return largest
+
+
+def _contraction(block: Block, h: float, curvature: float) -> float:
+    """Spectral radius of the exponential integrator's step on a well of that curvature."""
+    if not block.kinetic:
+        return abs(1 - block.rate * h * curvature)
+    c = block.flow(h)
+    step = torch.tensor([[1 - c.push * curvature, c.free], [-c.kick * curvature, c.w]], dtype=torch.float64)
+    return float(torch.linalg.eigvals(step).abs().max())
+
+
+class _Table:
+    """The exact flow of a block over 0, 1, ..., cap steps, looked up by datum."""
+
+    def __init__(self, block: Block, h: float, cap: int) -> None:
+        self.block = block
+        flows = (
+            [kinetic_flow(block.gamma, block.eta, block.rate * h * k) for k in range(cap + 1)]
+            if block.kinetic
+            else []
+        )
+        self._columns = [torch.tensor(column, dtype=torch.float64) for column in zip(*flows, strict=True)]
+
+    def late(self, times: Tensor, dtype: torch.dtype) -> Block:
+        """The block whose flow takes datum (r, i) over times[r, i] steps at once."""
+        self._columns = [column.to(times.device) for column in self._columns]
+        values = {f.name: getattr(self.block, f.name) for f in fields(Block)}
+        over = Flow(*(c[times].to(dtype)[..., None, None] for c in self._columns)) if self._columns else None
+        return _Late(**values, over=over)
+
+
+@dataclass(frozen=True)
+class _Late(Block):
+    """A block with a flow of its own for every datum, [R, b, 1, 1]."""
+
+    over: Flow | None = None
+
+    def flow(self, h: float | Tensor) -> Flow:
+        assert self.over is not None
+        return self.over
