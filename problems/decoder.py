@@ -45,6 +45,7 @@ class Decoder(Model):
             raise SdeflowError(f"images must lie in 1..{len(pixels)}, given {images}")
         self.data = pixels[:images]
         self.latent_shape = (latent,)
+        self.image_shape = (1, 8, 8)
         self.sigma = sigma
         self._widths = [latent, *hidden, pixels.shape[1]]
         self.network = self._new_network()  # its structure counts; the values come with theta
@@ -61,6 +62,10 @@ class Decoder(Model):
     def decode(self, theta: Parameters, x: Tensor) -> Tensor:
         """g_theta(x): latents [..., d] to images [..., 64]."""
         return functional_call(self.network, dict(theta), (x,))
+
+    def sample_prior(self, theta: Parameters, n: int, generator: torch.Generator) -> Tensor:
+        """n latents [n, d] from N(0, I)."""
+        return torch.randn(n, *self.latent_shape, generator=generator)
 
     def log_joint(self, theta: Parameters, x: Tensor, y: Tensor) -> Tensor:
         misfit = (y[:, None] - self.decode(theta, x)).square().sum(-1) / self.sigma**2

@@ -1,0 +1,168 @@
+"""Image models and their pictures, on made-up images so that nothing need be fetched.
+
+Oracles: torch.distributions for the mixture prior, counted weights for the decoder, pixels of the pictures.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
+
+from sdeflow.catalogue import problem_file
+from sdeflow.cli import main
+from sdeflow.config import load_config
+from sdeflow.errors import SdeflowError
+from sdeflow.noise import generator
+from sdeflow.problem import build
+from sdeflow.problems.images import Images
+from sdeflow.sample import grid, sample
+
+SHAPES = {"cifar10": (3, 32, 32), "mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28)}
+
+
+@pytest.fixture(autouse=True)
+def made_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two hundred random images in place of a data set."""
+
+    def load(name: str, split: str = "train") -> tuple[Any, Any]:
+        rng = np.random.default_rng(0)
+        return rng.integers(0, 256, (200, *SHAPES[name]), np.uint8), np.zeros(200, np.uint8)
+
+    monkeypatch.setattr("sdeflow.images.load_images", load)
+
+
+SMALL = {"cifar10": {"model": {"width": 1, "latent": 4, "pseudo_points": 3}, "batch": {"size": 10}}}
+SMALL["mnist"] = SMALL["fashion_mnist"] = {"model": {"hidden": [8], "latent": 4}, "batch": {"size": 10}}
+SMALL["cifar10_small"] = {"model": {"images": 100, "latent": 4}, "batch": {"size": 10}}
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("scheme", ["expint", "expint_shared"])
+def test_problems_run(name: str, scheme: str) -> None:
+    """Each packaged problem with its own settings but for the sizes."""
+    run = {"run": {"steps": 6, "integrator": scheme}, "save": {"every": 3}}
+    problem = build(load_config(problem_file(name), overrides=[SMALL[name], run]))
+    solution = problem.solve()
+    assert solution.retcode == "success"
+    assert float(solution.dataset.loss[-1]) < float(solution.dataset.loss[0])
+
+
+def test_the_published_decoder_has_its_weights() -> None:
+    """ngf = 256 without biases: d 8f 8^2 + 8f 4f 4^2 + 4f 2f 4^2 + 2f 3 3^2, counted on the meta device."""
+    with torch.device("meta"):
+        from sdeflow.problems.images import _convolutional
+
+        network = _convolutional(64, 256, 3)
+    f = 256
+    weights = 64 * 8 * f * 64 + 8 * f * 4 * f * 16 + 4 * f * 2 * f * 16 + 2 * f * 3 * 9
+    assert sum(p.numel() for p in network.parameters()) == weights
+    assert network(torch.empty(2, 64, device="meta")).shape == (2, 3, 32, 32)
+
+
+def test_pixels_are_scaled_dequantised_and_clipped() -> None:
+    model = Images("cifar10", images=50, width=1, latent=2)
+    raw, _ = __import__("sdeflow.images", fromlist=["load_images"]).load_images("cifar10")
+    plain = torch.from_numpy(raw[:50].reshape(50, -1)).float() / 127.5 - 1
+    added = model.data - plain
+    assert model.data.min() >= -1
+    assert model.data.max() <= 1
+    inside = model.data < 1
+    assert bool((added[inside] >= -1e-6).all())
+    assert bool((added <= 1 / 256 + 1e-6).all())
+    mean, error = added[inside].mean().item(), (1 / 256) / 12**0.5 / inside.sum().item() ** 0.5
+    assert abs(mean - 1 / 512) < 5 * error + 1e-6
+    assert torch.equal(model.data, Images("cifar10", images=50, width=1, latent=2).data)
+
+
+def test_log_joint_against_torch_distributions() -> None:
+    """The mixture prior and the Gaussian likelihood, in float64."""
+    model = Images("mnist", images=5, decoder="mlp", hidden=[7], latent=3, pseudo_points=4, sigma=0.3)
+    model = model.to(torch.float64, torch.device("cpu"))  # type: ignore[assignment]
+    torch.manual_seed(0)
+    theta = {k: v.detach().double() for k, v in model.init_theta(generator(0)).named_parameters()}  # type: ignore[union-attr]
+    x = torch.randn(5, 2, 3, dtype=torch.float64)
+    mean, variance = torch.func.functional_call(model.network, theta, (None,))
+    components = Independent(Normal(mean, variance.sqrt()), 1)
+    prior = MixtureSameFamily(Categorical(torch.ones(4, dtype=torch.float64)), components)
+    image = model.decode(theta, x.flatten(0, 1)).view(5, 2, -1)
+    expected = prior.log_prob(x) + Normal(image, 0.3).log_prob(model.data[:, None]).sum(-1)
+    torch.testing.assert_close(model.log_joint(theta, x, model.data), expected, rtol=1e-10, atol=1e-8)
+
+
+def test_samples_of_the_mixture_have_its_moments() -> None:
+    """4000 draws: mean within 5 standard errors."""
+    model = Images("mnist", images=5, decoder="mlp", hidden=[7], latent=2, pseudo_points=3)
+    torch.manual_seed(0)
+    theta = {k: v.detach() for k, v in model.init_theta(generator(0)).named_parameters()}  # type: ignore[union-attr]
+    mean, variance = torch.func.functional_call(model.network, theta, (None,))
+    x = model.sample_prior(theta, 4000, generator(1))
+    spread = (variance + mean**2).mean(0) - mean.mean(0) ** 2
+    assert bool(((x.mean(0) - mean.mean(0)).abs() < 5 * (spread / 4000).sqrt()).all())
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    for arguments, sentence in (
+        ({"dataset": "mnist"}, "32 × 32 images, mnist has 28 × 28"),
+        ({"dataset": "cifar10", "images": 201}, r"1\.\.200, given 201"),
+        ({"dataset": "cifar10", "sigma": 0.0}, "sigma must be positive"),
+        ({"dataset": "cifar10", "width": 0}, "at least 1"),
+    ):
+        with pytest.raises(SdeflowError, match=sentence):
+            Images(**arguments)  # type: ignore[arg-type]
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["sdeflow", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ending:
+        main()
+    return int(ending.value.code or 0)
+
+
+def test_sample_writes_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nine prior samples in three rows, and 16 digits above their reconstructions, pixel for pixel."""
+    monkeypatch.chdir(tmp_path)
+    run = ["run", "digits", "--steps", 3, "--set", "model.images=40", "--out", "run", "--quiet"]
+    assert command(monkeypatch, *run, "--replicas", 2) == 0
+    assert command(monkeypatch, "sample", "run", "--n", 9, "--replica", 1) == 0
+    samples, pairs = imread("run/samples.png"), imread("run/reconstructions.png")
+    zoom = 800 // 26
+    assert samples.shape[:2] == (26 * zoom, 26 * zoom)
+    zoom = 800 // 143
+    assert pairs.shape[:2] == (17 * zoom, 143 * zoom)
+    from sklearn.datasets import load_digits
+
+    first = pairs[: 8 * zoom : zoom, : 8 * zoom : zoom, 0] * 255
+    np.testing.assert_allclose(first, np.round(load_digits().images[0] / 16 * 255), atol=1)
+
+
+def test_sample_says_what_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert command(monkeypatch, "run", "hierarchical", "--steps", 2, "--out", "toy", "--quiet") == 0
+    for arguments, sentence in (
+        (["nothing"], "has no config.toml"),
+        (["toy"], "makes no pictures"),
+        (["toy", "--n", 0], "n must be at least 1"),
+    ):
+        assert command(monkeypatch, "sample", *arguments) == 2
+        assert sentence in capsys.readouterr().err
+    with pytest.raises(SdeflowError, match="makes no pictures"):
+        sample(tmp_path / "toy")
+
+
+def test_grid_is_laid_out_row_by_row() -> None:
+    images = torch.linspace(-1, 1, 3).view(3, 1, 1, 1).expand(3, 1, 2, 2)
+    picture = grid(images, columns=2)
+    assert picture.shape == (5, 5, 3)
+    assert picture[0, 0, 0] == 0
+    assert picture[0, 3, 0] == 128
+    assert picture[3, 0, 0] == 255
+    assert picture[2].min() == 255
