@@ -181,7 +181,10 @@ class LogODE(TorchSDE):
 
 
 class ReversibleHeun(TorchSDE):
-    """torchsde's reversible Heun scheme; keeps a second copy of the state between steps."""
+    """torchsde's reversible Heun scheme; keeps a second copy of the state between steps.
+
+    Made for reversing, not for long runs: a drift that pulls back makes it diverge sooner or later.
+    """
 
     name, method, sde_type = "torchsde:reversible_heun", "reversible_heun", "stratonovich"
     strong_order, weak_order, evaluations = 1.0, 2.0, 1
