@@ -72,7 +72,7 @@ def run(
     from sdeflow.catalogue import problem_file
     from sdeflow.display import out as console
     from sdeflow.problem import build
-    from sdeflow.progress import progress_bar
+    from sdeflow.progress import progress_bar, rate
     from sdeflow.simulation import resolve_device
     from sdeflow.store import TRAJECTORY, refuse_occupied
 
@@ -105,12 +105,12 @@ def run(
     if solution.retcode != "success":
         typer.echo(f"{solution.retcode}: {solution.message}", err=True)
     if not quiet:
-        speed = attrs["steps_taken"] / max(attrs["seconds"], 1e-9)
+        speed = rate(attrs["steps_taken"] / max(attrs["seconds"], 1e-9))
         loss = (
             f", loss {float(solution.dataset['loss'][-1].mean()):.6g}" if "loss" in solution.dataset else ""
         )
         console.print(
-            f"{attrs['steps_taken']:,} steps in {attrs['seconds']:.1f} s ({speed:,.0f} a second){loss}\n"
+            f"{attrs['steps_taken']:,} steps in {attrs['seconds']:.1f} s ({speed}){loss}\n"
             f"{folder / TRAJECTORY}    open it with xr.open_dataset('{(folder / TRAJECTORY).as_posix()}')",
             markup=False,
             soft_wrap=True,

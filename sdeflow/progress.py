@@ -35,7 +35,7 @@ def progress_bar(steps: int) -> Iterator[Progress]:
 
         def report(step: int, loss: float | None) -> None:
             speed = bar.tasks[0].speed
-            bar.update(task, completed=step, rate=_rate(speed) if speed else "", loss=_loss(loss))
+            bar.update(task, completed=step, rate=rate(speed) if speed else "", loss=_loss(loss))
 
         yield report
 
@@ -52,7 +52,7 @@ def _lines(steps: int) -> Progress:
         speed = step / (now - began)
         left = (steps - step) / speed
         print(
-            f"step {step:,} of {steps:,}, {_rate(speed)}, {left:,.0f} s left{_loss(loss)}",
+            f"step {step:,} of {steps:,}, {rate(speed)}, {left:,.0f} s left{_loss(loss)}",
             file=sys.stderr,
             flush=True,
         )
@@ -60,7 +60,8 @@ def _lines(steps: int) -> Progress:
     return report
 
 
-def _rate(speed: float) -> str:
+def rate(speed: float) -> str:
+    """Steps a second, for people."""
     return f"{speed:,.0f} steps/s" if speed >= 10 else f"{speed:.2g} steps/s"
 
 

@@ -180,7 +180,7 @@ def test_double_well_keeps_its_second_moment(method: str) -> None:
 
 
 def test_reversible_heun_is_not_stable_on_a_dissipative_drift() -> None:
-    """Its linear stability region is a piece of the imaginary axis alone (Kidger et al. 2021): it diverges."""
+    """Its linear stability region is a piece of the imaginary axis (Kidger et al. 2021): it diverges."""
     system = SDESystem(DoubleWell(), h=0.02, paths=100, start=(0.3,))
     with pytest.warns(DivergenceWarning, match="X is not finite"):
         run = simulate(system, "torchsde:reversible_heun", steps=200, dtype="float64")
