@@ -51,6 +51,14 @@ class Batch:
         return {"off": 0, "one_step": 1, "substeps": self.cap}[self.catch_up]
 
 
+def evaluations(integrator: Integrator[Any], batch: Batch | None) -> int:
+    """Gradient evaluations a step, with catching up and with forces that another batch makes invalid."""
+    if batch is None:
+        return integrator.evaluations
+    keeps_forces = type(integrator).init is not Integrator.init
+    return integrator.evaluations + batch.extra_evaluations + int(keeps_forces)
+
+
 class MiniBatches:
     """Advances a model's system by minibatches: `z = batches(z, n)` is step n.
 
@@ -98,9 +106,8 @@ class MiniBatches:
         self._late_noise = TorchNoise(late, kind="PQ", substeps=substeps, **common)
 
     def start(self, z: State) -> State:
-        """The state with what minibatches keep in it, its particles in memory of their own."""
-        visited = torch.zeros(len(self.seeds), self.data, dtype=torch.long, device=self.device)
-        return z | {name: z[name].clone() for name in self._variables} | {VISITED: visited}
+        """The state with what minibatches keep in it."""
+        return z | {VISITED: torch.zeros(len(self.seeds), self.data, dtype=torch.long, device=self.device)}
 
     def index(self, n: int) -> Tensor:
         """The data of step n, [R, b], ascending."""
@@ -117,8 +124,7 @@ class MiniBatches:
     def check(self, z: State) -> None:
         """Tries the system on the first batch; raises SdeflowError for what does not fit."""
         index = self.index(0)
-        part = {k: v[self._replica, index] if k in self._variables else v for k, v in z.items()}
-        self.system.on(index).check(part)
+        self.system.on(index).check(self._gather(z, index))
 
     def warning(self, z: State) -> str:
         """What to know of catching up by one long step, or ''.
@@ -129,8 +135,7 @@ class MiniBatches:
         if self.batch.catch_up != "one_step":
             return ""
         index = self.index(0)
-        part = {k: v[self._replica, index] if k in self._variables else v for k, v in z.items()}
-        system = self.system.on(index)
+        part, system = self._gather(z, index), self.system.on(index)
         for b in system.particles:
             c = _curvature(system, b, part)
             stable = [k for k in range(1, self.batch.cap + 1) if _contraction(b, k * system.h, c) <= 1]
@@ -144,23 +149,25 @@ class MiniBatches:
 
     def __call__(self, z: State, n: int) -> State:
         index = self.index(n)
-        at = (self._replica, index)
-        system = self.system.on(index)
-        part = {k: v[at] if k in self._variables else v for k, v in z.items() if k != VISITED}
-        part = self._catch_up(system, part, n, n - z[VISITED][at])
+        system, part = self.system.on(index), self._gather(z, index)
+        part = self._catch_up(system, part, n, n - part.pop(VISITED))
         part |= self.integrator.init(system, part)  # forces kept from another batch are of no use
         part = self.integrator.step(system, n * system.h, part, system.h, self._noise(n))
-        for name in self._variables:
-            z[name][at] = part.pop(name)
-        z[VISITED][at] = n + 1
-        return z | part
+        part[VISITED] = torch.full_like(index, n + 1)
+        # a new tensor rather than a change in place, so that a step cut short leaves the old state whole
+        at = (self._replica, index)
+        return z | part | {k: z[k].index_put(at, part[k]) for k in (*self._variables, VISITED)}
+
+    def _gather(self, z: State, index: Tensor) -> State:
+        """The state with the particles of data `index` [R, b] alone."""
+        of_data = (*self._variables, VISITED)
+        return {k: v[self._replica, index] if k in of_data else v for k, v in z.items()}
 
     def observe(self, t: float, z: State) -> dict[str, Tensor]:
         """The system's observables on as many data as a batch has, spread evenly and the same every time."""
         index = torch.linspace(0, self.data - 1, self.batch.size, device=self.device).round().long()
-        at = (self._replica, index.expand(len(self.seeds), -1))
-        part = {k: v[at] if k in self._variables else v for k, v in z.items()}
-        return self.system.on(at[1]).observe(t, part)
+        index = index.expand(len(self.seeds), -1)
+        return self.system.on(index).observe(t, self._gather(z, index))
 
     def _catch_up(self, system: BlockSystem, z: State, n: int, missed: Tensor) -> State:
         if self.batch.catch_up == "off":
@@ -196,6 +203,8 @@ def _curvature(system: BlockSystem, block: Block, z: State) -> float:
         moved = z | {block.position: x + direction}
         change = score - system.forces(0.0, moved, [block])[block.name]
         largest = float(change.norm() / direction.norm())
+        if largest == 0:
+            break
         direction = change
     return largest
 

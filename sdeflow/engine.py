@@ -1,4 +1,4 @@
-"""Advancing a state: no side effect that outlives it, no look at a value, nothing but steps."""
+"""Advancing a state: no side effect, no look at a value, nothing but steps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sdeflow.system import System
 State = dict[str, Tensor]
 
 Step = Callable[[State, int], State]
-"""Step n of a run: the state after it, from the state before it, whose tensors it may reuse."""
+"""Step n of a run: the state after it, from the state before it, which stays as it was."""
 
 
 def full_batch(system: System, integrator: Integrator, noise: NoiseSource) -> Step:

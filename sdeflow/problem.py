@@ -7,7 +7,7 @@ from inspect import isfunction
 from pathlib import Path
 
 from sdeflow.arguments import call, typed
-from sdeflow.batch import Batch
+from sdeflow.batch import Batch, evaluations
 from sdeflow.catalogue import find
 from sdeflow.config import Config
 from sdeflow.errors import SdeflowError
@@ -38,8 +38,8 @@ class Problem:
 
     @property
     def gradient_evaluations(self) -> int:
-        """Evaluations a step, those of catching up included."""
-        return self.integrator.evaluations + (self.batch.extra_evaluations if self.batch else 0)
+        """Gradient evaluations a step."""
+        return evaluations(self.integrator, self.batch)
 
     def solve(
         self, *, out: Path | None = None, overwrite: bool = False, progress: Progress | None = None

@@ -16,7 +16,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from sdeflow.batch import Batch, MiniBatches
+from sdeflow.batch import Batch, MiniBatches, evaluations
 from sdeflow.catalogue import integrator_named, integrators_for
 from sdeflow.engine import Step, advance, full_batch
 from sdeflow.errors import DivergenceWarning, RunError, SdeflowError, StabilityWarning, attempt
@@ -172,7 +172,7 @@ def solve(
         "integrator": scheme.name,
         "engine": "eager",
         "noise_source": TorchNoise.name,
-        "gradient_evaluations_per_step": scheme.evaluations + (batch.extra_evaluations if batch else 0),
+        "gradient_evaluations_per_step": evaluations(scheme, batch),
         "dtype": str(precision).removeprefix("torch."),
         "seed": seed,
         "replicas": replicas,

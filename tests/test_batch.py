@@ -280,3 +280,37 @@ def test_a_catch_up_step_that_can_leave_the_stable_range_is_told() -> None:
     assert "can leave the stable range of X" in run.attrs["warnings"]
     quiet = simulate(system, "expint", steps=2, dtype="float64", batch=Batch(3, "one_step", 90))
     assert quiet.attrs["warnings"] == ""
+
+
+@pytest.mark.parametrize("catch_up", ["off", "one_step", "substeps"])
+def test_a_step_leaves_the_old_state_whole(catch_up: Any) -> None:
+    """A run cut short within a chunk keeps the chunk's start: particles and theta of one step."""
+    mini = batches(toy(), "obabo", Batch(5, catch_up, 3), range(2))
+    with torch.no_grad():
+        before = mini(mini.start(start(toy(), range(2))), 0)
+        copies = {name: value.clone() for name, value in before.items()}
+        after = mini(before, 1)
+    assert all(torch.equal(before[name], copies[name]) for name in copies)
+    assert not torch.equal(after["X"], before["X"])
+
+
+def test_evaluations_count_what_a_batch_costs() -> None:
+    """Kept forces are evaluated anew for each batch, and catching up costs one or `cap` more."""
+    for scheme, batch, count in (
+        ("obabo", None, 1),
+        ("obabo", Batch(3), 2),
+        ("expint", Batch(3), 2),
+        ("expint_shared", Batch(3, "substeps", 4), 5),
+    ):
+        run = simulate(toy(), scheme, steps=1, batch=batch)
+        assert run.attrs["gradient_evaluations_per_step"] == count
+
+
+def test_a_flat_score_warns_of_nothing() -> None:
+    class Flat(Slope):
+        def log_joint(self, theta: Any, x: Tensor, y: Tensor) -> Tensor:
+            return 3 * theta["a"] - 4 * theta["b"] - x.sum(-1)
+
+    system = sdeflow.pgd(Flat(), particles=1, theta={"h": 0.1}, x={"h": 0.1})
+    run = simulate(system, "expint", steps=1, dtype="float64", batch=Batch(1, "one_step", 50))
+    assert run.attrs["warnings"] == ""
