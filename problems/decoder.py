@@ -22,16 +22,22 @@ class Decoder(Model):
 
         l_i(theta, x) = log N(x; 0, I_d) + log N(y_i; g_theta(x), sigma^2 I)
 
-    latent   d, dimension of a latent
-    hidden   widths of the hidden layers
-    sigma    standard deviation of a pixel about g
-    images   use the first so many images (default: all)
+    latent    d, dimension of a latent
+    hidden    widths of the hidden layers
+    sigma     standard deviation of a pixel about g
+    images    use the first so many images (default: all but those held out)
+    held_out  keep the last so many images aside, for a loss on images that were not learned
 
     Source of the model class: Lim et al. 2024, arXiv:2312.07335; Kuntz et al. 2023, arXiv:2204.12965.
     """
 
     def __init__(
-        self, latent: int = 8, hidden: Sequence[int] = (64,), sigma: float = 0.3, images: int | None = None
+        self,
+        latent: int = 8,
+        hidden: Sequence[int] = (64,),
+        sigma: float = 0.3,
+        images: int | None = None,
+        held_out: int = 0,
     ) -> None:
         if latent < 1 or any(width < 1 for width in hidden):
             raise SdeflowError(f"latent and hidden must be at least 1, given {latent} and {list(hidden)}")
@@ -41,9 +47,15 @@ class Decoder(Model):
         from sklearn.datasets import load_digits
 
         pixels = torch.from_numpy(load_digits().data).double() / 8 - 1  # 0..16 to [-1, 1]
-        if images is not None and not 1 <= images <= len(pixels):
-            raise SdeflowError(f"images must lie in 1..{len(pixels)}, given {images}")
+        if not 0 <= held_out < len(pixels):
+            raise SdeflowError(f"held_out must lie in 0..{len(pixels) - 1}, given {held_out}")
+        left = len(pixels) - held_out
+        images = left if images is None else images
+        if not 1 <= images <= left:
+            raise SdeflowError(f"images must lie in 1..{left}, given {images}")
         self.data = pixels[:images]
+        if held_out:
+            self.held_out = pixels[left:]
         self.latent_shape = (latent,)
         self.image_shape = (1, 8, 8)
         self.sigma = sigma

@@ -7,7 +7,9 @@ from itertools import pairwise
 from math import log, pi
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import softplus
@@ -26,6 +28,7 @@ class Images(Model):
 
     dataset         cifar10, mnist or fashion_mnist; see `sdeflow fetch`
     images          use the first so many training images (default: all)
+    held_out        the first so many test images, for a loss on images that were not learned
     latent          d, dimension of a latent
     sigma           standard deviation of a pixel about g
     decoder         'convolutional', from 8 x 8 up to 32 x 32 with `width` = ngf, no biases, leaky ReLUs, tanh
@@ -44,6 +47,7 @@ class Images(Model):
         self,
         dataset: Literal["cifar10", "mnist", "fashion_mnist"],
         images: int | None = None,
+        held_out: int = 0,
         latent: int = 64,
         sigma: float = 0.1,
         decoder: Literal["convolutional", "mlp"] = "convolutional",
@@ -61,6 +65,9 @@ class Images(Model):
         pixels, _ = load_images(dataset)
         if images is not None and not 1 <= images <= len(pixels):
             raise SdeflowError(f"images must lie in 1..{len(pixels)}, given {images}")
+        unseen, _ = load_images(dataset, "test")
+        if not 0 <= held_out <= len(unseen):
+            raise SdeflowError(f"held_out must lie in 0..{len(unseen)}, given {held_out}")
         channels, height, side = pixels.shape[1:]
         self.image_shape = (channels, height, side)
         if decoder == "convolutional" and (height, side) != (32, 32):
@@ -68,10 +75,10 @@ class Images(Model):
                 f"the convolutional decoder makes 32 × 32 images, {dataset} has "
                 f'{self.image_shape[1]} × {self.image_shape[2]}: take decoder = "mlp"'
             )
-        values = torch.from_numpy(pixels[:images].reshape(-1, channels * height * side)).float()
         g = torch.Generator().manual_seed(data_seed)
-        values.div_(127.5).sub_(1).add_(torch.rand(values.shape, generator=g).div_(256)).clamp_(-1, 1)
-        self.data = values
+        self.data = _pixels(pixels[:images], g)
+        if held_out:
+            self.held_out = _pixels(unseen[:held_out], g)
         self.latent_shape = (latent,)
         self.sigma = sigma
         self._decoder, self._width, self._hidden, self._pseudo_points = (
@@ -82,7 +89,7 @@ class Images(Model):
         )
         with torch.random.fork_rng(devices=[]):
             self.network = self._new_network()  # its structure counts; the values come with theta
-        self._constant = -values.shape[1] / 2 * log(2 * pi * sigma**2)
+        self._constant = -self.data.shape[1] / 2 * log(2 * pi * sigma**2)
 
     def _new_network(self) -> nn.Module:
         (latent,), (channels, height, width) = self.latent_shape, self.image_shape
@@ -113,6 +120,13 @@ class Images(Model):
         mean, variance = functional_call(self.network, dict(theta), (None,))
         which = torch.randint(len(mean), (n,), generator=generator)
         return mean[which] + variance[which].sqrt() * noise
+
+
+def _pixels(images: NDArray[np.uint8], generator: torch.Generator) -> Tensor:
+    """Images [n, ...] as [n, pixels] in [-1, 1], dequantised."""
+    values = torch.from_numpy(images.reshape(len(images), -1)).float()
+    noise = torch.rand(values.shape, generator=generator)
+    return values.div_(127.5).sub_(1).add_(noise.div_(256)).clamp_(-1, 1)
 
 
 class _Network(nn.Module):

@@ -19,6 +19,7 @@ _HOME = {
     "Batch": "sdeflow.batch",
     "Block": "sdeflow.block",
     "BlockSystem": "sdeflow.system",
+    "Evaluate": "sdeflow.held_out",
     "Integrator": "sdeflow.integrator",
     "Model": "sdeflow.model",
     "Motion": "sdeflow.systems",
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from sdeflow.batch import Batch as Batch
     from sdeflow.block import Block as Block
     from sdeflow.errors import SdeflowError as SdeflowError
+    from sdeflow.held_out import Evaluate as Evaluate
     from sdeflow.integrator import Integrator as Integrator
     from sdeflow.model import Model as Model
     from sdeflow.record import Save as Save

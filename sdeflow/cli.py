@@ -36,6 +36,9 @@ SetOption = Annotated[
 ]
 StepsOption = Annotated[int | None, typer.Option(help="Steps of the reference clock.")]
 ReplicasOption = Annotated[int | None, typer.Option(help="Replicas in one run; replica i has seed + i.")]
+EvalEveryOption = Annotated[
+    int | None, typer.Option(help="Steps between measurements of the loss on held-out data.")
+]
 DtypeOption = Annotated[str | None, typer.Option(help="float32 or float64.")]
 
 
@@ -59,6 +62,7 @@ def run(
     replicas: ReplicasOption = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     dtype: DtypeOption = None,
+    eval_every: EvalEveryOption = None,
     out: Annotated[
         Path | None, typer.Option(help="Run folder (default: runs/PROBLEM-INTEGRATOR-sSEED).")
     ] = None,
@@ -91,6 +95,7 @@ def run(
                 "device": device,
                 "dtype": dtype,
             },
+            "evaluate": {"every": eval_every},
         },
     )
     built = build(config)
@@ -109,6 +114,9 @@ def run(
         loss = (
             f", loss {float(solution.dataset['loss'][-1].mean()):.6g}" if "loss" in solution.dataset else ""
         )
+        if attrs["evaluate"]:
+            held_out = float(solution.dataset["held_out_loss"].dropna("time")[-1].mean())
+            loss += f", held-out loss {held_out:.6g} ({attrs['evaluate_seconds']:.1f} s of them)"
         console.print(
             f"{attrs['steps_taken']:,} steps in {attrs['seconds']:.1f} s ({speed}){loss}\n"
             f"{folder / TRAJECTORY}    open it with xr.open_dataset('{(folder / TRAJECTORY).as_posix()}')",
@@ -197,6 +205,7 @@ def show(
     steps: StepsOption = None,
     replicas: ReplicasOption = None,
     dtype: DtypeOption = None,
+    eval_every: EvalEveryOption = None,
     settings: SetOption = None,
 ) -> None:
     """What a problem is: blocks and equations, shapes, and the memory and disk that a run takes."""
@@ -209,7 +218,8 @@ def show(
 
     path = problem_file(problem)
     chosen = {"integrator": integrator, "steps": steps, "replicas": replicas, "dtype": dtype}
-    config = _config(path, variant, settings, {"system": {"use": system}, "run": chosen})
+    tables = {"system": {"use": system}, "run": chosen, "evaluate": {"every": eval_every}}
+    config = _config(path, variant, settings, tables)
     describe(build(config), list(variant_tables(tomllib.loads(path.read_text(encoding="utf-8")))))
 
 

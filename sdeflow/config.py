@@ -8,6 +8,7 @@ title = "...", cpu_note = "..." (what to know before running it on a CPU)
 [run]        integrator, steps, seed, replicas, dtype, device, noise
 [batch]      size, catch_up, cap; without it every step sees all data
 [save]       every, data, particles, theta_max
+[evaluate]   every, steps: when a loss on the model's held-out data is measured; without it never
 [variants.NAME]   tables that replace parts of the above under `--variant NAME`
 """
 
@@ -72,6 +73,13 @@ class SaveSection(_Strict):
     theta_max: Annotated[int, Field(ge=0)] = 10_000
 
 
+class EvaluateSection(_Strict):
+    """When the loss on held-out data is measured; see sdeflow.held_out.Evaluate."""
+
+    every: Count
+    steps: Count = 10
+
+
 class Config(_Strict):
     """A problem with everything that was chosen for one run of it."""
 
@@ -82,10 +90,20 @@ class Config(_Strict):
     run: RunSection = RunSection()
     batch: BatchSection | None = None
     save: SaveSection = SaveSection()
+    evaluate: EvaluateSection | None = None
 
     def toml(self) -> str:
         """The configuration as TOML; running it gives the same numbers."""
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+_SECTIONS: dict[str, type[BaseModel] | None] = {
+    "system": None,
+    "run": RunSection,
+    "batch": BatchSection,
+    "save": SaveSection,
+    "evaluate": EvaluateSection,
+}
 
 
 def load_config(
@@ -109,7 +127,7 @@ def load_config(
     for table in overrides:
         tables = merged(tables, _absolute_files(table, Path.cwd()))
     _refuse_nonfinite(tables, "")
-    for name in ("model", "system", "run", "batch", "save"):
+    for name in ("model", *_SECTIONS):
         if not isinstance(tables.get(name, {}), dict):
             raise SdeflowError(f"{path.name}: '{name}' must be a table, [{name}], given {tables[name]!r}")
     try:
@@ -199,6 +217,5 @@ def explain(
 
 
 def _fields(path: Sequence[str]) -> list[str]:
-    sections: dict[str, type[BaseModel]] = {"run": RunSection, "batch": BatchSection, "save": SaveSection}
-    schema = sections.get(path[0]) if path else Config
+    schema = _SECTIONS.get(path[0]) if path else Config
     return list(schema.model_fields) if schema is not None else []

@@ -99,6 +99,7 @@ def _describe_blocks(system: BlockSystem) -> None:
 def _describe_cost(problem: Problem, system: System) -> None:
     from torch import Tensor
 
+    from sdeflow.held_out import held_out_forces
     from sdeflow.record import Recorder
 
     run, batch = problem.config.run, problem.config.batch
@@ -128,6 +129,9 @@ def _describe_cost(problem: Problem, system: System) -> None:
         ["memory: state", human(state)],
         ["memory: a step", f"about {human(a_step)}, and what the model needs for its gradients"],
     ]
+    if problem.evaluate is not None:
+        forces = held_out_forces(system)
+        rows.append(["held-out loss", problem.evaluate.cost(run.steps, forces.data, forces.particles)])
     if model is not None:
         size = sum(v.numel() for v in vars(model.model).values() if isinstance(v, Tensor)) * bytes_each
         rows.append(["memory: data", human(size)])

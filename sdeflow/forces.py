@@ -102,9 +102,13 @@ class ModelForces:
                 forces[name] = gradient * per_particle if name == "theta" else gradient
         return forces
 
+    def loss(self, z: State) -> Tensor:
+        """Mean over data and particles of -l_i(theta, x_ij), [R]."""
+        return -self._each(self._total, z) / (self.data * self.particles)
+
     def observe(self, z: State) -> dict[str, Tensor]:
-        """The loss, mean over data and particles of -l_i(theta, x_ij), and the model's own, each [R]."""
-        values = {"loss": -self._each(self._total, z) / (self.data * self.particles)}
+        """The loss and the model's own observables, each [R]."""
+        values = {"loss": self.loss(z)}
         own = [
             self._own(self.parameters.views(theta), self._shaped(x), self._data_of(r))
             for r, (theta, x) in enumerate(zip(z["theta"], z["X"], strict=True))

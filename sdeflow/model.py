@@ -29,6 +29,9 @@ class Model(ABC):
         score_x(theta, x, y) -> [B, N, *latent_shape]         grad_x l_i(theta, x_ij)
         score_theta(theta, x, y) -> {name: like theta[name]}  sum_ij grad_theta l_i(theta, x_ij)
 
+    held_out: data of the same kind that the parameters are not to see, for a loss on them
+    (`sdeflow.held_out`); None where there are none.
+
     A model of images may say how they come about, for `sdeflow sample`:
 
         image_shape                                           channels, height, width
@@ -38,6 +41,7 @@ class Model(ABC):
 
     data: Data
     latent_shape: tuple[int, ...]
+    held_out: Data | None = None
 
     score_x: Any = None
     score_theta: Any = None

@@ -11,6 +11,7 @@ from sdeflow.batch import Batch, evaluations
 from sdeflow.catalogue import find
 from sdeflow.config import Config
 from sdeflow.errors import SdeflowError
+from sdeflow.held_out import Evaluate
 from sdeflow.integrator import Integrator
 from sdeflow.model import Model
 from sdeflow.progress import Progress
@@ -37,6 +38,12 @@ class Problem:
         return None if section is None else Batch(**section.model_dump())
 
     @property
+    def evaluate(self) -> Evaluate | None:
+        """When the loss on held-out data is measured; None for never."""
+        section = self.config.evaluate
+        return None if section is None else Evaluate(**section.model_dump())
+
+    @property
     def gradient_evaluations(self) -> int:
         """Gradient evaluations a step."""
         return evaluations(self.integrator, self.batch)
@@ -56,6 +63,7 @@ class Problem:
             dtype=run.dtype,
             device=run.device,
             batch=self.batch,
+            evaluate=self.evaluate,
             out=out,
             overwrite=overwrite,
             config=self.config.toml(),

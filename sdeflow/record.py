@@ -100,10 +100,12 @@ class Recorder:
         """Floating-point numbers that a snapshot of all replicas holds, observables aside."""
         return self.replicas * (sum(prod(axes.shape) for axes in self.whole.values()) + len(self.norms))
 
-    def take(self, step: int, t: float, z: dict[str, Tensor]) -> dict[str, NDArray[np.floating]]:
-        """Stores a snapshot of the state after `step` steps; gives its observables, each [R]."""
+    def take(
+        self, step: int, t: float, z: dict[str, Tensor], more: dict[str, Tensor] | None = None
+    ) -> dict[str, NDArray[np.floating]]:
+        """Stores a snapshot of the state after `step` steps; gives its observables and `more`, each [R]."""
         with torch.no_grad():
-            scalars = self._observe(t, z)
+            scalars = self._observe(t, z) | (more or {})
             scalars |= {f"{name}_norm": z[name].flatten(1).norm(dim=1) for name in self.norms}
             host = {name: value.cpu().numpy() for name, value in scalars.items()}
             chosen = {

@@ -20,6 +20,7 @@ from sdeflow.batch import Batch, MiniBatches, evaluations
 from sdeflow.catalogue import integrator_named, integrators_for
 from sdeflow.engine import Step, advance, full_batch
 from sdeflow.errors import DivergenceWarning, RunError, SdeflowError, StabilityWarning, attempt
+from sdeflow.held_out import Evaluate, HeldOut
 from sdeflow.integrator import Integrator
 from sdeflow.model import Model
 from sdeflow.noise import TorchNoise
@@ -27,7 +28,7 @@ from sdeflow.progress import Progress, progress_bar
 from sdeflow.provenance import provenance
 from sdeflow.record import Recorder, Save
 from sdeflow.store import final_state, refuse_occupied, to_dataset, write_run
-from sdeflow.system import BlockSystem, System
+from sdeflow.system import BlockSystem, System, initial_state
 from sdeflow.systems import SystemDeclaration
 
 _CHUNK_SECONDS = 0.2
@@ -62,6 +63,7 @@ def simulate(
     replicas: int = 1,
     save: Save | None = None,
     batch: Batch | None = None,
+    evaluate: Evaluate | None = None,
     dtype: str | torch.dtype = "float32",
     device: str | torch.device = "auto",
     out: str | Path | None = None,
@@ -74,6 +76,7 @@ def simulate(
     seed         replica i of a run with seed s is the run of one replica with seed s + i
     save         what to record (default: every 10 steps, 16 data with 16 particles each)
     batch        how data are subsampled (default: all data in every step)
+    evaluate     when the loss on the model's held-out data is measured (default: never)
     out          a run folder to write too: trajectory.nc and final.safetensors
 
     Raises SdeflowError where something does not fit. A trajectory that diverges is returned as far as it
@@ -89,6 +92,7 @@ def simulate(
             replicas=replicas,
             save=save or Save(),
             batch=batch,
+            evaluate=evaluate,
             dtype=dtype,
             device=device,
             out=None if out is None else Path(out),
@@ -113,6 +117,7 @@ def solve(
     dtype: str | torch.dtype,
     device: str | torch.device,
     batch: Batch | None = None,
+    evaluate: Evaluate | None = None,
     out: Path | None = None,
     overwrite: bool = False,
     config: str = "",
@@ -154,11 +159,22 @@ def solve(
         if warning:
             warnings.warn(warning, StabilityWarning, stacklevel=3)
         z, observe = batches.start(z), batches.observe
+    held_out = None
+    if evaluate is not None:
+        if not isinstance(evaluate, Evaluate):
+            raise SdeflowError(f"evaluate must be an sdeflow.Evaluate, given {type(evaluate).__name__}")
+        if evaluate.every % save.every:
+            raise SdeflowError(
+                f"evaluate.every must be a multiple of save.every, {save.every}, given {evaluate.every}"
+            )
+        at_once = None if batch is None else batch.size
+        held_out = HeldOut(_of_blocks(system), evaluate, at_once=at_once, **common)
+        z |= held_out.start()
     recorder = Recorder(system, save, observe=observe, replicas=replicas, steps=steps)
 
     began = time.perf_counter()
     with _threads(z) as threads:
-        end = _march(step, type(scheme).__name__, z, system.h, recorder, progress)
+        end = _march(step, type(scheme).__name__, z, system.h, recorder, held_out, progress)
     seconds = time.perf_counter() - began
 
     message = _message(end, steps, scheme)
@@ -179,6 +195,8 @@ def solve(
         "steps": steps,
         "steps_taken": end.step,
         "seconds": round(seconds, 3),
+        "evaluate": "" if held_out is None else held_out.cost(steps),
+        "evaluate_seconds": round(end.evaluate_seconds, 3),
         "warnings": warning,
         "retcode": end.retcode,
         "message": message,
@@ -202,6 +220,7 @@ class _End:
     step: int
     retcode: str
     diverged: dict[int, str]
+    evaluate_seconds: float
     error: Exception | None = None
 
 
@@ -211,11 +230,22 @@ def _march(
     z: dict[str, Tensor],
     h: float,
     recorder: Recorder,
+    held_out: HeldOut | None,
     progress: Progress | None,
 ) -> _End:
     """Advances through all snapshots, in chunks short enough to report and to interrupt between."""
-    step, chunk, diverged = 0, 1, dict[int, str]()
-    observed = recorder.take(0, 0.0, z)
+    step, chunk, diverged, evaluating = 0, 1, dict[int, str](), 0.0
+
+    def snapshot() -> float | None:
+        nonlocal z, evaluating
+        more, clock = {}, time.perf_counter()
+        if held_out is not None:
+            z, more = held_out.look(z, step, recorder.when[-1])
+            evaluating += time.perf_counter() - clock
+        observed = recorder.take(step, step * h, z, more)
+        return float(observed["loss"].mean()) if "loss" in observed else None
+
+    loss = snapshot()
     try:
         for target in recorder.when[1:]:
             while step < target:
@@ -227,19 +257,19 @@ def _march(
                 step += count
                 _note_divergence(z, step, diverged)
                 if len(diverged) == recorder.replicas:
-                    return _End(z, step, "diverged", diverged)
+                    return _End(z, step, "diverged", diverged, evaluating)
                 seconds = time.perf_counter() - clock
                 chunk = max(1, min(2 * chunk, int(count * _CHUNK_SECONDS / max(seconds, 1e-9))))
                 if progress is not None:
-                    progress(step, float(observed["loss"].mean()) if "loss" in observed else None)
-            observed = recorder.take(step, step * h, z)
+                    progress(step, loss)
+            loss = snapshot()
     except KeyboardInterrupt:
-        return _End(z, step, "interrupted", diverged)
+        return _End(z, step, "interrupted", diverged, evaluating)
     except Exception as error:
         if step == 0:
             raise
-        return _End(z, step, "failed", diverged, error)
-    return _End(z, step, "diverged" if diverged else "success", diverged)
+        return _End(z, step, "failed", diverged, evaluating, error)
+    return _End(z, step, "diverged" if diverged else "success", diverged, evaluating)
 
 
 def _of_blocks(system: System) -> BlockSystem:
@@ -257,24 +287,6 @@ def compatible(integrator: str | Integrator | type[Integrator], system: System) 
             f"integrator '{scheme.name}' cannot take this system: {refusal}. These can: {would_do}"
         )
     return scheme
-
-
-def initial_state(
-    system: System, seeds: range, dtype: torch.dtype, device: torch.device
-) -> dict[str, Tensor]:
-    """The state at the start of all replicas, each variable [R, ...]; drawn in float64 on the host."""
-    starts = [system.start(seed) for seed in seeds]
-    for name, axes in system.axes.items():
-        given = tuple(starts[0][name].shape) if name in starts[0] else None
-        if given != axes.shape:
-            raise SdeflowError(
-                f"the start gives {name} the shape {given}, expected {axes.shape}: {axes.dims}"
-            )
-    z = {name: torch.stack([s[name] for s in starts]).to(device, dtype) for name in starts[0]}
-    for name, value in z.items():
-        if not value.isfinite().all():
-            raise SdeflowError(f"the start of {name} is not finite in {dtype}")
-    return z
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

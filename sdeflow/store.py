@@ -28,6 +28,7 @@ _LONG_NAMES = {
     "X": "particles",
     "U": "momentum of the particles",
     "loss": "mean over data and particles of minus log p_theta(x, y) at the saved state",
+    "held_out_loss": "mean over held-out data and their particles of minus log p_theta(x, y)",
     "datum": "index of the datum",
     "particle": "index of the particle",
     "latent": "coordinate of the latent",
@@ -71,6 +72,8 @@ def to_dataset(
                 if batch
                 else "all training data and all their particles"
             )
+        if name == "held_out_loss":
+            about["missing"] = "NaN where a snapshot was taken and no evaluation was due"
         variables[name] = ((*lead, *dims), values if several else values[:, 0], about)
 
     step = np.asarray(recorder.steps, dtype=np.int64)

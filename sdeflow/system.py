@@ -232,3 +232,27 @@ class BlockSystem:
                 values[f"kinetic_{b.name}"] = b.eta / 2 * z[b.momentum].flatten(1).square().sum(1) / count
             values[f"force_{b.name}"] = (f[b.name].flatten(1).square().sum(1) / count).sqrt()
         return values
+
+
+def initial_state(system: System, seeds: Sequence[int], dtype: torch.dtype, device: torch.device) -> State:
+    """The state at the start of all replicas, each variable [R, ...]; drawn in float64 on the host."""
+    import torch
+
+    z: State = {}
+    for replica, seed in enumerate(seeds):
+        start = system.start(seed)
+        for name, axes in system.axes.items():
+            given = tuple(start[name].shape) if name in start else None
+            if given != axes.shape:
+                raise SdeflowError(
+                    f"the start gives {name} the shape {given}, expected {axes.shape}: {axes.dims}"
+                )
+        for name in list(start):
+            value = start.pop(name)
+            if replica == 0:
+                z[name] = torch.empty((len(seeds), *value.shape), dtype=dtype, device=device)
+            z[name][replica] = value
+    for name, value in z.items():
+        if not value.isfinite().all():
+            raise SdeflowError(f"the start of {name} is not finite in {dtype}")
+    return z

@@ -12,7 +12,21 @@ from sdeflow.errors import SdeflowError, attempt, expect_shape
 from sdeflow.model import Data, Model
 from sdeflow.parameters import ParameterLayout
 
-RESERVED = {"theta", "m", "X", "U", "loss", "step", "seed", "replica", "datum", "particle", "latent", "param"}
+RESERVED = {
+    "theta",
+    "m",
+    "X",
+    "U",
+    "loss",
+    "held_out_loss",
+    "step",
+    "seed",
+    "replica",
+    "datum",
+    "particle",
+    "latent",
+    "param",
+}
 RESERVED_STARTS = ("time", "kinetic_", "force_")
 SCORE_TOLERANCE = 0.01
 """Largest relative difference of an analytic score from automatic differentiation."""

@@ -23,8 +23,7 @@ from sdeflow.errors import SdeflowError, StabilityWarning
 from sdeflow.flow import kinetic_flow
 from sdeflow.noise import TorchNoise
 from sdeflow.problems.hierarchical import Hierarchical
-from sdeflow.simulation import initial_state
-from sdeflow.system import BlockSystem
+from sdeflow.system import BlockSystem, initial_state
 
 D, N, H, ETA, GAMMA = 12, 2, 0.01, 20.0, 0.5
 WHOLE = Save(every=7, data="all", particles="all")

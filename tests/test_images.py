@@ -38,9 +38,18 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sdeflow.images.load_images", load)
 
 
-SMALL = {"cifar10": {"model": {"width": 1, "latent": 4, "pseudo_points": 3}, "batch": {"size": 10}}}
-SMALL["mnist"] = SMALL["fashion_mnist"] = {"model": {"hidden": [8], "latent": 4}, "batch": {"size": 10}}
-SMALL["cifar10_small"] = {"model": {"images": 100, "latent": 4}, "batch": {"size": 10}}
+SMALL = {
+    "cifar10": {"model": {"width": 1, "latent": 4, "pseudo_points": 3, "held_out": 7}, "batch": {"size": 10}}
+}
+SMALL["mnist"] = SMALL["fashion_mnist"] = {
+    "model": {"hidden": [8], "latent": 4, "held_out": 7},
+    "batch": {"size": 10},
+}
+SMALL["cifar10_small"] = {
+    "model": {"images": 100, "latent": 4, "held_out": 7},
+    "batch": {"size": 10},
+    "evaluate": {"every": 3},
+}
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -113,6 +122,10 @@ def test_what_does_not_fit_is_refused() -> None:
         ({"dataset": "cifar10", "images": 201}, r"1\.\.200, given 201"),
         ({"dataset": "cifar10", "sigma": 0.0}, "sigma must be positive"),
         ({"dataset": "cifar10", "width": 0}, "at least 1"),
+        (
+            {"dataset": "mnist", "decoder": "mlp", "held_out": 201},
+            r"held_out must lie in 0\.\.200, given 201",
+        ),
     ):
         with pytest.raises(SdeflowError, match=sentence):
             Images(**arguments)  # type: ignore[arg-type]

@@ -27,8 +27,8 @@ from sdeflow.engine import advance, full_batch
 from sdeflow.noise import TorchNoise
 from sdeflow.problem import build
 from sdeflow.problems.hierarchical import Hierarchical
-from sdeflow.simulation import Solution, initial_state
-from sdeflow.system import BlockSystem
+from sdeflow.simulation import Solution
+from sdeflow.system import BlockSystem, initial_state
 
 D, N = 5, 4
 THETA = {"h": 2e-3, "eta": 3.0, "gamma": 0.7}
