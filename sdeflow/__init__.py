@@ -32,7 +32,9 @@ _HOME = {
     "mpgd": "sdeflow.systems",
     "mpgd_theta": "sdeflow.systems",
     "mpgd_x": "sdeflow.systems",
+    "open_run": "sdeflow.folder",
     "pgd": "sdeflow.systems",
+    "resume": "sdeflow.problem",
     "simulate": "sdeflow.simulation",
 }
 __all__ = sorted([*_HOME, "__version__"])
@@ -41,9 +43,11 @@ if TYPE_CHECKING:
     from sdeflow.batch import Batch as Batch
     from sdeflow.block import Block as Block
     from sdeflow.errors import SdeflowError as SdeflowError
+    from sdeflow.folder import open_run as open_run
     from sdeflow.held_out import Evaluate as Evaluate
     from sdeflow.integrator import Integrator as Integrator
     from sdeflow.model import Model as Model
+    from sdeflow.problem import resume as resume
     from sdeflow.record import Save as Save
     from sdeflow.sde import SDESystem as SDESystem
     from sdeflow.simulation import simulate as simulate

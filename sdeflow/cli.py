@@ -39,6 +39,7 @@ ReplicasOption = Annotated[int | None, typer.Option(help="Replicas in one run; r
 EvalEveryOption = Annotated[
     int | None, typer.Option(help="Steps between measurements of the loss on held-out data.")
 ]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 DtypeOption = Annotated[str | None, typer.Option(help="float32 or float64.")]
 
 
@@ -68,17 +69,16 @@ def run(
     ] = None,
     settings: SetOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run folder.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Run a problem; writes a run folder with trajectory.nc and final.safetensors."""
     from contextlib import nullcontext
 
     from sdeflow.catalogue import problem_file
-    from sdeflow.display import out as console
+    from sdeflow.folder import refuse_occupied
     from sdeflow.problem import build
-    from sdeflow.progress import progress_bar, rate
-    from sdeflow.simulation import resolve_device
-    from sdeflow.store import TRAJECTORY, refuse_occupied
+    from sdeflow.progress import progress_bar
+    from sdeflow.simulation import solve
 
     path = problem_file(problem)
     config = _config(
@@ -102,24 +102,49 @@ def run(
     names = [path.stem, variant, system, built.integrator.name]
     folder = out or Path("runs") / "-".join([*(_slug(n) for n in names if n), f"s{config.run.seed}"])
     refuse_occupied(folder, overwrite)
-    if config.cpu_note and not quiet and resolve_device(config.run.device).type == "cpu":
+    if config.cpu_note and not quiet and built.device.type == "cpu":
         typer.echo(f"note: {config.cpu_note}", err=True)
-    with nullcontext() if quiet else progress_bar(config.run.steps) as progress:
-        solution = built.solve(out=folder, overwrite=overwrite, progress=progress)
-    attrs = solution.dataset.attrs
+    with nullcontext() if quiet else progress_bar() as progress:
+        solution = solve(built, out=folder, overwrite=overwrite, progress=progress)
+    _tell(solution, folder, quiet)
+
+
+@app.command()
+def resume(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    steps: Annotated[int, typer.Option(help="Steps to add to those that the run was to take.")] = 0,
+    quiet: QuietOption = False,
+) -> None:
+    """Go on with a run that was stopped, or further with one that had ended, to the same numbers."""
+    from contextlib import nullcontext
+
+    from sdeflow.problem import resume as resume_run
+    from sdeflow.progress import progress_bar
+
+    with nullcontext() if quiet else progress_bar() as progress:
+        solution = resume_run(folder, steps, progress=progress)
+    _tell(solution, folder, quiet)
+
+
+def _tell(solution: Any, folder: Path, quiet: bool) -> None:
+    """Says how a run ended and where it is, and exits with the code for that."""
+    from sdeflow.display import out as console
+    from sdeflow.folder import TRAJECTORY
+    from sdeflow.progress import rate
+
+    dataset, attrs = solution.dataset, solution.dataset.attrs
     if solution.retcode != "success":
         typer.echo(f"{solution.retcode}: {solution.message}", err=True)
     if not quiet:
         speed = rate(attrs["steps_taken"] / max(attrs["seconds"], 1e-9))
-        loss = (
-            f", loss {float(solution.dataset['loss'][-1].mean()):.6g}" if "loss" in solution.dataset else ""
-        )
+        loss = f", loss {float(dataset['loss'][-1].mean()):.6g}" if "loss" in dataset else ""
         if attrs["evaluate"]:
-            held_out = float(solution.dataset["held_out_loss"].dropna("time")[-1].mean())
+            held_out = float(dataset["held_out_loss"].dropna("time")[-1].mean())
             loss += f", held-out loss {held_out:.6g} ({attrs['evaluate_seconds']:.1f} s of them)"
+        path = folder / TRAJECTORY
+        opened = f"{path}    open it with xr.open_dataset('{path.as_posix()}')" if path.exists() else folder
         console.print(
-            f"{attrs['steps_taken']:,} steps in {attrs['seconds']:.1f} s ({speed}){loss}\n"
-            f"{folder / TRAJECTORY}    open it with xr.open_dataset('{(folder / TRAJECTORY).as_posix()}')",
+            f"{attrs['steps_taken']:,} steps in {attrs['seconds']:.1f} s ({speed}){loss}\n{opened}",
             markup=False,
             soft_wrap=True,
         )
@@ -220,7 +245,7 @@ def show(
     chosen = {"integrator": integrator, "steps": steps, "replicas": replicas, "dtype": dtype}
     tables = {"system": {"use": system}, "run": chosen, "evaluate": {"every": eval_every}}
     config = _config(path, variant, settings, tables)
-    describe(build(config), list(variant_tables(tomllib.loads(path.read_text(encoding="utf-8")))))
+    describe(config, build(config), list(variant_tables(tomllib.loads(path.read_text(encoding="utf-8")))))
 
 
 def _config(

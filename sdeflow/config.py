@@ -5,9 +5,9 @@ title = "...", cpu_note = "..." (what to know before running it on a CPU)
 [system]     use = name or file.py:Name
              of a model: particles, optionally h, and a table [system.BLOCK] with h, eta, gamma a block
              of a plain SDE: h, paths, start; the rest are the SDE's own arguments
-[run]        integrator, steps, seed, replicas, dtype, device, noise
+[run]        integrator, steps, seed, replicas, dtype, device, noise, bound
 [batch]      size, catch_up, cap; without it every step sees all data
-[save]       every, data, particles, theta_max
+[save]       every, data, particles, theta_max, checkpoint
 [evaluate]   every, steps: when a loss on the model's held-out data is measured; without it never
 [variants.NAME]   tables that replace parts of the above under `--variant NAME`
 """
@@ -54,6 +54,7 @@ class RunSection(_Strict):
     dtype: Literal["float32", "float64"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     noise: Literal["torch"] = "torch"
+    bound: Annotated[float, Field(gt=0)] = 1e12
 
 
 class BatchSection(_Strict):
@@ -71,6 +72,7 @@ class SaveSection(_Strict):
     data: Choice = 16
     particles: Choice = 16
     theta_max: Annotated[int, Field(ge=0)] = 10_000
+    checkpoint: Annotated[float, Field(ge=0)] = 15.0
 
 
 class EvaluateSection(_Strict):

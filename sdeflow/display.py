@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from math import prod
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -12,10 +11,11 @@ from rich.table import Table
 from rich.text import Text
 
 from sdeflow.block import Block
-from sdeflow.system import BlockSystem, System
+from sdeflow.system import BlockSystem
 
 if TYPE_CHECKING:
-    from sdeflow.problem import Problem
+    from sdeflow.config import Config
+    from sdeflow.run import Run
 
 out = Console(highlight=False)
 
@@ -50,18 +50,8 @@ def equations(b: Block) -> list[str]:
     ]
 
 
-def human(size: float) -> str:
-    """A number of bytes for people."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
-
-
-def describe(problem: Problem, variants: Sequence[str]) -> None:
+def describe(config: Config, run: Run, variants: Sequence[str]) -> None:
     """Prints what a problem is and what a run of it takes."""
-    config, system = problem.config, problem.system
     out.print(Text(config.title or config.system.use, style="bold"))
     if config.cpu_note:
         out.print(f"on a CPU: {config.cpu_note}", markup=False)
@@ -70,12 +60,12 @@ def describe(problem: Problem, variants: Sequence[str]) -> None:
 
         out.print(f"model   {config.model.use}: {first_line(find('models', config.model.use))}", markup=False)
     out.print(f"system  {config.system.use}", markup=False)
-    out.print(f"scheme  {problem.integrator.name}: {first_line(problem.integrator)}\n", markup=False)
-    if isinstance(system, BlockSystem):
-        _describe_blocks(system)
-    shapes = [[name, " × ".join(map(str, a.shape)), ", ".join(a.dims)] for name, a in system.axes.items()]
+    out.print(f"scheme  {run.integrator.name}: {first_line(run.integrator)}\n", markup=False)
+    if isinstance(run.system, BlockSystem):
+        _describe_blocks(run.system)
+    shapes = [[name, " × ".join(map(str, a.shape)), ", ".join(a.dims)] for name, a in run.system.axes.items()]
     table("State of one replica", ("variable", "shape", "axes"), shapes)
-    _describe_cost(problem, system)
+    _describe_cost(run)
     if variants:
         out.print(f"variants (--variant NAME): {', '.join(variants)}", markup=False)
 
@@ -96,43 +86,7 @@ def _describe_blocks(system: BlockSystem) -> None:
     table("Blocks", ("block", "on its own clock", "step h", "η", "γ", "T", "γηh"), rows)
 
 
-def _describe_cost(problem: Problem, system: System) -> None:
-    from torch import Tensor
+def _describe_cost(run: Run) -> None:
+    from sdeflow.cost import cost
 
-    from sdeflow.held_out import held_out_forces
-    from sdeflow.record import Recorder
-
-    run, batch = problem.config.run, problem.config.batch
-    bytes_each = {"float32": 4, "float64": 8}[run.dtype]
-    recorder = Recorder(system, problem.save, replicas=run.replicas, steps=run.steps)
-    model = system.model_forces if isinstance(system, BlockSystem) else None
-    state = run.replicas * sum(prod(a.shape) for a in system.axes.values()) * bytes_each
-    normals = sum(
-        (1 + (len(problem.integrator.noise) if c.kinetic else 1))
-        * problem.integrator.substeps
-        * prod(c.shape)
-        for c in system.channels
-    )
-    a_step = 2 * state + run.replicas * normals * bytes_each  # new state, forces and noise
-    seen = "all data"
-    if batch is not None and model is not None:
-        a_step = a_step * batch.size // model.data
-        seen = f"{batch.size:,} of {model.data:,} data"
-    snapshot = recorder.numbers_per_snapshot * bytes_each
-    disk = snapshot * len(recorder.when)
-    rows = [
-        ["steps", f"{run.steps:,}, {len(recorder.when):,} snapshots, {run.replicas} replica(s), {run.dtype}"],
-        ["a step", f"{seen}, {problem.gradient_evaluations} gradient evaluation(s)"],
-        ["a snapshot", human(snapshot)],
-        ["trajectory.nc", f"about {human(disk)}, held in memory until the run ends"],
-        ["final.safetensors", f"about {human(state)}"],
-        ["memory: state", human(state)],
-        ["memory: a step", f"about {human(a_step)}, and what the model needs for its gradients"],
-    ]
-    if problem.evaluate is not None:
-        forces = held_out_forces(system)
-        rows.append(["held-out loss", problem.evaluate.cost(run.steps, forces.data, forces.particles)])
-    if model is not None:
-        size = sum(v.numel() for v in vars(model.model).values() if isinstance(v, Tensor)) * bytes_each
-        rows.append(["memory: data", human(size)])
-    table("What a run takes", ("", ""), rows)
+    table("What a run takes", ("", ""), cost(run))

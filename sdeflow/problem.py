@@ -1,83 +1,72 @@
-"""From a configuration to a system: TOML -> problem -> system -> integrator -> trajectory."""
+"""From a configuration to a run: TOML -> problem -> system -> integrator -> trajectory."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from inspect import isfunction
 from pathlib import Path
 
+import torch
+
 from sdeflow.arguments import call, typed
-from sdeflow.batch import Batch, evaluations
+from sdeflow.batch import Batch
 from sdeflow.catalogue import find
-from sdeflow.config import Config
+from sdeflow.checkpoint import Facts
+from sdeflow.config import Config, load_config
 from sdeflow.errors import SdeflowError
+from sdeflow.folder import CONFIG
 from sdeflow.held_out import Evaluate
-from sdeflow.integrator import Integrator
 from sdeflow.model import Model
 from sdeflow.progress import Progress
 from sdeflow.record import Save
+from sdeflow.run import Run, compatible, resolve_device
 from sdeflow.sde import SDESystem
-from sdeflow.simulation import Solution, compatible, resolve_device, solve
-from sdeflow.system import BlockSystem, System
+from sdeflow.simulation import Solution, go_on
+from sdeflow.system import BlockSystem
 from sdeflow.systems import Motion, SystemDeclaration
 
 
-@dataclass(frozen=True)
-class Problem:
-    """A configuration and what it builds: the system, and an integrator that can take it."""
-
-    config: Config
-    system: System
-    integrator: Integrator
-    save: Save
-
-    @property
-    def batch(self) -> Batch | None:
-        """How data are subsampled; None where every step sees them all."""
-        section = self.config.batch
-        return None if section is None else Batch(**section.model_dump())
-
-    @property
-    def evaluate(self) -> Evaluate | None:
-        """When the loss on held-out data is measured; None for never."""
-        section = self.config.evaluate
-        return None if section is None else Evaluate(**section.model_dump())
-
-    @property
-    def gradient_evaluations(self) -> int:
-        """Gradient evaluations a step."""
-        return evaluations(self.integrator, self.batch)
-
-    def solve(
-        self, *, out: Path | None = None, overwrite: bool = False, progress: Progress | None = None
-    ) -> Solution:
-        """Runs the problem as configured."""
-        run = self.config.run
-        return solve(
-            self.system,
-            self.integrator,
-            steps=run.steps,
-            seed=run.seed,
-            replicas=run.replicas,
-            save=self.save,
-            dtype=run.dtype,
-            device=run.device,
-            batch=self.batch,
-            evaluate=self.evaluate,
-            out=out,
-            overwrite=overwrite,
-            config=self.config.toml(),
-            title=self.config.title,
-            progress=progress,
-        )
-
-
-def build(config: Config) -> Problem:
-    """Builds everything that a configuration names; raises SdeflowError where something does not fit."""
-    resolve_device(config.run.device)
+def build(config: Config) -> Run:
+    """The run that a configuration declares; raises SdeflowError where something does not fit."""
+    run, batch, evaluate = config.run, config.batch, config.evaluate
+    device = resolve_device(run.device)
     system = _model_system(config) if config.model is not None else _sde_system(config)
-    save = Save(**config.save.model_dump())
-    return Problem(config, system, compatible(config.run.integrator, system), save)
+    return Run(
+        system=system,
+        integrator=compatible(run.integrator, system),
+        steps=run.steps,
+        seed=run.seed,
+        replicas=run.replicas,
+        save=Save(**config.save.model_dump()),
+        batch=None if batch is None else Batch(**batch.model_dump()),
+        evaluate=None if evaluate is None else Evaluate(**evaluate.model_dump()),
+        dtype=getattr(torch, run.dtype),
+        device=device,
+        bound=run.bound,
+        config=config.toml(),
+        title=config.title,
+    )
+
+
+def resume(folder: str | Path, steps: int = 0, *, progress: Progress | None = None) -> Solution:
+    """Goes on with a run that `sdeflow run` made, to where it was to end and `steps` further.
+
+    The trajectory is that of a run in one piece, to the bit on the same machine. Raises SdeflowError for
+    what is no run folder, has a writer, diverged, or whose config.toml has changed; Damaged for a file
+    that is not what was written.
+    """
+    path = Path(folder)
+    if steps < 0:
+        raise SdeflowError(f"steps must be at least 0, the steps to add, given {steps}")
+
+    def declare(facts: Facts) -> Run:
+        if not (path / CONFIG).is_file():
+            raise SdeflowError(
+                f"{path} has no {CONFIG}: a run from Python goes on with simulate(..., out=..., resume=True)"
+            )
+        again = {"run": {"steps": facts.steps + steps, "device": facts.setting["device"]}}
+        return build(load_config(path / CONFIG, overrides=[again]))
+
+    return go_on(declare, path, progress=progress)
 
 
 def _model_system(config: Config) -> BlockSystem:

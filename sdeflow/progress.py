@@ -7,17 +7,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-Progress = Callable[[int, float | None], None]
-"""Called between chunks of steps with the steps taken and the latest loss."""
+Progress = Callable[[int, int, float | None], None]
+"""Called between chunks of steps with the steps taken, the steps of the run, and the latest loss."""
 
 _SECONDS_BETWEEN_LINES = 30
+_SLOW_START = 2.0
 
 
 @contextmanager
-def progress_bar(steps: int) -> Iterator[Progress]:
+def progress_bar() -> Iterator[Progress]:
     """On stderr, a bar with rate, time left and loss; where that is no terminal, a line now and then."""
     if not sys.stderr.isatty():
-        yield _lines(steps)
+        yield _lines()
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -31,38 +32,52 @@ def progress_bar(steps: int) -> Iterator[Progress]:
         TextColumn("left{task.fields[loss]}"),
     )
     with Bar(*columns, console=Console(stderr=True, highlight=False), transient=True) as bar:
-        task = bar.add_task("", total=steps, rate="", loss="")
+        task = bar.add_task("", total=None, rate="", loss="")
 
-        def report(step: int, loss: float | None) -> None:
+        def report(step: int, steps: int, loss: float | None) -> None:
             speed = bar.tasks[0].speed
-            bar.update(task, completed=step, rate=rate(speed) if speed else "", loss=_loss(loss))
+            told = rate(speed) if speed else ""
+            bar.update(task, completed=step, total=steps, rate=told, loss=_loss(loss))
 
         yield report
 
 
-def _lines(steps: int) -> Progress:
-    began = last = time.monotonic()
+def _lines() -> Progress:
+    """A line at the first report, where steps are slow, and then now and then."""
+    began, last, first = time.monotonic(), -float("inf"), None
 
-    def report(step: int, loss: float | None) -> None:
-        nonlocal last
+    def report(step: int, steps: int, loss: float | None) -> None:
+        nonlocal last, first, began
         now = time.monotonic()
+        if first is None:
+            first = step - 1
+            if now - began < _SLOW_START:
+                last = now
+                return
         if now - last < _SECONDS_BETWEEN_LINES:
             return
         last = now
-        speed = step / (now - began)
-        left = (steps - step) / speed
-        print(
-            f"step {step:,} of {steps:,}, {rate(speed)}, {left:,.0f} s left{_loss(loss)}",
-            file=sys.stderr,
-            flush=True,
-        )
+        speed = (step - first) / (now - began)
+        left = duration((steps - step) / speed)
+        line = f"step {step:,} of {steps:,}, {rate(speed)}, {left} left{_loss(loss)}"
+        print(line, file=sys.stderr, flush=True)
 
     return report
 
 
 def rate(speed: float) -> str:
-    """Steps a second, for people."""
+    """Steps a second, or seconds a step, for people."""
+    if speed < 0.5:
+        return f"{duration(1 / speed)} a step"
     return f"{speed:,.0f} steps/s" if speed >= 10 else f"{speed:.2g} steps/s"
+
+
+def duration(seconds: float) -> str:
+    """A time for people."""
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:,.0f} s"
 
 
 def _loss(loss: float | None) -> str:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import platform
 import subprocess
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import sdeflow
+from sdeflow.noise import TorchNoise
 
 
 def _version(package: str) -> str:
@@ -32,13 +35,29 @@ def _git_commit() -> str:
         return ""
 
 
+def stamp(what: str) -> str:
+    """A line of history: when, what, by which version."""
+    return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {what} by sdeflow {sdeflow.__version__}"
+
+
+def setting(device: torch.device, threads: int) -> dict[str, Any]:
+    """What the bits of a run depend on besides what it computes."""
+    return {
+        "device": device.type,
+        "threads": threads,
+        "engine": "eager",
+        "noise_source": TorchNoise.name,
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+    }
+
+
+@cache
 def provenance(device: torch.device) -> dict[str, str | int]:
     """Attributes that tell what made a dataset, beside its configuration."""
-    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     packages = ("torch", "numpy", "xarray", "netCDF4")
     return {
         "Conventions": "CF-1.11",
-        "history": f"{now} written by sdeflow {sdeflow.__version__}",
         "source": f"sdeflow {sdeflow.__version__}",
         "versions": ", ".join(
             [f"python {platform.python_version()}", *(f"{name} {_version(name)}" for name in packages)]

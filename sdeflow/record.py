@@ -27,14 +27,19 @@ class Save:
     data        data whose particles are saved: 'all', that many spread evenly, or a list of indices
     particles   particles saved of each, likewise
     theta_max   longest parameter vector that is saved whole; of a longer one only the norm is
+    checkpoint  seconds at least between checkpoints of a run with a folder; 0.5% of its time, up to 5
+                minutes, where that is longer
     """
 
     every: int = 10
     data: Choice = 16
     particles: Choice = 16
     theta_max: int = 10_000
+    checkpoint: float = 15.0
 
     def __post_init__(self) -> None:
+        if not self.checkpoint >= 0:
+            raise SdeflowError(f"save.checkpoint must be at least 0 seconds, given {self.checkpoint!r}")
         if not isinstance(self.every, int) or self.every < 1:
             raise SdeflowError(f"save.every must be at least 1 step, given {self.every!r}")
 
@@ -62,7 +67,11 @@ class Save:
 
 
 class Recorder:
-    """Snapshots and observables of a run, gathered on the host."""
+    """Snapshots and observables of a run, gathered on the host until they are cleared.
+
+    buffer   bytes of snapshots to hold (default: all of them)
+    taken    snapshots that were taken before this recorder began
+    """
 
     def __init__(
         self,
@@ -72,6 +81,8 @@ class Recorder:
         replicas: int,
         steps: int,
         observe: Callable[[float, dict[str, Tensor]], dict[str, Tensor]] | None = None,
+        buffer: int | None = None,
+        taken: int = 0,
     ) -> None:
         self.system, self.save = system, save
         self._observe = observe or system.observe
@@ -91,8 +102,13 @@ class Recorder:
                         f"the axis '{dim}' has different lengths in different blocks: rename one"
                     )
             self.whole[name] = Axes(axes.dims, tuple(len(self.index[dim]) for dim in axes.dims))
-        _refuse_too_much(8 * self.numbers_per_snapshot * (steps // save.every + 2))
+        size = 8 * max(1, self.numbers_per_snapshot)
+        if buffer is None:
+            _refuse_too_much(size * (steps // save.every + 2))
         self.when = save.steps(steps)
+        self.taken = taken
+        left = len(self.when) - taken
+        self._capacity = left if buffer is None else max(1, min(left, buffer // size))
         self._buffers: dict[str, NDArray[np.floating]] = {}
 
     @property
@@ -111,18 +127,33 @@ class Recorder:
             chosen = {
                 name: self._chosen(z[name], axes.dims).cpu().numpy() for name, axes in self.whole.items()
             }
-        if self.steps and self._buffers.keys() != (host | chosen).keys():
+        if self._buffers and self._buffers.keys() != (host | chosen).keys():
             changed = sorted(self._buffers.keys() ^ (host | chosen).keys())
             raise SdeflowError(f"observables must be the same in every snapshot; {', '.join(changed)} is not")
         for name, value in (host | chosen).items():
             if name not in self._buffers:
-                self._buffers[name] = np.empty((len(self.when), *value.shape), dtype=value.dtype)
+                self._buffers[name] = np.empty((self._capacity, *value.shape), dtype=value.dtype)
             self._buffers[name][len(self.steps)] = value
         self.steps.append(step)
+        self.taken += 1
         return host
 
+    @property
+    def bytes_left(self) -> int:
+        """About how many bytes the snapshots take that are still to come."""
+        return 4 * self.numbers_per_snapshot * (len(self.when) - self.taken)
+
+    @property
+    def full(self) -> bool:
+        """Whether there is no room for another snapshot before `clear`."""
+        return len(self.steps) == self._capacity
+
+    def clear(self) -> None:
+        """Forgets the snapshots it holds, which have been stored."""
+        self.steps.clear()
+
     def values(self) -> dict[str, NDArray[np.floating]]:
-        """What was taken, by name, with snapshots and replicas as the first two axes."""
+        """The snapshots it holds, by name, with snapshots and replicas as the first two axes."""
         return {name: buffer[: len(self.steps)] for name, buffer in self._buffers.items()}
 
     def _chosen(self, value: Tensor, dims: tuple[str, ...]) -> Tensor:

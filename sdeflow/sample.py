@@ -13,9 +13,9 @@ from torch import Tensor
 
 from sdeflow.config import load_config
 from sdeflow.errors import RunError, SdeflowError
+from sdeflow.folder import CONFIG, FINAL
 from sdeflow.noise import generator
 from sdeflow.problem import build
-from sdeflow.store import CONFIG, FINAL
 from sdeflow.system import BlockSystem
 
 SAMPLES, RECONSTRUCTIONS = "samples.png", "reconstructions.png"

@@ -1,14 +1,12 @@
-"""The run: chunks of steps, and between them saving, progress, endings. Side effects live here alone."""
+"""Solving a run: what it starts from, the march through its steps, and what is left of it."""
 
 from __future__ import annotations
 
-import signal
-import threading
-import time
+import json
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,47 +14,45 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from sdeflow.batch import Batch, MiniBatches, evaluations
-from sdeflow.catalogue import integrator_named, integrators_for
-from sdeflow.engine import Step, advance, full_batch
-from sdeflow.errors import DivergenceWarning, RunError, SdeflowError, StabilityWarning, attempt
-from sdeflow.held_out import Evaluate, HeldOut
-from sdeflow.integrator import Integrator
-from sdeflow.model import Model
-from sdeflow.noise import TorchNoise
+from sdeflow.batch import Batch
+from sdeflow.checkpoint import Facts, Part
+from sdeflow.dataset import final_state, to_dataset
+from sdeflow.durable import DiskFull
+from sdeflow.endings import Stop
+from sdeflow.errors import DivergenceWarning, RunError, SdeflowError, StabilityWarning
+from sdeflow.folder import TRAJECTORY, RunFolder, open_run
+from sdeflow.held_out import Evaluate
+from sdeflow.march import March
+from sdeflow.parts import free_space
+from sdeflow.prepared import Prepared, prepare, threads, threads_for
 from sdeflow.progress import Progress, progress_bar
-from sdeflow.provenance import provenance
+from sdeflow.provenance import provenance, setting, stamp
 from sdeflow.record import Recorder, Save
-from sdeflow.store import final_state, refuse_occupied, to_dataset, write_run
-from sdeflow.system import BlockSystem, System, initial_state
-from sdeflow.systems import SystemDeclaration
+from sdeflow.run import Run, Scheme
+from sdeflow.system import System
 
-_CHUNK_SECONDS = 0.2
+BUFFER = 1 << 26
+"""Bytes of snapshots that a run with a folder holds in memory before it writes a segment."""
 
-ONE_THREAD_BELOW = 500_000
-"""Numbers in the state up to which a CPU run keeps to one thread.
-
-Small operations gain nothing from more, and lose much where the other cores are busy: threads that wait
-for each other made a step of 4000 particles 20 times slower on two cores with one of them taken.
-"""
+State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Solution:
-    """A finished run: the recorded trajectory, the full last state, and how it ended.
+    """A finished run: the trajectory, the full last state, and how it ended.
 
     retcode   'success', 'diverged' or 'interrupted'; `message` tells more
     """
 
     dataset: xr.Dataset
-    state: dict[str, Tensor]
+    state: State
     retcode: str
     message: str
 
 
 def simulate(
     system: System,
-    integrator: str | Integrator | type[Integrator] = "expint",
+    integrator: Scheme = "expint",
     *,
     steps: int,
     seed: int = 0,
@@ -66,8 +62,10 @@ def simulate(
     evaluate: Evaluate | None = None,
     dtype: str | torch.dtype = "float32",
     device: str | torch.device = "auto",
+    bound: float = 1e12,
     out: str | Path | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     progress: bool = False,
 ) -> xr.Dataset:
     """Runs `steps` steps of an integrator on a system and gives the trajectory.
@@ -77,28 +75,33 @@ def simulate(
     save         what to record (default: every 10 steps, 16 data with 16 particles each)
     batch        how data are subsampled (default: all data in every step)
     evaluate     when the loss on the model's held-out data is measured (default: never)
-    out          a run folder to write too: trajectory.nc and final.safetensors
+    bound        a loss or kinetic energy past it counts as diverged
+    out          a run folder to write; the trajectory is then read from it when it is asked for
+    resume       goes on with the run in `out` where there is one, to the same numbers as in one piece
 
     Raises SdeflowError where something does not fit. A trajectory that diverges is returned as far as it
     got; `attrs['retcode']` says so, and a DivergenceWarning is given. An interrupted or failing run is
     written to `out` as far as it got, and then raises KeyboardInterrupt or RunError.
     """
-    with progress_bar(steps) if progress else nullcontext() as report:
-        solution = solve(
-            system,
-            integrator,
-            steps=steps,
-            seed=seed,
-            replicas=replicas,
-            save=save or Save(),
-            batch=batch,
-            evaluate=evaluate,
-            dtype=dtype,
-            device=device,
-            out=None if out is None else Path(out),
-            overwrite=overwrite,
-            progress=report,
-        )
+    run = Run.declare(
+        system,
+        integrator,
+        steps=steps,
+        seed=seed,
+        replicas=replicas,
+        save=Save() if save is None else save,
+        batch=batch,
+        evaluate=evaluate,
+        dtype=dtype,
+        device=device,
+        bound=bound,
+    )
+    folder = None if out is None else Path(out)
+    with progress_bar() if progress else nullcontext() as report:
+        if resume and folder is not None and folder.exists():
+            solution = go_on(lambda _: run, folder, progress=report)
+        else:
+            solution = solve(run, out=folder, overwrite=overwrite, progress=report)
     if solution.retcode == "interrupted":
         raise KeyboardInterrupt(solution.message)
     if solution.retcode == "diverged":
@@ -107,265 +110,253 @@ def simulate(
 
 
 def solve(
-    system: System,
-    integrator: str | Integrator | type[Integrator],
-    *,
-    steps: int,
-    seed: int,
-    replicas: int,
-    save: Save,
-    dtype: str | torch.dtype,
-    device: str | torch.device,
-    batch: Batch | None = None,
-    evaluate: Evaluate | None = None,
-    out: Path | None = None,
-    overwrite: bool = False,
-    config: str = "",
-    title: str = "",
-    progress: Progress | None = None,
+    run: Run, *, out: Path | None = None, overwrite: bool = False, progress: Progress | None = None
 ) -> Solution:
-    """`simulate` with nothing by default; also gives the last state. `config` is stored as it is.
+    """Solves a run from its start, in memory or into a run folder.
 
-    Raises RunError where the run could not be carried through; what was recorded is written first.
+    Raises RunError where it could not be carried through; what was recorded is in the folder then.
     """
-    _refuse_no_system(system)
-    scheme = compatible(integrator, system)
-    for name, value, least in (("steps", steps, 0), ("replicas", replicas, 1), ("seed", seed, 0)):
-        if not isinstance(value, int) or value < least:
-            raise SdeflowError(f"{name} must be at least {least}, given {value!r}")
-    if not isinstance(save, Save):
-        raise SdeflowError(f"save must be an sdeflow.Save, given {type(save).__name__}")
-    if out is not None:
-        refuse_occupied(out, overwrite)
-    where, precision = resolve_device(device), _resolve_dtype(dtype)
-    seeds = range(seed, seed + replicas)
-
-    system = system.to(precision, where)
-    z = initial_state(system, seeds, precision, where)
-    step: Step
-    warning = ""
-    common: dict[str, Any] = {"seeds": seeds, "dtype": precision, "device": where}
-    if batch is None:
-        system.check(z)
-        noise = TorchNoise(system.channels, kind=scheme.noise, substeps=scheme.substeps, h=system.h, **common)
-        step, observe = full_batch(system, scheme, noise), system.observe
-        with torch.no_grad():
-            z |= attempt(f"{type(scheme).__name__}.init", scheme.init, system, z)
-    else:
-        step = batches = MiniBatches(_of_blocks(system), scheme, batch, **common)
-        batches.check(z)
-        with torch.no_grad():
-            warning = batches.warning(z)
-        if warning:
-            warnings.warn(warning, StabilityWarning, stacklevel=3)
-        z, observe = batches.start(z), batches.observe
-    held_out = None
-    if evaluate is not None:
-        if not isinstance(evaluate, Evaluate):
-            raise SdeflowError(f"evaluate must be an sdeflow.Evaluate, given {type(evaluate).__name__}")
-        if evaluate.every % save.every:
-            raise SdeflowError(
-                f"evaluate.every must be a multiple of save.every, {save.every}, given {evaluate.every}"
-            )
-        at_once = None if batch is None else batch.size
-        held_out = HeldOut(_of_blocks(system), evaluate, at_once=at_once, **common)
-        z |= held_out.start()
-    recorder = Recorder(system, save, observe=observe, replicas=replicas, steps=steps)
-
-    began = time.perf_counter()
-    with _threads(z) as threads:
-        end = _march(step, type(scheme).__name__, z, system.h, recorder, held_out, progress)
-    seconds = time.perf_counter() - began
-
-    message = _message(end, steps, scheme)
-    attrs: dict[str, Any] = {
-        "title": title or f"{scheme.name}, {steps} steps",
-        **provenance(where),
-        "system": str(system),
-        "save": str(save),
-        "threads": threads,
-        "config": config,
-        "integrator": scheme.name,
-        "engine": "eager",
-        "noise_source": TorchNoise.name,
-        "gradient_evaluations_per_step": evaluations(scheme, batch),
-        "dtype": str(precision).removeprefix("torch."),
-        "seed": seed,
-        "replicas": replicas,
-        "steps": steps,
-        "steps_taken": end.step,
-        "seconds": round(seconds, 3),
-        "evaluate": "" if held_out is None else held_out.cost(steps),
-        "evaluate_seconds": round(end.evaluate_seconds, 3),
-        "warnings": warning,
-        "retcode": end.retcode,
-        "message": message,
-    }
-    if batch is not None:
-        attrs["batch"] = f"{batch.size} data a step, catch-up {batch.catch_up}, cap {batch.cap}"
-    with _uninterrupted():
-        dataset = to_dataset(recorder, seeds=seeds, attrs=attrs, batch=batch.size if batch else None)
-        if out is not None:
-            write_run(out, dataset, final_state(system, end.state), config, overwrite)
-    if end.error is not None:
-        raise RunError(message) from end.error
-    return Solution(dataset, end.state, end.retcode, message)
+    folder = None if out is None else RunFolder(out, config=run.config, overwrite=overwrite)
+    prepared = prepare(run)
+    if prepared.warning:
+        warnings.warn(prepared.warning, StabilityWarning, stacklevel=3)
+    facts = Facts(
+        step=0,
+        steps=run.steps,
+        parts=(),
+        settings=run.settings,
+        setting=setting(run.device, threads_for(prepared.state)),
+        code=run.code,
+        history=(stamp("written"),),
+        warnings=(prepared.warning,) if prepared.warning else (),
+    )
+    if folder is None:
+        return _march(run, prepared, facts, None, progress)
+    try:
+        folder.log(f"{run.title or run.integrator.name}, {run.steps:,} steps, {facts.setting}")
+        for warning in facts.warnings:
+            folder.log(f"warning: {warning}")
+        return _march(run, prepared, facts, folder, progress)
+    finally:
+        folder.close()
 
 
-@dataclass(frozen=True)
-class _End:
-    """Where a march stopped; `diverged` says by replica which variable was not finite, and when."""
+def go_on(declare: Callable[[Facts], Run], out: Path, *, progress: Progress | None = None) -> Solution:
+    """Goes on with the run in a folder, to the same numbers as in one piece.
 
-    state: dict[str, Tensor]
-    step: int
-    retcode: str
-    diverged: dict[int, str]
-    evaluate_seconds: float
-    error: Exception | None = None
+    declare   gives the run to go on with, from what its checkpoint knows; its `steps` may be more
+
+    Raises SdeflowError where that is another run, or the run diverged; Damaged, naming the file, where what
+    is in the folder is not what was written.
+    """
+    folder, state = RunFolder.reopen(out)
+    try:
+        facts = folder.facts
+        run = declare(facts)
+        _refuse_another(run, facts, out)
+        if facts.whole and facts.steps == run.steps:
+            return Solution(open_run(out), state, facts.retcode, facts.message)
+        prepared = prepare(run)
+        prepared.take_up(state)
+        facts = _taken_up(facts, run, folder.damage)
+        folder.go_on(facts, prepared.state, run.config)
+        folder.log(f"resumed at step {facts.step:,} of {run.steps:,}")
+        return _march(run, prepared, folder.facts, folder, progress)
+    finally:
+        folder.close()
 
 
 def _march(
-    advance_one: Step,
-    scheme: str,
-    z: dict[str, Tensor],
-    h: float,
-    recorder: Recorder,
-    held_out: HeldOut | None,
-    progress: Progress | None,
-) -> _End:
-    """Advances through all snapshots, in chunks short enough to report and to interrupt between."""
-    step, chunk, diverged, evaluating = 0, 1, dict[int, str](), 0.0
+    run: Run, prepared: Prepared, facts: Facts, folder: RunFolder | None, progress: Progress | None
+) -> Solution:
+    """Solves a run from `prepared.state`, the state after `facts.step` steps."""
+    recorder = Recorder(
+        prepared.system,
+        run.save,
+        observe=prepared.observe,
+        replicas=run.replicas,
+        steps=run.steps,
+        buffer=None if folder is None else BUFFER,
+        taken=facts.snapshots,
+    )
+    if folder is not None:
+        _refuse_full_disk(folder.path, 2 * recorder.bytes_left)  # segments, and then trajectory.nc
 
-    def snapshot() -> float | None:
-        nonlocal z, evaluating
-        more, clock = {}, time.perf_counter()
-        if held_out is not None:
-            z, more = held_out.look(z, step, recorder.when[-1])
-            evaluating += time.perf_counter() - clock
-        observed = recorder.take(step, step * h, z, more)
-        return float(observed["loss"].mean()) if "loss" in observed else None
-
-    loss = snapshot()
-    try:
-        for target in recorder.when[1:]:
-            while step < target:
-                count, clock = min(chunk, target - step), time.perf_counter()
-                if step == 0:  # one step, in which a mistake in a user's scheme shows
-                    z = attempt(f"{scheme}.step", advance, advance_one, z, 0, 1)
-                else:
-                    z = advance(advance_one, z, step, count)
-                step += count
-                _note_divergence(z, step, diverged)
-                if len(diverged) == recorder.replicas:
-                    return _End(z, step, "diverged", diverged, evaluating)
-                seconds = time.perf_counter() - clock
-                chunk = max(1, min(2 * chunk, int(count * _CHUNK_SECONDS / max(seconds, 1e-9))))
-                if progress is not None:
-                    progress(step, loss)
-            loss = snapshot()
-    except KeyboardInterrupt:
-        return _End(z, step, "interrupted", diverged, evaluating)
-    except Exception as error:
-        if step == 0:
-            raise
-        return _End(z, step, "failed", diverged, evaluating, error)
-    return _End(z, step, "diverged" if diverged else "success", diverged, evaluating)
-
-
-def _of_blocks(system: System) -> BlockSystem:
-    if not isinstance(system, BlockSystem):
-        raise SdeflowError("minibatches need a system made of blocks, with a model's forces")
-    return system
-
-
-def compatible(integrator: str | Integrator | type[Integrator], system: System) -> Integrator:
-    """The integrator; raises SdeflowError, naming those that would do, where it refuses the system."""
-    scheme = integrator_named(integrator)
-    if refusal := scheme.refuses(system):
-        would_do = ", ".join(integrators_for(system)) or "none of the catalogue"
-        raise SdeflowError(
-            f"integrator '{scheme.name}' cannot take this system: {refusal}. These can: {would_do}"
+    def known(march: March) -> Facts:
+        return replace(
+            facts,
+            step=march.step,
+            diverged=dict(march.diverged),
+            seconds=march.seconds,
+            evaluate_seconds=march.evaluate_seconds,
+            retcode=march.retcode,
         )
-    return scheme
 
+    def gathered(facts: Facts) -> xr.Dataset:
+        attrs = _attrs(run, prepared, facts)
+        size = run.batch.size if run.batch else None
+        return to_dataset(recorder, seeds=run.seeds, attrs=attrs, batch=size)
 
-def resolve_device(device: str | torch.device) -> torch.device:
-    """'auto' is CUDA where there is one; raises SdeflowError for CUDA where there is none."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise SdeflowError(f"device must be 'auto', 'cpu' or 'cuda', given '{device}'") from error
-    if chosen.type not in ("cpu", "cuda"):
-        raise SdeflowError(f"device must be 'auto', 'cpu' or 'cuda', given '{device}'")
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise SdeflowError(
-            "device 'cuda' was asked for, but there is no CUDA device here: give 'cpu' or 'auto'"
+    def keep(march: March, facts: Facts | None = None) -> None:
+        assert folder is not None
+        facts = facts or known(march)
+        folder.keep(gathered(facts) if recorder.steps else None, facts, march.state)
+        recorder.clear()
+
+    with Stop() as stop, threads(facts.setting["threads"]):
+        march = March(
+            at=(facts.step, prepared.state),
+            step_once=prepared.step,
+            scheme=type(run.integrator).__name__,
+            h=prepared.system.h,
+            bound=run.bound,
+            recorder=recorder,
+            held_out=prepared.held_out,
+            stop=stop,
+            progress=progress,
+            diverged=dict(facts.diverged),
+            due=None if folder is None else lambda: folder.due(run.save.checkpoint),
+            keep=None if folder is None else keep,
+            fresh=facts.step == 0,
+            seconds_before=facts.seconds,
+            evaluate_seconds=facts.evaluate_seconds,
         )
-    return chosen
+        prepared.state = {}  # the march lets go of a state when it has the next
+        try:
+            march.through()
+            facts = known(march)
+            facts = replace(facts, message=_message(facts, run, march, folder))
+            if folder is None:
+                dataset = gathered(facts)
+            else:
+                folder.log(f"{facts.retcode}: {facts.message}")
+                attrs, last = _attrs(run, prepared, facts), final_state(prepared.system, march.state)
+                if len(facts.diverged) == run.replicas and not folder.new:
+                    facts, march.at = replace(facts, step=folder.facts.step), folder.checkpoint()
+                keep(march, facts)
+                with stop.joining():
+                    folder.finish(facts, march.state, attrs, last)
+                dataset = open_run(folder.path)
+        except KeyboardInterrupt:
+            assert folder is not None
+            told = f"{TRAJECTORY} was not finished; 'sdeflow resume {folder.path}' does that"
+            facts = replace(facts, retcode="interrupted", message=told)
+            dataset = open_run(folder.path)
+        except DiskFull as error:
+            if folder is None or folder.new:
+                raise
+            folder.log(f"{error}; acknowledged: step {folder.facts.step:,}")
+            raise DiskFull(
+                f"{error}. Steps up to {folder.facts.step:,} are safe: make room, then "
+                f"'sdeflow resume {folder.path}'"
+            ) from error
+    if march.error is not None:
+        raise RunError(facts.message) from march.error
+    return Solution(dataset, march.state, facts.retcode, facts.message)
 
 
-def _resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
-    chosen = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if chosen not in (torch.float32, torch.float64):
-        raise SdeflowError(f"dtype must be float32 or float64, given {dtype}")
-    return chosen
+def _refuse_another(run: Run, facts: Facts, path: Path) -> None:
+    """Raises SdeflowError where a run is not the one that a checkpoint is of, or cannot go on from it."""
+    before, now = facts.settings, json.loads(json.dumps(run.settings))
+    changed = [
+        f"{key} was {before.get(key, 'not there')!r} and is {now.get(key, 'not there')!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+    if changed:
+        raise SdeflowError(f"{path} is of another run: {'; '.join(changed)}")
+    if run.steps < facts.step:
+        raise SdeflowError(f"{path} has taken {facts.step:,} steps already, more than {run.steps:,}")
+    if len(facts.diverged) == run.replicas:
+        raise SdeflowError(f"{path} diverged, and would again: {facts.message}")
 
 
-@contextmanager
-def _threads(z: Mapping[str, Tensor]) -> Iterator[int]:
-    """Keeps torch to one thread while a small state is advanced; gives the number in use."""
-    before = torch.get_num_threads()
-    if sum(value.numel() for value in z.values()) < ONE_THREAD_BELOW:
-        torch.set_num_threads(1)
-    try:
-        yield torch.get_num_threads()
-    finally:
-        torch.set_num_threads(before)
+def _taken_up(facts: Facts, run: Run, damage: str) -> Facts:
+    """What is known of a run that goes on; a snapshot taken because it was the last is taken anew."""
+    before = run.save.steps(facts.steps)[: facts.snapshots]
+    if facts.steps != run.steps and before and before[-1] == facts.steps:
+        before.pop()
+    left, parts = len(before), list[Part]()
+    for part in facts.parts:
+        count = min(part.snapshots, left)
+        left -= count
+        if count:
+            parts.append(part._replace(snapshots=count))
+    found = [damage] if damage else []
+    here = setting(run.device, facts.setting["threads"])
+    for key in sorted(here):
+        if here[key] != facts.setting.get(key):
+            found.append(
+                f"{key} was {facts.setting.get(key)} and is {here[key]}: last digits may differ from those "
+                "of a run in one piece"
+            )
+    for file, digest in run.code.items():
+        if facts.code.get(file) != digest:
+            found.append(f"{file} has changed since the run began; steps from {facts.step} on are by the new")
+    return replace(
+        facts,
+        steps=run.steps,
+        parts=tuple(parts),
+        setting=here,
+        code=run.code,
+        retcode="running",
+        message="",
+        history=(*facts.history, stamp(f"resumed at step {facts.step}")),
+        warnings=(*facts.warnings, *found),
+    )
 
 
-def _note_divergence(z: Mapping[str, Tensor], step: int, diverged: dict[int, str]) -> None:
-    """Notes the first non-finite variable of each replica that was finite until now; one synchronisation."""
-    finite = torch.stack([value.flatten(1).isfinite().all(1) for value in z.values()]).cpu()
-    for replica in (~finite.all(0)).nonzero().flatten().tolist():
-        if replica not in diverged:
-            variable = list(z)[int((~finite[:, replica]).nonzero()[0])]
-            diverged[replica] = f"{variable} is not finite by step {step}"
+def _attrs(run: Run, prepared: Prepared, facts: Facts) -> dict[str, Any]:
+    """What a dataset tells of the run that made it."""
+    attrs = {
+        "title": run.title or f"{run.integrator.name}, {run.steps} steps",
+        **provenance(run.device),
+        "history": "\n".join(facts.history),
+        "system": str(prepared.system),
+        "save": str(run.save),
+        "threads": facts.setting["threads"],
+        "config": run.config,
+        "integrator": run.integrator.name,
+        "engine": facts.setting["engine"],
+        "noise_source": facts.setting["noise_source"],
+        "gradient_evaluations_per_step": run.gradient_evaluations,
+        "dtype": str(run.dtype).removeprefix("torch."),
+        "seed": run.seed,
+        "replicas": run.replicas,
+        "steps": run.steps,
+        "steps_taken": facts.step,
+        "seconds": round(facts.seconds, 3),
+        "evaluate": "" if prepared.held_out is None else prepared.held_out.cost(run.steps),
+        "evaluate_seconds": round(facts.evaluate_seconds, 3),
+        "warnings": "; ".join(facts.warnings),
+        "retcode": facts.retcode,
+        "message": facts.message,
+    }
+    if (batch := run.batch) is not None:
+        attrs["batch"] = f"{batch.size} data a step, catch-up {batch.catch_up}, cap {batch.cap}"
+    return attrs
 
 
-def _message(end: _End, steps: int, scheme: Integrator) -> str:
-    if end.retcode == "interrupted":
-        return f"stopped after {end.step} of {steps} steps"
-    if end.retcode == "failed":
-        error = end.error
-        return f"the run failed after {end.step} of {steps} steps with {type(error).__name__}: {error}"
-    if end.retcode == "diverged":
-        where = "; ".join(f"replica {r}: {what}" for r, what in end.diverged.items())
-        return f"{where}. Likely fix: a smaller step h, or a more stable integrator than {scheme.name}."
-    return f"{end.step} steps"
+def _message(facts: Facts, run: Run, march: March, folder: RunFolder | None) -> str:
+    if facts.retcode == "interrupted":
+        again = "" if folder is None else f"; 'sdeflow resume {folder.path}' goes on"
+        return f"stopped after {facts.step} of {run.steps} steps{again}"
+    if march.error is not None:
+        kind, what = type(march.error).__name__, march.error
+        return f"the run failed after {facts.step} of {run.steps} steps with {kind}: {what}"
+    if facts.retcode == "diverged":
+        where = "; ".join(f"replica {r}: {what}" for r, what in facts.diverged.items())
+        good = "" if folder is None or folder.new else f" The last checkpoint is of step {folder.facts.step}."
+        fix = f"Likely fix: a smaller step h, or a more stable integrator than {run.integrator.name}."
+        return f"{where}. {fix}{good}"
+    return f"{facts.step} steps"
 
 
-def _refuse_no_system(system: object) -> None:
-    if isinstance(system, System) and not isinstance(system, type):
-        return
-    if hasattr(system, "drift") and hasattr(system, "diffusion"):
-        raise SdeflowError(f"{type(system).__name__} is a plain SDE: give SDESystem(sde, h=...) instead")
-    if isinstance(system, Model | SystemDeclaration):
+def _refuse_full_disk(folder: Path, size: int) -> None:
+    """Raises SdeflowError where a folder's disk has no room for so many bytes."""
+    if size > (free := free_space(folder)):
         raise SdeflowError(
-            "a system is a declaration with a model: mpgd(model, particles=..., theta=..., x=...)"
+            f"the trajectory would take {size / 2**30:,.1f} GiB of disk until it is finished, and "
+            f"{folder.parent} has {free / 2**30:,.1f} left: save less often (save.every), of fewer data "
+            "(save.data) or of fewer particles (save.particles)"
         )
-    raise SdeflowError(f"a system was expected, given {type(system).__name__}")
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Lets a second Ctrl-C wait while what was recorded is written."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -18,6 +18,7 @@ from sdeflow.cli import main
 from sdeflow.config import load_config
 from sdeflow.errors import SdeflowError
 from sdeflow.problem import build
+from sdeflow.simulation import solve
 
 VALID: dict[str, Any] = {
     "title": "A valid problem",
@@ -116,10 +117,10 @@ def test_the_valid_ones_are_valid(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     (tmp_path / "mine.py").write_text(MODEL)
     (tmp_path / "model.toml").write_text(MODEL_TOML)
     for name in ("problem.toml", "sde.toml", "model.toml"):
-        assert build(load_config(Path(name))).solve().retcode == "success"
+        assert solve(build(load_config(Path(name)))).retcode == "success"
     (tmp_path / "mine.py").write_text(MINE)
     (tmp_path / "sde.toml").write_text(SDE_TOML)
-    assert build(load_config(Path("sde.toml"))).solve().retcode == "success"
+    assert solve(build(load_config(Path("sde.toml")))).retcode == "success"
 
 
 # Settings --------------------------------------------------------------------------------------------
@@ -456,7 +457,7 @@ def test_model_that_cannot_be_batched_over_replicas(tmp_path: Path, monkeypatch:
     code += "        return value\n"
     (tmp_path / "mine.py").write_text(code)
     (tmp_path / "problem.toml").write_text(MODEL_TOML)
-    solution = build(load_config(Path("problem.toml"), overrides=[{"run": {"replicas": 2}}])).solve()
+    solution = solve(build(load_config(Path("problem.toml"), overrides=[{"run": {"replicas": 2}}])))
     assert solution.retcode == "success"
 
 
@@ -615,6 +616,6 @@ def test_a_mutated_problem_runs_or_is_refused(
     path.write_text(tomli_w.dumps(tables), encoding="utf-8")
     with suppress(SdeflowError):
         problem = build(load_config(path, variant=variant, overrides=[{"run": {"steps": 2}}]))
-        solution = problem.solve()
+        solution = solve(problem)
         assert solution.retcode in ("success", "diverged")
         assert solution.dataset.sizes["time"] >= 1

@@ -122,7 +122,7 @@ def test_particles_outside_the_batch_stay() -> None:
 def test_replicas_are_runs_and_pieces_do_not_matter(catch_up: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"steps": 14, "dtype": "float64", "batch": Batch(5, catch_up, 4)}
     together = simulate(toy(), "expint", seed=3, replicas=3, save=WHOLE, **options)
-    monkeypatch.setattr("sdeflow.simulation._CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr("sdeflow.march._CHUNK_SECONDS", 0.0)
     for r in range(3):
         alone = simulate(
             toy(), "expint", seed=3 + r, save=Save(every=1, data="all", particles="all"), **options

@@ -23,6 +23,7 @@ from sdeflow.catalogue import problem_file
 from sdeflow.config import load_config
 from sdeflow.problem import build
 from sdeflow.problems.logistic import Logistic
+from sdeflow.simulation import solve
 
 Array = NDArray[np.float64]
 
@@ -159,7 +160,7 @@ def run(system: str) -> xr.Dataset:
             }
         ],
     )
-    solution = build(config).solve()
+    solution = solve(build(config))
     assert solution.retcode == "success"
     return solution.dataset.isel(time=slice(50, None))
 

@@ -16,6 +16,7 @@ from sdeflow.cli import main
 from sdeflow.config import load_config
 from sdeflow.errors import SdeflowError, did_you_mean
 from sdeflow.problem import build
+from sdeflow.simulation import solve
 
 PLUGIN = {
     "plugged/__init__.py": "",
@@ -368,7 +369,7 @@ def test_python_and_toml_give_the_same_numbers(files: Path) -> None:
     theta = sdeflow.Motion(h=0.01, eta=1.0, gamma=1.0)
     system = declaration(model, particles=2, theta=theta, x={"h": 0.1})
     python = sdeflow.simulate(system, scheme, steps=4, dtype="float64")
-    toml = build(load_config(files / "problem.toml")).solve().dataset
+    toml = solve(build(load_config(files / "problem.toml"))).dataset
     for name in python.data_vars:
         np.testing.assert_array_equal(python[name], toml[name])
 

@@ -17,7 +17,7 @@ import pytest
 import xarray as xr
 from safetensors import safe_open
 
-from sdeflow import progress, simulation
+from sdeflow import march, prepared, progress
 from sdeflow.cli import main
 
 TINY = """
@@ -205,7 +205,7 @@ def test_progress_shows_rate_time_left_and_loss(
 ) -> None:
     """As a bar on a terminal, and as a line now and then elsewhere."""
     stderr = stream()
-    monkeypatch.setattr(simulation, "_CHUNK_SECONDS", 1e-9)  # a report after every step
+    monkeypatch.setattr(march, "_CHUNK_SECONDS", 1e-9)  # a report after every step
     monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
@@ -259,18 +259,25 @@ def test_interruption_keeps_what_was_recorded_and_exits_130(
     cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert cli("run", "tiny.toml", "--quiet", "--out", "whole", "--steps", 10).code == 0
-    advance = simulation.advance
+    prepare = prepared.prepare
 
-    def interrupted(step: Any, z: Any, first: int, steps: int) -> Any:
-        if first + steps > 5:
-            raise KeyboardInterrupt
-        return advance(step, z, first, steps)
+    def interrupted(run: Any) -> Any:
+        ready = prepare(run)
+        step = ready.step
 
-    monkeypatch.setattr(simulation, "_CHUNK_SECONDS", 1e-9)
-    monkeypatch.setattr(simulation, "advance", interrupted)
+        def stop_at_five(z: Any, n: int) -> Any:
+            if n == 5:
+                raise KeyboardInterrupt
+            return step(z, n)
+
+        ready.step = stop_at_five
+        return ready
+
+    monkeypatch.setattr("sdeflow.simulation.prepare", interrupted)
     code, _, err = cli("run", "tiny.toml", "--quiet", "--out", "part", "--steps", 10)
     assert code == 130
-    assert err == "interrupted: stopped after 5 of 10 steps\n"
+    assert err.startswith("interrupted: stopped after 5 of 10 steps; 'sdeflow resume ")
+    assert err.count("\n") == 1
     part, whole = load("part"), load("whole")
     assert part.attrs["retcode"] == "interrupted"
     assert part.attrs["steps_taken"] == 5

@@ -23,6 +23,7 @@ from sdeflow.noise import generator
 from sdeflow.problem import build
 from sdeflow.problems.images import Images
 from sdeflow.sample import grid, sample
+from sdeflow.simulation import solve
 
 SHAPES = {"cifar10": (3, 32, 32), "mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28)}
 
@@ -58,7 +59,7 @@ def test_problems_run(name: str, scheme: str) -> None:
     """Each packaged problem with its own settings but for the sizes."""
     run = {"run": {"steps": 6, "integrator": scheme}, "save": {"every": 3}}
     problem = build(load_config(problem_file(name), overrides=[SMALL[name], run]))
-    solution = problem.solve()
+    solution = solve(problem)
     assert solution.retcode == "success"
     assert float(solution.dataset.loss[-1]) < float(solution.dataset.loss[0])
 

@@ -26,10 +26,12 @@ from sdeflow.config import Config, load_config, variant_tables
 from sdeflow.errors import SdeflowError
 from sdeflow.forces import ModelForces
 from sdeflow.model import Model
-from sdeflow.problem import Problem, build
+from sdeflow.problem import build
 from sdeflow.problems.decoder import Decoder
 from sdeflow.problems.hierarchical import Hierarchical
 from sdeflow.problems.logistic import Logistic
+from sdeflow.run import Run
+from sdeflow.simulation import solve
 from sdeflow.system import System
 
 
@@ -41,7 +43,7 @@ def configured(name: str, variant: str | None = None, **tables: Mapping[str, Any
     return load_config(problem_file(name), variant=variant, overrides=[tables])
 
 
-def built(name: str, variant: str | None = None, **tables: Mapping[str, Any]) -> Problem:
+def built(name: str, variant: str | None = None, **tables: Mapping[str, Any]) -> Run:
     return build(configured(name, variant, **tables))
 
 
@@ -79,7 +81,7 @@ def test_the_catalogue_of_problems_is_complete() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(("name", "variant"), WITH_VARIANTS)
 def test_problem_runs_to_finite_values(name: str, variant: str | None, dtype: str) -> None:
-    solution = built(name, variant, run={"steps": 3, "dtype": dtype}, save={"every": 1}).solve()
+    solution = solve(built(name, variant, run={"steps": 3, "dtype": dtype}, save={"every": 1}))
     assert solution.retcode == "success"
     assert solution.dataset.sizes["time"] == 4
     for variable in (*solution.dataset.data_vars, "time"):
@@ -358,7 +360,7 @@ def test_digits_are_learnt(use: str, integrator: str, h: float) -> None:
     tenths of the loss at least, and get below the principal components.
     """
     tables = {"system": {"use": use, "theta": {"h": h}}, "run": {"integrator": integrator, "steps": 300}}
-    dataset = built("digits", model={"images": 200}, **tables).solve().dataset
+    dataset = solve(built("digits", model={"images": 200}, **tables)).dataset
     loss, error = dataset["loss"].values, dataset["reconstruction_error"].values
     assert dataset.attrs["retcode"] == "success"
     assert loss[0] == pytest.approx(64 * error[0] / (2 * 0.3**2), rel=0.05)
@@ -371,7 +373,7 @@ def test_final_state_of_digits_loads_into_the_decoder_s_module(tmp_path: Path) -
     problem = built(
         "digits", model={"images": 20}, run={"steps": 5, "dtype": "float64"}, save={"data": "all"}
     )
-    solution = problem.solve(out=tmp_path / "run")
+    solution = solve(problem, out=tmp_path / "run")
     final = load_file(tmp_path / "run" / "final.safetensors")
     model = Decoder(images=20)
     network = model.network.double()
@@ -417,7 +419,7 @@ def test_decoder_takes_its_arguments_from_toml() -> None:
 def test_ornstein_uhlenbeck_has_the_law_of_its_recursion() -> None:
     config = configured("ornstein_uhlenbeck", run={"dtype": "float64"}, save={"particles": "all"})
     own = config.system.arguments
-    x = build(config).solve().dataset["X"].isel(latent=0)
+    x = solve(build(config)).dataset["X"].isel(latent=0)
     paths, a = x.sizes["particle"], 1 - own["rate"] * own["h"]
     for at in (0.5, 1.0, 5.0):
         n = round(at / own["h"])
@@ -431,7 +433,7 @@ def test_ornstein_uhlenbeck_has_the_law_of_its_recursion() -> None:
 def test_double_well_fills_both_wells_as_its_density_says() -> None:
     config = configured("double_well", run={"dtype": "float64"}, save={"particles": "all"})
     own = config.system.arguments
-    x = build(config).solve().dataset["X"].isel(latent=0)
+    x = solve(build(config)).dataset["X"].isel(latent=0)
     paths = x.sizes["particle"]
     assert (x.isel(time=0) == -1).all()
     last = x.isel(time=-1).values

@@ -20,14 +20,15 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sdeflow
-from sdeflow import Block, Save, SDESystem, simulate, simulation
+from sdeflow import Block, Save, SDESystem, march, simulate
 from sdeflow.catalogue import find, integrator_named
 from sdeflow.config import load_config
 from sdeflow.engine import advance, full_batch
 from sdeflow.noise import TorchNoise
 from sdeflow.problem import build
 from sdeflow.problems.hierarchical import Hierarchical
-from sdeflow.simulation import Solution
+from sdeflow.run import Run
+from sdeflow.simulation import Solution, solve
 from sdeflow.system import BlockSystem, initial_state
 
 D, N = 5, 4
@@ -107,7 +108,7 @@ def run(system: Any, integrator: str = "expint", **options: Any) -> Solution:
         "dtype": "float64",
         "device": "cpu",
     }
-    return simulation.solve(system, integrator, **(chosen | options))
+    return solve(Run.declare(system, integrator, **(chosen | options)))
 
 
 def assert_same(a: xr.Dataset, b: xr.Dataset) -> None:
@@ -132,7 +133,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stored]:
     problem = folder / "small.toml"
     problem.write_text(PROBLEM, encoding="utf-8")
     out = folder / "run"
-    build(load_config(problem, variant="five", overrides=CHANGES)).solve(out=out)
+    solve(build(load_config(problem, variant="five", overrides=CHANGES)), out=out)
     with xr.open_dataset(out / "trajectory.nc") as dataset:
         yield Stored(out, dataset, load_file(out / "final.safetensors"))
 
@@ -368,7 +369,7 @@ def test_momenta_start_from_their_stationary_law() -> None:
 def test_the_stored_configuration_gives_the_same_numbers(stored: Stored, tmp_path: Path) -> None:
     again = tmp_path / "again.toml"
     again.write_text(stored.dataset.attrs["config"], encoding="utf-8")
-    rerun = build(load_config(again)).solve()
+    rerun = solve(build(load_config(again)))
     assert rerun.dataset.attrs["config"] == stored.dataset.attrs["config"]
     assert_same(rerun.dataset, stored.dataset)
 
@@ -389,7 +390,7 @@ def test_saving_and_chunks_change_no_number(
 ) -> None:
     system = system_of(Autograd(data=D))
     reference = run(system, steps=20, dtype="float32")
-    monkeypatch.setattr(simulation, "_CHUNK_SECONDS", chunk_seconds)
+    monkeypatch.setattr(march, "_CHUNK_SECONDS", chunk_seconds)
     end = run(system, steps=20, dtype="float32", save=Save(**save))
     for name, value in reference.state.items():
         assert torch.equal(end.state[name], value), name
@@ -524,7 +525,7 @@ def test_plain_sde_from_a_file(tmp_path: Path) -> None:
         "[run]\nintegrator = 'euler_maruyama'\nsteps = 6\nseed = 4\ndtype = 'float64'\nreplicas = 2\n"
         "[save]\nevery = 1\n"
     )
-    ds = build(load_config(tmp_path / "ramp.toml")).solve().dataset
+    ds = solve(build(load_config(tmp_path / "ramp.toml"))).dataset
     assert ds.X.dims == ("time", "replica", "particle", "latent")
     system = SDESystem(Ramp(), h=0.1, paths=3, start=(0.5, -1.0))
     for i in range(2):

@@ -1,26 +1,18 @@
-"""A trajectory as an xarray Dataset, and a run as a folder on disk."""
+"""What a run leaves: its trajectory as an xarray Dataset, its last state by name."""
 
 from __future__ import annotations
 
-import errno
-import os
-import shutil
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from safetensors.torch import save
 from torch import Tensor
 
-from sdeflow.errors import RunError, SdeflowError
 from sdeflow.integrator import KEPT
 from sdeflow.record import Recorder
 from sdeflow.system import BlockSystem, System
-
-TRAJECTORY, FINAL, CONFIG = "trajectory.nc", "final.safetensors", "config.toml"
 
 _LONG_NAMES = {
     "theta": "parameters",
@@ -110,53 +102,3 @@ def final_state(system: System, z: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             named[name.replace(KEPT, "force.")] = value
     return {k: (v[0] if len(v) == 1 else v).contiguous().cpu().clone() for k, v in named.items()}
-
-
-def refuse_occupied(folder: Path, overwrite: bool) -> None:
-    """Raises SdeflowError where a run may not be written to `folder`."""
-    try:
-        exists = folder.exists()
-    except OSError as error:
-        raise SdeflowError(f"{folder} cannot be the name of a folder: {error.strerror}") from error
-    if not exists:
-        above = next(parent for parent in folder.absolute().parents if parent.exists())
-        if not above.is_dir() or not os.access(above, os.W_OK):
-            raise SdeflowError(f"{folder} cannot be made: {above} is not a folder that you may write to")
-        return
-    if not overwrite:
-        raise SdeflowError(f"{folder} exists: give --overwrite to replace it, or --out to write elsewhere")
-    if not (folder.is_dir() and (folder / TRAJECTORY).exists() and (folder / FINAL).exists()):
-        raise SdeflowError(f"{folder} is not a run folder, so it is not overwritten: choose another --out")
-
-
-def write_run(
-    folder: Path, dataset: xr.Dataset, final: Mapping[str, Tensor], config: str, overwrite: bool
-) -> None:
-    """Writes a run folder whole or not at all; an old one is replaced once the new one is complete.
-
-    Raises RunError where the disk does not take it.
-    """
-    folder = folder.resolve()
-    refuse_occupied(folder, overwrite)
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    try:
-        partial.mkdir(parents=True)
-        dataset.to_netcdf(partial / TRAJECTORY, engine="netcdf4")
-        metadata = {key: str(dataset.attrs[key]) for key in ("seed", "steps_taken", "retcode")}
-        # bytes rather than safetensors' own file, which nobody but the owner could read
-        (partial / FINAL).write_bytes(save(dict(final), metadata={"format": "pt", **metadata}))
-        if config:
-            (partial / CONFIG).write_text(config, encoding="utf-8")
-        if folder.exists():
-            old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
-            folder.rename(old)
-            partial.rename(folder)
-            shutil.rmtree(old)
-        else:
-            partial.rename(folder)
-    except (OSError, RuntimeError) as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "HDF error" in str(error)
-        hint = " (the disk is full, it seems)" if full else ""
-        raise RunError(f"the run could not be written to {folder}{hint}: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

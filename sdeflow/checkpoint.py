@@ -1,0 +1,119 @@
+"""A checkpoint: a state from which a run goes on to the same numbers, and the files that it covers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from sdeflow.errors import RunError
+
+VERSION = 1
+
+
+class Damaged(RunError):
+    """A file whose content is not what was written."""
+
+
+class Part(NamedTuple):
+    """A netCDF file with the next `snapshots` of a trajectory; its path is relative to the run folder."""
+
+    file: str
+    sha256: str
+    snapshots: int
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a checkpoint knows besides the state, all of it JSON.
+
+    step, steps   steps taken, and steps that the run is to take
+    parts         the files that hold the snapshots up to `step`
+    settings      what the run computes, by key; a resumed run must have the same
+    setting       what its bits depend on besides: device, threads, engine, noise source
+    code          SHA-256 of the user's source files, by path
+    retcode       'running' until the run has ended, then how; `message` tells more
+    diverged      by replica, which variable left the finite numbers and when
+    history       what was done to the run, one line each
+    """
+
+    step: int
+    steps: int
+    parts: tuple[Part, ...]
+    settings: dict[str, Any]
+    setting: dict[str, Any]
+    code: dict[str, str]
+    retcode: str = "running"
+    message: str = ""
+    diverged: dict[int, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    evaluate_seconds: float = 0.0
+    history: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def whole(self) -> bool:
+        """Whether the run has come to its end and its trajectory is one file."""
+        return self.retcode in ("success", "diverged") and [p.file for p in self.parts] == ["trajectory.nc"]
+
+    @property
+    def snapshots(self) -> int:
+        return sum(part.snapshots for part in self.parts)
+
+
+def encode(facts: Facts, state: dict[str, Tensor]) -> bytes:
+    """A safetensors file of the state; its metadata hold the facts and a checksum of facts and state."""
+    state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    text = json.dumps({"version": VERSION, **asdict(facts)}, sort_keys=True)
+    return save(state, metadata={"sdeflow": text, "sha256": _digest(text, state)})
+
+
+def decode(path: Path) -> tuple[Facts, dict[str, Tensor]]:
+    """The facts and the state in a file. Nothing in it is executed.
+
+    Raises Damaged where its checksum does not fit or it is no checkpoint, FileNotFoundError for no file.
+    """
+    text, digest, state = _read(path)
+    if digest != _digest(text, state):
+        raise Damaged(f"{path} is damaged: its content does not fit its checksum")
+    return _facts(path, text), state
+
+
+def peek(path: Path) -> Facts:
+    """The facts alone, unchecked, without reading the state."""
+    return _facts(path, _read(path, with_state=False)[0])
+
+
+def _read(path: Path, *, with_state: bool = True) -> tuple[str, str, dict[str, Tensor]]:
+    if not path.exists():
+        raise FileNotFoundError(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys() if with_state}  # noqa: SIM118
+        return metadata["sdeflow"], metadata["sha256"], state
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+        raise Damaged(f"{path} is damaged: {error}") from error
+
+
+def _facts(path: Path, text: str) -> Facts:
+    values = json.loads(text)
+    if (version := values.pop("version")) != VERSION:
+        raise RunError(f"{path} has the format {version} of another sdeflow; this one reads format {VERSION}")
+    values["parts"] = tuple(Part(*part) for part in values["parts"])
+    values["diverged"] = {int(replica): what for replica, what in values["diverged"].items()}
+    return Facts(**values | {key: tuple(values[key]) for key in ("history", "warnings")})
+
+
+def _digest(text: str, state: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name, value in sorted(state.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(memoryview(value.numpy()).cast("B") if value.numel() else b"")
+    return digest.hexdigest()

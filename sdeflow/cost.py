@@ -1,0 +1,92 @@
+"""What a run takes: steps, evaluations, disk and memory, before it is run."""
+
+from __future__ import annotations
+
+from math import prod
+
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from sdeflow.held_out import held_out_forces
+from sdeflow.record import Recorder
+from sdeflow.run import Run
+from sdeflow.simulation import BUFFER
+from sdeflow.system import BlockSystem
+
+
+def cost(run: Run) -> list[tuple[str, str]]:
+    """Pairs of what and how much."""
+    each = 4 if run.dtype.itemsize == 4 else 8
+    recorder = Recorder(run.system, run.save, replicas=run.replicas, steps=run.steps, buffer=BUFFER)
+    snapshot = recorder.numbers_per_snapshot * each
+    disk, whole = snapshot * len(recorder.when), state_bytes(run)
+    rows = [
+        (
+            "steps",
+            f"{run.steps:,}, {len(recorder.when):,} snapshots, {run.replicas} replica(s), "
+            f"{str(run.dtype).removeprefix('torch.')}",
+        ),
+        ("a step", f"{_seen(run)}, {run.gradient_evaluations} gradient evaluation(s)"),
+    ]
+    if run.evaluate is not None:
+        forces = held_out_forces(run.system)
+        rows.append(("held-out loss", run.evaluate.cost(run.steps, forces.data, forces.particles)))
+    return [
+        *rows,
+        ("a snapshot", human(snapshot)),
+        ("trajectory.nc", f"about {human(disk)}, twice that on disk while it is put together"),
+        ("a checkpoint", f"about {human(whole)}, and as much for the one before"),
+        ("memory: state", human(whole)),
+        ("memory: data", human(data_bytes(run))),
+        ("memory: peak", f"about {human(peak_bytes(run))}, and what the model needs for its gradients"),
+    ]
+
+
+def state_bytes(run: Run) -> int:
+    """Bytes of the state of all replicas."""
+    return run.replicas * sum(prod(a.shape) for a in run.system.axes.values()) * run.dtype.itemsize
+
+
+def data_bytes(run: Run) -> int:
+    """Bytes of the model's tensors."""
+    model = run.system.model_forces if isinstance(run.system, BlockSystem) else None
+    leaves = [] if model is None else tree_leaves(list(vars(model.model).values()))
+    return sum(
+        v.numel() * (run.dtype.itemsize if v.is_floating_point() else v.element_size())
+        for v in leaves
+        if isinstance(v, Tensor)
+    )
+
+
+def peak_bytes(run: Run) -> int:
+    """The most bytes that a run on the host holds at once, but for a model's own intermediate values.
+
+    At the start one replica is drawn in float64 beside the state that it is copied to. A step makes a new
+    state beside the old, from forces and noise of the data it sees.
+    """
+    state = state_bytes(run)
+    start = state + state // run.replicas * 8 // run.dtype.itemsize
+    normals = (
+        run.replicas
+        * run.dtype.itemsize
+        * sum(
+            (c.normals(run.integrator.noise) + 2) * run.integrator.substeps * prod(c.shape)
+            for c in run.system.channels
+        )
+    )
+    share = 1.0 if run.batch is None else run.batch.size / run.data
+    step = 2 * state + int(share * (state + normals))
+    return data_bytes(run) + max(start, step)
+
+
+def _seen(run: Run) -> str:
+    return "all data" if run.batch is None else f"{run.batch.size:,} of {run.data:,} data"
+
+
+def human(size: float) -> str:
+    """A number of bytes for people."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"

@@ -1,0 +1,98 @@
+"""How a run can end: a request to stop, and numbers that run away."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+PATIENCE = 2.0
+"""Seconds that a chunk of steps has to finish after a request to stop."""
+
+
+class Stop:
+    """Ctrl-C and SIGTERM as a request that is looked at between chunks; in the main thread only.
+
+    A chunk that does not finish within PATIENCE is cut short by KeyboardInterrupt; its steps are lost,
+    the state before it is not. Where nothing is being stepped or joined a request waits.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._interruptible = False
+        self._impatient = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Stop:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._request)
+            if hasattr(signal, "setitimer"):
+                self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._cut_short)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if signal.SIGINT in self._before and hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def stepping(self) -> Iterator[None]:
+        """While steps are taken: a request lets the chunk finish, for as long as PATIENCE."""
+        self._interruptible = True
+        try:
+            yield
+        finally:
+            self._interruptible = False
+
+    @contextmanager
+    def joining(self) -> Iterator[None]:
+        """While files are joined, which can be done later: a new request stops it at once."""
+        self._interruptible = self._impatient = True
+        try:
+            yield
+        finally:
+            self._interruptible = self._impatient = False
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        again, self.asked = self.asked, True
+        if self._impatient or (again and self._interruptible):
+            raise KeyboardInterrupt
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+
+    def _cut_short(self, number: int, frame: FrameType | None) -> None:
+        if self._interruptible and not self._impatient:
+            raise KeyboardInterrupt
+
+
+def not_finite(z: Mapping[str, Tensor]) -> dict[int, str]:
+    """The first variable that is not finite, by replica; one synchronisation."""
+    import torch
+
+    names = [name for name, value in z.items() if value.is_floating_point()]
+    finite = torch.stack([z[name].flatten(1).isfinite().all(1) for name in names]).cpu()
+    return {
+        replica: f"{names[int((~finite[:, replica]).nonzero()[0])]} is not finite"
+        for replica in (~finite.all(0)).nonzero().flatten().tolist()
+    }
+
+
+def past_bound(observed: Mapping[str, NDArray[np.floating]], bound: float) -> dict[int, str]:
+    """The first of the loss and the kinetic energies that is past the bound or not a number, by replica."""
+    found: dict[int, str] = {}
+    for name, values in observed.items():
+        if name == "loss" or name.startswith("kinetic_"):
+            for replica in np.flatnonzero(~(np.abs(values) <= bound)).tolist():
+                found.setdefault(
+                    replica, f"{name} is {values[replica]:.3g}, past the bound of {bound:g} (run.bound)"
+                )
+    return found

@@ -1,0 +1,132 @@
+"""The march of a run through its steps: chunks, and between them snapshots, checkpoints, progress."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sdeflow.endings import Stop, not_finite, past_bound
+from sdeflow.engine import Step
+from sdeflow.errors import RunError, attempt
+from sdeflow.held_out import HeldOut
+from sdeflow.progress import Progress
+from sdeflow.record import Recorder
+
+State = dict[str, Tensor]
+
+_CHUNK_SECONDS = 0.2
+
+
+@dataclass
+class March:
+    """A run under way. `at` is the state with the steps taken to it; the two change together.
+
+    keep       called with this march, puts what it has on the disk; `due` tells whether it is time
+    diverged   by replica, which variable left the finite numbers and when
+    fresh      whether no step has succeeded yet, in which a mistake of the user's shows
+    """
+
+    at: tuple[int, State]
+    step_once: Step
+    scheme: str
+    h: float
+    bound: float
+    recorder: Recorder
+    held_out: HeldOut | None
+    stop: Stop
+    progress: Progress | None
+    diverged: dict[int, str]
+    due: Callable[[], bool] | None = None
+    keep: Callable[[March], None] | None = None
+    fresh: bool = True
+    seconds_before: float = 0.0
+    evaluate_seconds: float = 0.0
+    retcode: str = "running"
+    error: Exception | None = None
+    _began: float = field(default_factory=time.perf_counter)
+    _chunk: int = 1
+    _loss: float | None = None
+
+    @property
+    def step(self) -> int:
+        return self.at[0]
+
+    @property
+    def state(self) -> State:
+        return self.at[1]
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began, what was spent before it was taken up included."""
+        return self.seconds_before + time.perf_counter() - self._began
+
+    def through(self) -> None:
+        """Goes on to the last step, or to what ends the run before; sets `retcode` and `error`.
+
+        Raises RunError where the disk does not take what is to be kept, and whatever a first step raises.
+        """
+        try:
+            self._through()
+            if self.retcode == "running":
+                self.retcode = "diverged" if self.diverged else "success"
+        except KeyboardInterrupt:
+            self.retcode = "interrupted"
+        except Exception as error:
+            if self.fresh or isinstance(error, RunError):
+                raise
+            self.retcode, self.error = "failed", error
+
+    def _through(self) -> None:
+        for target in self.recorder.when[self.recorder.taken :]:
+            while self.step < target:
+                if self.stop.asked:
+                    self.retcode = "interrupted"
+                    return
+                self._steps(min(self._chunk, target - self.step))
+                if len(self.diverged) == self.recorder.replicas:
+                    return
+                if self.progress is not None:
+                    self.progress(self.step, self.recorder.when[-1], self._loss)
+                self._keep_if(full=False)
+            self._snapshot()
+            self._keep_if(full=self.recorder.full)
+
+    def _steps(self, count: int) -> None:
+        clock = time.perf_counter()
+        with torch.no_grad(), self.stop.stepping():
+            for _ in range(count):
+                n, z = self.at
+                self.at = n + 1, self._first(z, n) if self.fresh else self.step_once(z, n)
+        self._note(not_finite(self.state))
+        seconds = time.perf_counter() - clock
+        self._chunk = max(1, min(2 * self._chunk, int(count * _CHUNK_SECONDS / max(seconds, 1e-9))))
+
+    def _first(self, z: State, n: int) -> State:
+        z = attempt(f"{self.scheme}.step", self.step_once, z, n)
+        self.fresh = False
+        return z
+
+    def _snapshot(self) -> None:
+        more: dict[str, Tensor] = {}
+        n, z = self.at
+        if self.held_out is not None:
+            clock = time.perf_counter()
+            z, more = self.held_out.look(z, n, self.recorder.when[-1])
+            self.evaluate_seconds += time.perf_counter() - clock
+        observed = self.recorder.take(n, n * self.h, z, more)
+        self.at = n, z
+        self._note(past_bound(observed, self.bound))
+        self._loss = float(observed["loss"].mean()) if "loss" in observed else None
+
+    def _keep_if(self, *, full: bool) -> None:
+        """Keeps where it is time or there is no room for another snapshot; never before a step succeeded."""
+        if self.keep is not None and not self.fresh and (full or (self.due is not None and self.due())):
+            self.keep(self)
+
+    def _note(self, found: dict[int, str]) -> None:
+        for replica, what in found.items():
+            self.diverged.setdefault(replica, f"{what} by step {self.step}")

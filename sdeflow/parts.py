@@ -1,0 +1,156 @@
+"""A trajectory in several netCDF files, one after the other in time: written, joined, opened lazily."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import netCDF4
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from xarray.backends import BackendArray, NetCDF4DataStore
+from xarray.core import indexing
+
+from sdeflow.errors import RunError
+
+TIME = "time"
+_SLAB = 1 << 26
+"""Bytes of a variable that are held in memory while files are joined."""
+
+Counted = Sequence[tuple[Path, int]]
+"""Files, and how many of its first snapshots count in each."""
+
+
+def encode(dataset: xr.Dataset) -> memoryview:
+    """The dataset as the bytes of a netCDF file, made in memory: HDF5 never meets a full disk."""
+    file = netCDF4.Dataset("segment.nc", "w", memory=1)
+    dataset.dump_to_store(NetCDF4DataStore(file))  # type: ignore[no-untyped-call]
+    return memoryview(file.close())
+
+
+def join(parts: Counted, path: Path, attrs: Mapping[str, Any]) -> None:
+    """Writes one netCDF file with the snapshots of all parts, and compares every value of it with theirs.
+
+    Raises OSError or RuntimeError as netCDF4 does, RunError where the file does not hold what it should.
+    """
+    total = sum(count for _, count in parts)
+    with netCDF4.Dataset(path, "w") as out, netCDF4.Dataset(parts[0][0]) as first:
+        for name, dim in first.dimensions.items():
+            out.createDimension(name, total if name == TIME else len(dim))
+        for name, variable in first.variables.items():
+            about = {key: variable.getncattr(key) for key in variable.ncattrs()}
+            new = out.createVariable(
+                name, variable.dtype, variable.dimensions, fill_value=about.pop("_FillValue", None)
+            )
+            new.setncatts(about)
+        out.setncatts(dict(attrs))
+        for name, at, values in _slabs(parts):
+            out[name].set_auto_maskandscale(False)
+            out[name][at] = values
+    with netCDF4.Dataset(path) as written:
+        for name, at, values in _slabs(parts):
+            written[name].set_auto_maskandscale(False)
+            if not _identical(np.asarray(written[name][at]), values):
+                raise RunError(f"{path} does not hold the {name} that was written to it")
+
+
+def _slabs(parts: Counted) -> Iterator[tuple[str, Any, NDArray[Any]]]:
+    """Every variable in pieces, with where in the whole each belongs."""
+    begin = 0
+    for number, (path, count) in enumerate(parts):
+        with netCDF4.Dataset(path) as part:
+            part.set_auto_maskandscale(False)
+            for name, variable in part.variables.items():
+                if TIME not in variable.dimensions:
+                    if number == 0:
+                        yield name, ..., np.asarray(variable[...])
+                    continue
+                rows = max(1, _SLAB // max(1, variable.dtype.itemsize * int(np.prod(variable.shape[1:]))))
+                for i in range(0, count, rows):
+                    j = min(i + rows, count)
+                    yield name, slice(begin + i, begin + j), np.asarray(variable[i:j])
+        begin += count
+
+
+def _identical(a: NDArray[Any], b: NDArray[Any]) -> bool:
+    if a.dtype == object:
+        return a.shape == b.shape and bool((a == b).all())
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+def open_joined(parts: Counted) -> xr.Dataset:
+    """The snapshots of all parts as one dataset whose values are read when they are asked for."""
+    files = [_Lazy(path) for path, _ in parts]
+    ends = np.cumsum([count for _, count in parts])
+
+    def joined(name: Any, variable: xr.Variable) -> xr.Variable:
+        if TIME not in variable.dims:
+            return variable
+        array = _Joined([file.reader(name) for file in files], ends, variable.shape[1:], variable.dtype)
+        return xr.Variable(variable.dims, indexing.LazilyIndexedArray(array), variable.attrs)
+
+    first = files[0].dataset
+    return xr.Dataset(
+        {name: joined(name, first.variables[name]) for name in first.data_vars},
+        {name: joined(name, first.variables[name]) for name in first.coords},
+        first.attrs,
+    )
+
+
+class _Lazy:
+    """A netCDF file that is opened when something of it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @cached_property
+    def dataset(self) -> xr.Dataset:
+        return xr.open_dataset(self.path, engine="netcdf4")
+
+    def reader(self, name: str) -> Callable[[Any], NDArray[Any]]:
+        return lambda key: self.dataset.variables[name][key].values
+
+
+class _Joined(BackendArray):  # type: ignore[misc]
+    """One variable of several files along their first axis; `ends` are where the files end in it."""
+
+    def __init__(
+        self,
+        readers: Sequence[Callable[[Any], NDArray[Any]]],
+        ends: NDArray[np.int64],
+        rest: tuple[int, ...],
+        dtype: np.dtype[Any],
+    ) -> None:
+        self._readers, self._ends = readers, ends
+        self.shape, self.dtype = (int(ends[-1]), *rest), dtype
+
+    def __getitem__(self, key: Any) -> Any:
+        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.BASIC, self._read)
+
+    def _read(self, key: tuple[Any, ...]) -> NDArray[Any]:
+        time, *rest = key
+        wanted = np.arange(self.shape[0])[time]
+        part = np.searchsorted(self._ends, wanted, side="right")
+        begins = np.concatenate([[0], self._ends[:-1]])
+        if wanted.ndim == 0:
+            return self._readers[part]((int(wanted - begins[part]), *rest))
+        pieces = []
+        for p in np.unique(part):
+            local = wanted[part == p] - begins[p]
+            at = slice(int(local[0]), int(local[-1]) + 1, int(local[1] - local[0]) if len(local) > 1 else 1)
+            pieces.append(self._readers[p]((at, *rest)))
+        return np.concatenate(pieces) if pieces else self._readers[0]((slice(0, 0), *rest))
+
+
+def free_space(folder: Path) -> int:
+    """Bytes that may still be written in the file system of a folder that may not exist yet."""
+    while not folder.exists():
+        folder = folder.parent
+    if not hasattr(os, "statvfs"):
+        return 1 << 62
+    at = os.statvfs(folder)
+    return at.f_bavail * at.f_frsize
