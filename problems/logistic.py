@@ -24,7 +24,7 @@ class Logistic(Model):
         score of theta    = sum_c (x_c - theta)/v
 
     so that the MLE is the posterior mean of the average weight, at itself. `data` holds the z_k of the
-    training part, [1, n, 30]; `held_out` those of the rest, [n', 30]. Features are standardised with the
+    training part, [1, n, 30]; `unseen` those of the rest, [n', 30]. Features are standardised with the
     training part's mean and standard deviation.
 
     variance    v, the prior's
@@ -52,7 +52,7 @@ class Logistic(Model):
         mean, std = features[train].mean(0), features[train].std(0, correction=0)
         signed = sign[:, None] * (features - mean) / std
         self.data = signed[train][None]
-        self.held_out = signed[test]
+        self.unseen = signed[test]
         self.latent_shape = (signed.shape[1],)
         self.variance = variance
         self._constant = -signed.shape[1] / 2 * log(2 * pi * variance)
@@ -76,7 +76,7 @@ class Logistic(Model):
         held_out_error      share of observations whose own label gets less than one half
         held_out_log_loss   mean of minus the log of the label's probability
         """
-        predictive = torch.sigmoid(x[0] @ self.held_out.mT).mean(0)
+        predictive = torch.sigmoid(x[0] @ self.unseen.mT).mean(0)
         return {
             "held_out_error": (predictive < 0.5).to(x.dtype).mean(),
             "held_out_log_loss": -predictive.log().mean(),

@@ -115,5 +115,5 @@ def _digest(text: str, state: dict[str, Tensor]) -> str:
     digest = hashlib.sha256(text.encode())
     for name, value in sorted(state.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(memoryview(value.numpy()).cast("B") if value.numel() else b"")
+        digest.update(value.numpy().data)
     return digest.hexdigest()

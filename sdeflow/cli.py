@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from collections.abc import Mapping
 from functools import partial
 from math import isnan
 from pathlib import Path
@@ -243,13 +244,20 @@ def show(
 
     path = problem_file(problem)
     chosen = {"integrator": integrator, "steps": steps, "replicas": replicas, "dtype": dtype}
-    tables = {"system": {"use": system}, "run": chosen, "evaluate": {"every": eval_every}}
+    tables: dict[str, dict[str, Any]] = {
+        "system": {"use": system},
+        "run": chosen,
+        "evaluate": {"every": eval_every},
+    }
     config = _config(path, variant, settings, tables)
     describe(config, build(config), list(variant_tables(tomllib.loads(path.read_text(encoding="utf-8")))))
 
 
 def _config(
-    path: Path, variant: str | None, settings: list[str] | None, options: dict[str, dict[str, Any]]
+    path: Path,
+    variant: str | None,
+    settings: list[str] | None,
+    options: Mapping[str, Mapping[str, Any]],
 ) -> Any:
     """The file's configuration under --variant, then --set, then the options that were given."""
     from sdeflow.config import load_config, override

@@ -254,6 +254,8 @@ class RunFolder:
         for pattern in (f"{SEGMENTS}/*", f"{SEGMENTS}/.*", ".*.tmp", ".*.next"):
             for path in set(self.path.glob(pattern)) - covered:
                 path.unlink()
+        if self.facts.whole:
+            shutil.rmtree(self.path / SEGMENTS, ignore_errors=True)
 
 
 def _counted(folder: Path, facts: Facts) -> list[tuple[Path, int]]:

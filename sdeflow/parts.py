@@ -28,7 +28,7 @@ Counted = Sequence[tuple[Path, int]]
 def encode(dataset: xr.Dataset) -> memoryview:
     """The dataset as the bytes of a netCDF file, made in memory: HDF5 never meets a full disk."""
     file = netCDF4.Dataset("segment.nc", "w", memory=1)
-    dataset.dump_to_store(NetCDF4DataStore(file))  # type: ignore[no-untyped-call]
+    dataset.dump_to_store(NetCDF4DataStore(file))
     return memoryview(file.close())
 
 
@@ -115,7 +115,7 @@ class _Lazy:
         return lambda key: self.dataset.variables[name][key].values
 
 
-class _Joined(BackendArray):  # type: ignore[misc]
+class _Joined(BackendArray):
     """One variable of several files along their first axis; `ends` are where the files end in it."""
 
     def __init__(

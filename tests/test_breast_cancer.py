@@ -133,7 +133,7 @@ def reference() -> tuple[Estimate, float]:
         slope = 6 * average.var().item()
         moved = theta + (average.mean(0) - theta) / (1 - slope)  # by chain
         theta = moved.mean().item()
-    predictive = torch.sigmoid(draws @ model.held_out.T).mean(0)
+    predictive = torch.sigmoid(draws @ model.unseen.T).mean(0)
     return estimate(moved.numpy(), predictive.numpy()), 6 * (1 - slope)
 
 
@@ -169,7 +169,7 @@ def run(system: str) -> xr.Dataset:
 def estimated(system: str) -> Estimate:
     tail = run(system)
     x = tail["X"].isel(datum=0).transpose("replica", "time", "particle", "latent").values
-    predictive = expit(x @ Logistic().held_out.numpy().T).mean((1, 2))
+    predictive = expit(x @ Logistic().unseen.numpy().T).mean((1, 2))
     return estimate(tail["theta"].isel(param=0).mean("time").values, predictive)
 
 
@@ -218,6 +218,6 @@ def test_theta_noise_has_the_spread_of_the_likelihood_to_the_power_of_the_partic
 def test_recorded_error_and_log_loss_are_those_of_the_saved_particles() -> None:
     last = run("pgd").isel(time=-1)
     x = last["X"].isel(datum=0).transpose("replica", "particle", "latent").values
-    predictive = expit(x @ Logistic().held_out.numpy().T).mean(1)
+    predictive = expit(x @ Logistic().unseen.numpy().T).mean(1)
     np.testing.assert_allclose(last["held_out_error"], (predictive < 0.5).mean(1), atol=1e-12)
     np.testing.assert_allclose(last["held_out_log_loss"], -np.log(predictive).mean(1), rtol=1e-10)

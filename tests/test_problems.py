@@ -303,7 +303,7 @@ def test_logistic_log_joint_is_that_of_labels_and_standardised_features(variance
 
 def test_logistic_split_follows_its_share_and_seed() -> None:
     model = Logistic(held_out=0.3, split_seed=1)
-    assert (model.data.shape, model.held_out.shape) == ((1, 398, 30), (171, 30))
+    assert (model.data.shape, model.unseen.shape) == ((1, 398, 30), (171, 30))
     assert torch.equal(model.data, Logistic(held_out=0.3, split_seed=1).data)
     assert not torch.equal(model.data, Logistic(held_out=0.3, split_seed=2).data)
 

@@ -108,7 +108,8 @@ def run(system: Any, integrator: str = "expint", **options: Any) -> Solution:
         "dtype": "float64",
         "device": "cpu",
     }
-    return solve(Run.declare(system, integrator, **(chosen | options)))
+    out = options.pop("out", None)
+    return solve(Run.declare(system, integrator, **(chosen | options)), out=out)
 
 
 def assert_same(a: xr.Dataset, b: xr.Dataset) -> None:
@@ -206,7 +207,8 @@ def test_attributes(stored: Stored) -> None:
 
 
 def test_one_folder_holds_one_run(stored: Stored) -> None:
-    assert {p.name for p in stored.folder.iterdir()} == {"trajectory.nc", "final.safetensors", "config.toml"}
+    files = {p.name for p in stored.folder.iterdir() if not p.name.startswith((".", "checkpoint"))}
+    assert files == {"trajectory.nc", "final.safetensors", "config.toml", "run.log"}
     assert (stored.folder / "config.toml").read_text(encoding="utf-8") == stored.dataset.attrs["config"]
 
 
