@@ -154,9 +154,10 @@ class MiniBatches:
         part |= self.integrator.init(system, part)  # forces kept from another batch are of no use
         part = self.integrator.step(system, n * system.h, part, system.h, self._noise(n))
         part[VISITED] = torch.full_like(index, n + 1)
-        # a new tensor rather than a change in place, so that a step cut short leaves the old state whole
-        at = (self._replica, index)
-        return z | part | {k: z[k].index_put(at, part[k]) for k in (*self._variables, VISITED)}
+        # a new tensor rather than a change in place, so that a step cut short leaves the old state whole;
+        # what the integrator keeps for the same data is let go
+        at, scattered = (self._replica, index), (*self._variables, VISITED)
+        return {k: v.index_put(at, part[k]) if k in scattered else part[k] for k, v in z.items()}
 
     def _gather(self, z: State, index: Tensor) -> State:
         """The state with the particles of data `index` [R, b] alone."""

@@ -131,7 +131,7 @@ def _tell(solution: Any, folder: Path, quiet: bool) -> None:
     """Says how a run ended and where it is, and exits with the code for that."""
     from sdeflow.display import out as console
     from sdeflow.folder import TRAJECTORY
-    from sdeflow.progress import rate
+    from sdeflow.units import rate
 
     dataset, attrs = solution.dataset, solution.dataset.attrs
     if solution.retcode != "success":

@@ -12,6 +12,7 @@ from sdeflow.record import Recorder
 from sdeflow.run import Run
 from sdeflow.simulation import BUFFER
 from sdeflow.system import BlockSystem
+from sdeflow.units import human
 
 
 def cost(run: Run) -> list[tuple[str, str]]:
@@ -81,12 +82,3 @@ def peak_bytes(run: Run) -> int:
 
 def _seen(run: Run) -> str:
     return "all data" if run.batch is None else f"{run.batch.size:,} of {run.data:,} data"
-
-
-def human(size: float) -> str:
-    """A number of bytes for people."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"

@@ -96,7 +96,9 @@ class RunFolder:
     def due(self, least: float) -> bool:
         """Whether it is time for a checkpoint: after `least` seconds, or later where the run is long."""
         now = time.monotonic()
-        return now - self._last >= max(least, min((now - self._began) / 200, 300.0), 20 * self._cost)
+        return least == 0 or now - self._last >= max(
+            least, min((now - self._began) / 200, 300.0), 20 * self._cost
+        )
 
     def keep(self, dataset: xr.Dataset | None, facts: Facts, state: State) -> None:
         """Puts snapshots since the last call and a checkpoint on the disk; then `facts.step` is acknowledged.
@@ -142,9 +144,14 @@ class RunFolder:
         for part in facts.parts:
             if part.file == TRAJECTORY:
                 part = part._replace(file=f"{SEGMENTS}/000000.nc")
-                if not (self.path / part.file).exists():
-                    _link(self.path / TRAJECTORY, self.path / part.file)
-                    durable.sync_folder(segments)
+                # a copy: HDF5 can crash where a process has one file open under two names
+                temporary = durable.temporary_name(self.path / part.file)
+                try:
+                    shutil.copyfile(self.path / TRAJECTORY, temporary)
+                    durable.publish(temporary, self.path / part.file)
+                except OSError as error:
+                    temporary.unlink(missing_ok=True)
+                    raise durable.refusal(self.path / part.file, error) from error
             listed.append(part)
         self._checkpoint(self.path, replace(facts, parts=tuple(listed)), state)
         if config:
@@ -323,13 +330,3 @@ def _locked(folder: Path) -> filelock.BaseFileLock:
     except OSError as error:
         raise durable.refusal(folder, error) from error
     return lock
-
-
-def _link(source: Path, target: Path) -> None:
-    """A second name for a file, or a copy where the file system has no such thing."""
-    try:
-        os.link(source, target)
-    except OSError:
-        temporary = durable.temporary_name(target)
-        shutil.copyfile(source, temporary)
-        durable.publish(temporary, target)

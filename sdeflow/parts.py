@@ -37,16 +37,8 @@ def join(parts: Counted, path: Path, attrs: Mapping[str, Any]) -> None:
 
     Raises OSError or RuntimeError as netCDF4 does, RunError where the file does not hold what it should.
     """
-    total = sum(count for _, count in parts)
-    with netCDF4.Dataset(path, "w") as out, netCDF4.Dataset(parts[0][0]) as first:
-        for name, dim in first.dimensions.items():
-            out.createDimension(name, total if name == TIME else len(dim))
-        for name, variable in first.variables.items():
-            about = {key: variable.getncattr(key) for key in variable.ncattrs()}
-            new = out.createVariable(
-                name, variable.dtype, variable.dimensions, fill_value=about.pop("_FillValue", None)
-            )
-            new.setncatts(about)
+    with netCDF4.Dataset(path, "w") as out:
+        _lay_out(out, parts)
         out.setncatts(dict(attrs))
         for name, at, values in _slabs(parts):
             out[name].set_auto_maskandscale(False)
@@ -56,6 +48,18 @@ def join(parts: Counted, path: Path, attrs: Mapping[str, Any]) -> None:
             written[name].set_auto_maskandscale(False)
             if not _identical(np.asarray(written[name][at]), values):
                 raise RunError(f"{path} does not hold the {name} that was written to it")
+
+
+def _lay_out(out: netCDF4.Dataset, parts: Counted) -> None:
+    """Gives a new file the dimensions and variables of the parts, with room for all their snapshots."""
+    with netCDF4.Dataset(parts[0][0]) as first:
+        for name, dim in first.dimensions.items():
+            out.createDimension(name, sum(count for _, count in parts) if name == TIME else len(dim))
+        for name, variable in first.variables.items():
+            about = {key: variable.getncattr(key) for key in variable.ncattrs()}
+            fill = about.pop("_FillValue", None)
+            new = out.createVariable(name, variable.dtype, variable.dimensions, fill_value=fill)
+            new.setncatts(about)
 
 
 def _slabs(parts: Counted) -> Iterator[tuple[str, Any, NDArray[Any]]]:

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from sdeflow.units import duration, rate
+
 Progress = Callable[[int, int, float | None], None]
 """Called between chunks of steps with the steps taken, the steps of the run, and the latest loss."""
 
@@ -63,21 +65,6 @@ def _lines() -> Progress:
         print(line, file=sys.stderr, flush=True)
 
     return report
-
-
-def rate(speed: float) -> str:
-    """Steps a second, or seconds a step, for people."""
-    if speed < 0.5:
-        return f"{duration(1 / speed)} a step"
-    return f"{speed:,.0f} steps/s" if speed >= 10 else f"{speed:.2g} steps/s"
-
-
-def duration(seconds: float) -> str:
-    """A time for people."""
-    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:,.1f} {unit}"
-    return f"{seconds:,.0f} s"
 
 
 def _loss(loss: float | None) -> str:

@@ -27,8 +27,9 @@ class Save:
     data        data whose particles are saved: 'all', that many spread evenly, or a list of indices
     particles   particles saved of each, likewise
     theta_max   longest parameter vector that is saved whole; of a longer one only the norm is
-    checkpoint  seconds at least between checkpoints of a run with a folder; 0.5% of its time, up to 5
-                minutes, where that is longer
+    checkpoint  seconds at least between checkpoints of a run with a folder; more where that keeps them to
+                5% of its time, and in a long run, of which 0.5% (at most 5 minutes) may be lost; 0 for one
+                after every chunk of steps
     """
 
     every: int = 10

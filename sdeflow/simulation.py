@@ -30,6 +30,7 @@ from sdeflow.provenance import provenance, setting, stamp
 from sdeflow.record import Recorder, Save
 from sdeflow.run import Run, Scheme
 from sdeflow.system import System
+from sdeflow.units import human
 
 BUFFER = 1 << 26
 """Bytes of snapshots that a run with a folder holds in memory before it writes a segment."""
@@ -356,7 +357,7 @@ def _refuse_full_disk(folder: Path, size: int) -> None:
     """Raises SdeflowError where a folder's disk has no room for so many bytes."""
     if size > (free := free_space(folder)):
         raise SdeflowError(
-            f"the trajectory would take {size / 2**30:,.1f} GiB of disk until it is finished, and "
-            f"{folder.parent} has {free / 2**30:,.1f} left: save less often (save.every), of fewer data "
-            "(save.data) or of fewer particles (save.particles)"
+            f"the trajectory would take {human(size)} of disk until it is finished, and {folder.parent} has "
+            f"{human(free)} left: save less often (save.every), of fewer data (save.data) or of fewer particles "
+            "(save.particles)"
         )

@@ -46,6 +46,7 @@ import sdeflow
 from sdeflow import Batch, Evaluate, Save, durable, folder, march, parts, simulation
 from sdeflow.checkpoint import Damaged
 from sdeflow.durable import DiskFull
+from sdeflow.errors import SdeflowError
 from sdeflow.problems.hierarchical import Hierarchical
 from sdeflow.run import Run
 from sdeflow.simulation import go_on, solve
@@ -195,6 +196,10 @@ def child(run: Run, out: Path, resumed: bool, fault: Fault | None, pipe: int) ->
     except Damaged as error:
         os.write(pipe, f"d{error}\n".encode())
         return DAMAGED
+    except SdeflowError as error:
+        if "of disk until it is finished" in str(error):
+            return FULL
+        raise
 
 
 @dataclass
@@ -350,7 +355,7 @@ class Harness:
         shutil.rmtree(out)
 
     def flip(self, number: int, what: str) -> None:
-        """One byte flipped in files at rest, after a kill: the run goes on from what is sound, or names the file."""
+        """One byte flipped in files at rest: the run goes on from what is sound, or names the file."""
         name = list(RUNS)[number % len(RUNS)]
         out = self.root / f"flip{number}"
         fork(name, out, False, Fault("kill", self.operations[name] // 2))
@@ -387,7 +392,7 @@ class Harness:
 
 
 def own_mounts() -> bool:
-    """Whether this process may mount; where it can it goes on in a name space of its own, where it may."""
+    """Whether this process may mount; where it can, it starts again in a name space of its own, and may."""
     if os.environ.get("SDEFLOW_FAULTS_MOUNTS"):
         return True
     unshare = ["unshare", "--map-root-user", "--mount"]
@@ -396,7 +401,7 @@ def own_mounts() -> bool:
     except (OSError, subprocess.SubprocessError):
         return False
     os.environ["SDEFLOW_FAULTS_MOUNTS"] = "1"
-    os.execvp(unshare[0], [*unshare, sys.executable, *sys.argv])
+    return bool(os.execvp(unshare[0], [*unshare, sys.executable, *sys.argv]))
 
 
 def small_disk(root: Path) -> Path:

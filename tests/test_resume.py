@@ -1,0 +1,545 @@
+"""Runs in pieces: the trajectory is that of a run in one piece, to the bit, or the reason is told.
+
+Oracles: the run in one piece; the files' checksums; a second process.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from safetensors.torch import load_file
+from torch import Tensor
+
+import sdeflow
+from sdeflow import Batch, Evaluate, Save, SDESystem, checkpoint, open_run, simulate
+from sdeflow.catalogue import entries, integrator_named
+from sdeflow.checkpoint import Damaged
+from sdeflow.cli import main
+from sdeflow.errors import DivergenceWarning, RunError, SdeflowError
+from sdeflow.folder import RunFolder
+from sdeflow.problems.hierarchical import Hierarchical
+
+STEPS = 11
+MOTION = {"eta": 20.0, "gamma": 0.5}
+WHOLE: dict[str, Any] = {"steps": STEPS, "save": Save(every=3, checkpoint=0.0), "dtype": "float64"}
+
+TINY = """
+[model]
+use = "hierarchical"
+data = 3
+[system]
+use = "mpgd"
+particles = 2
+theta = { h = 1e-3, eta = 2.0, gamma = 0.5 }
+x = { h = 1e-2, eta = 2.0, gamma = 0.5 }
+[run]
+steps = 8
+[save]
+every = 3
+"""
+
+
+def toy(declaration: Any = sdeflow.mpgd, model: Any = None, **theta: Any) -> sdeflow.BlockSystem:
+    model = model or Hierarchical(data=6, theta_true=2.0)
+    model.held_out = torch.linspace(-1, 1, 4)[:, None]
+    return declaration(model, particles=3, theta={"h": 1e-3, **MOTION, **theta}, x={"h": 1e-2, **MOTION})
+
+
+@pytest.fixture
+def stop_before(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
+    """Makes runs stop before step n, as Ctrl-C in the middle of a step does; None for no longer."""
+    from sdeflow.prepared import prepare
+
+    at: list[int | None] = [None]
+
+    def stopping(run: Any) -> Any:
+        ready = prepare(run)
+        step = ready.step
+
+        def stopping_step(z: Any, n: int) -> Any:
+            if n == at[0]:
+                raise KeyboardInterrupt
+            return step(z, n)
+
+        ready.step = stopping_step
+        return ready
+
+    monkeypatch.setattr("sdeflow.simulation.prepare", stopping)
+
+    def set_to(n: int | None) -> None:
+        at[0] = n
+
+    return set_to
+
+
+def in_pieces(stop_before: Any, system: Any, scheme: str, out: Path, stops: list[int], **options: Any) -> Any:
+    """The run stopped before each of the steps and resumed."""
+    for n in stops:
+        stop_before(n)
+        with pytest.raises(KeyboardInterrupt, match="sdeflow resume"):
+            simulate(system, scheme, out=out, resume=True, **options)
+    stop_before(None)
+    return simulate(system, scheme, out=out, resume=True, **options)
+
+
+def assert_same(a: xr.Dataset, b: xr.Dataset) -> None:
+    """All variables and coordinates equal to the bit."""
+    assert set(a.variables) == set(b.variables)
+    for name in a.variables:
+        assert a[name].dtype == b[name].dtype
+        np.testing.assert_array_equal(a[name], b[name], err_msg=str(name))
+
+
+@pytest.mark.parametrize("scheme", entries("integrators"))
+def test_every_integrator(stop_before: Any, tmp_path: Path, scheme: str) -> None:
+    whole = simulate(toy(), scheme, **WHOLE)
+    pieces = in_pieces(stop_before, toy(), scheme, tmp_path / "run", [1, 3, 4, 10], **WHOLE)
+    assert_same(pieces, whole)
+    assert "resumed at step 3" in pieces.attrs["history"]
+    assert pieces.attrs["steps_taken"] == STEPS
+    assert pieces.attrs["retcode"] == "success"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch": Batch(2)},
+        {"batch": Batch(4, "one_step", 2), "replicas": 2},
+        {"batch": Batch(2, "substeps", 3), "precondition": "rmsprop", "evaluate": Evaluate(6, 2)},
+        {"evaluate": Evaluate(3), "replicas": 3},
+        {"dtype": "float32"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("scheme", ["expint", "baoab", "nag"])
+def test_minibatches_preconditioner_replicas(
+    stop_before: Any, tmp_path: Path, scheme: str, options: dict[str, Any]
+) -> None:
+    options = WHOLE | options
+    theta = {"precondition": options.pop("precondition")} if "precondition" in options else {}
+    if theta and scheme == "baoab":
+        pytest.skip("baoab takes no preconditioner")
+    whole = simulate(toy(**theta), scheme, out=tmp_path / "whole", **options)
+    pieces = in_pieces(stop_before, toy(**theta), scheme, tmp_path / "run", [2, 5, 9], **options)
+    assert_same(pieces, whole)
+    first, second = (load_file(tmp_path / name / "final.safetensors") for name in ("whole", "run"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("stop", [7, 9])
+def test_a_finished_run_goes_on(stop_before: Any, tmp_path: Path, stop: int) -> None:
+    """Its last snapshot and evaluation, taken because it ended there, are not part of the longer run."""
+    options: dict[str, Any] = WHOLE | {"steps": 16, "evaluate": Evaluate(6, 2)}
+    whole = simulate(toy(), "expint", **options)
+    short = simulate(toy(), "expint", out=tmp_path / "run", **(options | {"steps": stop}))
+    assert short.step.values.tolist() == [*range(0, stop, 3), stop]
+    assert bool(short.held_out_loss[-1].notnull())
+    longer = in_pieces(stop_before, toy(), "expint", tmp_path / "run", [stop + 2], **options)
+    assert_same(longer, whole)
+    assert_same(simulate(toy(), "expint", out=tmp_path / "run", resume=True, **options), whole)
+
+
+def test_steps_are_added_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.toml").write_text(TINY)
+    assert command("run", "tiny.toml", "-q", "--out", "run") == 0
+    assert command("resume", "run", "-q") == 0
+    assert command("resume", "run", "-q", "--steps", "5") == 0
+    assert command("resume", "run", "-q", "--steps", "7") == 0
+    assert command("run", "tiny.toml", "-q", "--out", "whole", "--steps", "20") == 0
+    with xr.open_dataset("run/trajectory.nc") as run, xr.open_dataset("whole/trajectory.nc") as whole:
+        assert_same(run, whole)
+    assert "steps = 20" in Path("run/config.toml").read_text()
+    log = Path("run/run.log").read_text()
+    assert "resumed at step 8 of 13" in log
+    assert "resumed at step 13 of 20" in log
+    assert command("run", "run/config.toml", "-q", "--out", "again") == 0
+    with xr.open_dataset("again/trajectory.nc") as again, xr.open_dataset("whole/trajectory.nc") as whole:
+        assert_same(again, whole)
+
+
+def command(*arguments: str) -> int:
+    argv, sys.argv = sys.argv, ["sdeflow", *arguments]
+    try:
+        main()
+    except SystemExit as exit_:
+        return int(exit_.code or 0)
+    finally:
+        sys.argv = argv
+    return 0
+
+
+# Refusals --------------------------------------------------------------------------------------------
+
+
+def test_another_run_is_refused(stop_before: Any, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    simulate(toy(), "expint", out=out, **WHOLE)
+    for change, sentence in (
+        ({"seed": 1}, "is of another run: seed was 0 and is 1"),
+        ({"save": Save(every=2)}, "save was .* and is "),
+        ({"dtype": "float32"}, "dtype was 'torch.float64' and is 'torch.float32'"),
+        ({"batch": Batch(2)}, "batch was 'None' and is "),
+        ({"steps": 4}, "has taken 11 steps already, more than 4"),
+    ):
+        with pytest.raises(SdeflowError, match=sentence):
+            simulate(toy(), "expint", out=out, resume=True, **(WHOLE | change))
+    with pytest.raises(SdeflowError, match=r"system was .* and is "):
+        simulate(toy(sdeflow.kiplmc), "expint", out=out, resume=True, **WHOLE)
+    with pytest.raises(SdeflowError, match=r"simulate\(\.\.\., out=\.\.\., resume=True\)"):
+        sdeflow.resume(out)
+    simulate(toy(), "expint", out=out, resume=True, **WHOLE)
+
+
+def test_a_changed_configuration_is_refused_by_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.toml").write_text(TINY)
+    assert command("run", "tiny.toml", "-q", "--out", "run") == 0
+    config = Path("run/config.toml")
+    config.write_text(config.read_text().replace("eta = 2.0", "eta = 3.0", 1))
+    assert command("resume", "run", "--steps", "2") == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "is of another run: system.theta.eta was 2.0 and is 3.0" in err
+    config.unlink()
+    assert command("resume", "run", "--steps", "2") == 2
+    assert command("resume", "nowhere") == 2
+    assert "nowhere has no checkpoint: give the folder of a run" in capsys.readouterr().err
+    assert command("resume", "run", "--steps", "-2") == 2
+    assert command("run", "tiny.toml", "-q", "--out", "run") == 2
+    assert "'sdeflow resume run' to go on with it" in capsys.readouterr().err
+
+
+def test_changed_code_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = "from sdeflow.problems.hierarchical import Hierarchical\n\nclass Mine(Hierarchical):\n    pass\n"
+    Path("mine.py").write_text(code)
+    Path("tiny.toml").write_text(TINY.replace('"hierarchical"', '"mine.py:Mine"'))
+    assert command("run", "tiny.toml", "-q", "--out", "run") == 0
+    assert command("resume", "run", "-q", "--steps", "3") == 0
+    with xr.open_dataset("run/trajectory.nc") as run:
+        assert run.attrs["warnings"] == ""
+    Path("mine.py").write_text(code + "# changed\n")
+    assert command("resume", "run", "-q", "--steps", "3") == 0
+    with xr.open_dataset("run/trajectory.nc") as run:
+        assert "mine.py has changed since the run began; steps from 11 on" in run.attrs["warnings"]
+
+
+def test_one_run_has_one_writer(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    simulate(toy(), "expint", out=out, **WHOLE)
+    folder, _ = RunFolder.reopen(out)
+    options = WHOLE | {"steps": 20}
+    with pytest.raises(RunError, match="is being written by another sdeflow"):
+        simulate(toy(), "expint", out=out, resume=True, **options)
+    with pytest.raises(RunError, match="is being written by another sdeflow"):
+        simulate(toy(), "expint", out=out, overwrite=True, **options)
+    folder.close()
+    assert open_run(out).attrs["steps_taken"] == STEPS
+    simulate(toy(), "expint", out=out, resume=True, **options)
+
+
+# Damage ----------------------------------------------------------------------------------------------
+
+
+def flip(path: Path, at: float) -> None:
+    data = bytearray(path.read_bytes())
+    data[int(at * (len(data) - 1))] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("at", [0.0, 0.01, 0.1, 0.5, 0.9, 1.0])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    stop_before: Any, tmp_path: Path, at: float
+) -> None:
+    whole, out = simulate(toy(), "expint", **WHOLE), tmp_path / "run"
+    stop_before(8)
+    with pytest.raises(KeyboardInterrupt):
+        simulate(toy(), "expint", out=out, **WHOLE)
+    stop_before(None)
+    flip(out / "checkpoint", at)
+    pieces = simulate(toy(), "expint", out=out, resume=True, **WHOLE)
+    assert_same(pieces, whole)
+    assert f"{out / 'checkpoint'} is damaged" in pieces.attrs["warnings"]
+    assert "going on from checkpoint.prev" in (out / "run.log").read_text()
+    assert (out / "checkpoint.damaged").exists()
+
+
+def test_files_that_are_damaged_beyond_that_are_named(stop_before: Any, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    simulate(toy(), "expint", out=out, **WHOLE)
+    flip(out / "trajectory.nc", 0.7)
+    before = (out / "trajectory.nc").read_bytes()
+    with pytest.raises(Damaged, match=r"trajectory\.nc is damaged"):
+        simulate(toy(), "expint", out=out, resume=True, **(WHOLE | {"steps": 20}))
+    assert (out / "trajectory.nc").read_bytes() == before
+    (out / "trajectory.nc").unlink()
+    with pytest.raises(Damaged, match=r"trajectory\.nc cannot be read: No such file"):
+        simulate(toy(), "expint", out=out, resume=True, **(WHOLE | {"steps": 20}))
+    for name in ("checkpoint", "checkpoint.prev"):
+        (out / name).write_bytes(b"")
+    with pytest.raises(Damaged, match=r"checkpoint is damaged.*checkpoint\.prev is damaged"):
+        simulate(toy(), "expint", out=out, resume=True, **(WHOLE | {"steps": 20}))
+
+
+def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(tmp_path / "exploded"),)
+
+    simulate(toy(), "expint", out=tmp_path / "run", **WHOLE)
+    for name in ("checkpoint", "checkpoint.prev"):
+        (tmp_path / "run" / name).write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(Damaged):
+        simulate(toy(), "expint", out=tmp_path / "run", resume=True, **WHOLE)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "VERSION", 99)
+    simulate(toy(), "expint", out=tmp_path / "run", **WHOLE)
+    monkeypatch.undo()
+    with pytest.raises(RunError, match="has the format 99 of another sdeflow; this one reads format 1"):
+        simulate(toy(), "expint", out=tmp_path / "run", resume=True, **WHOLE)
+
+
+def test_a_model_that_has_grown_is_refused(tmp_path: Path) -> None:
+    class Grown(Hierarchical):
+        def init_theta(self, generator: torch.Generator) -> Any:
+            return {"theta": torch.zeros(2)}
+
+        def log_joint(self, theta: Any, x: Tensor, y: Tensor) -> Tensor:
+            return super().log_joint({"theta": theta["theta"].sum()}, x, y)
+
+        score_x = score_theta = None
+
+    simulate(toy(), "expint", out=tmp_path / "run", **WHOLE)
+    system = toy(model=Grown(data=6, theta_true=2.0))
+    with pytest.raises(SdeflowError, match=r"system was .* 1 .param.*and is .* 2 .param"):
+        simulate(system, "expint", out=tmp_path / "run", resume=True, **(WHOLE | {"steps": 20}))
+
+
+# While it is written, and how it ends -------------------------------------------------------------------
+
+
+def test_an_unfinished_run_can_be_opened(
+    stop_before: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From its whole segments, lazily, and like the finished one in every selection."""
+    out, options = tmp_path / "run", WHOLE | {"steps": 40, "replicas": 2}
+    keep, opened = RunFolder.keep, []
+
+    def keep_and_look(self: Any, *args: Any) -> None:
+        keep(self, *args)
+        with open_run(self.path) as dataset:
+            if "loss" in dataset:
+                opened.append((dataset.sizes["time"], dataset.attrs["retcode"], dataset.X[-1].values))
+
+    monkeypatch.setattr("sdeflow.march._CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr(RunFolder, "keep", keep_and_look)
+    whole = simulate(toy(), "expint", out=out, **options).load()
+    assert len(opened) > 20
+    assert opened[5][1] == "running"
+    for snapshots, _, x in opened:
+        np.testing.assert_array_equal(x, whole.X[snapshots - 1])
+
+
+def test_selections_of_an_unfinished_run(
+    stop_before: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdeflow.march._CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr(RunFolder, "finish", lambda *_: None)
+    out, options = tmp_path / "run", WHOLE | {"steps": 40}
+    simulate(toy(), "expint", out=out, **options)
+    whole = simulate(toy(), "expint", **options)
+    assert not (out / "trajectory.nc").exists()
+    assert len(list((out / "segments").iterdir())) > 5
+    with open_run(out) as run:
+        assert_same(run, whole)
+        for at in (3, -1, slice(2, 9), slice(None, None, 3), slice(11, 2, -2), slice(4, 4), [7, 1, 1], []):
+            xr.testing.assert_equal(run.isel(time=at), whole.isel(time=at))
+        xr.testing.assert_equal(run.X.isel(particle=1, datum=[0, 3]), whole.X.isel(particle=1, datum=[0, 3]))
+        xr.testing.assert_equal(run.sel(time=whole.time[4]), whole.isel(time=4))
+        xr.testing.assert_equal(run.mean("time"), whole.mean("time"))
+    with pytest.raises(SdeflowError, match="is no run folder"):
+        open_run(tmp_path)
+
+
+def test_a_replica_that_diverges_leaves_the_others(stop_before: Any, tmp_path: Path) -> None:
+    """From step 5 on replica 1 has a term that grows; it is named, with the step, also after a resumption."""
+
+    class Bistable:
+        def drift(self, t: float, x: Tensor) -> Tensor:
+            return (x > 1) * 1e3 * x**3 - 1.0
+
+        def diffusion(self, t: float, x: Tensor) -> float:
+            return 2.0
+
+    system = SDESystem(Bistable(), h=0.01, paths=1, start=[0.0])
+    options: dict[str, Any] = {"steps": 60, "replicas": 12, "seed": 3, "save": Save(every=5, checkpoint=0)}
+    with pytest.warns(DivergenceWarning):
+        whole = simulate(system, "euler_maruyama", **options)
+    bad = np.flatnonzero(~np.isfinite(whole.X[-1].squeeze()))
+    assert 0 < len(bad) < 12
+    for replica in bad:
+        assert f"replica {replica}: X is not finite by step " in whole.attrs["message"]
+    with pytest.warns(DivergenceWarning):
+        pieces = in_pieces(stop_before, system, "euler_maruyama", tmp_path / "run", [30, 45], **options)
+    assert_same(pieces, whole)
+    assert pieces.attrs["retcode"] == "diverged"
+    assert f"replica {bad[0]}: X is not finite by step " in pieces.attrs["message"]
+
+
+def test_a_diverged_run_keeps_its_last_good_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdeflow.march._CHUNK_SECONDS", 0.0)
+    system = sdeflow.pgd(Hierarchical(data=3), particles=2, theta={"h": 0.01}, x={"h": 5.0})
+    out = tmp_path / "run"
+    with pytest.warns(
+        DivergenceWarning, match=r"replica 0: .* by step \d+.*The last checkpoint is of step \d+"
+    ):
+        run = simulate(system, "euler_maruyama", steps=200, out=out, save=Save(every=1, checkpoint=0))
+    assert run.attrs["retcode"] == "diverged"
+    facts, state = checkpoint.decode(out / "checkpoint")
+    assert 0 < facts.step < run.attrs["steps_taken"] < 200
+    assert all(bool(value.isfinite().all()) for value in state.values())
+    assert [part.file for part in facts.parts] == ["trajectory.nc"]
+    with pytest.raises(SdeflowError, match="diverged, and would again"):
+        simulate(system, "euler_maruyama", steps=300, out=out, resume=True, save=Save(every=1, checkpoint=0))
+
+
+def test_the_bound_names_the_energy(tmp_path: Path) -> None:
+    with pytest.warns(
+        DivergenceWarning, match=r"loss is 5\.83, past the bound of 1 \(run\.bound\) by step 0"
+    ):
+        simulate(toy(), "expint", bound=1.0, **WHOLE)
+    with pytest.raises(SdeflowError, match="bound must be positive, given -1"):
+        simulate(toy(), "expint", bound=-1, **WHOLE)
+
+
+def test_joining_that_is_stopped_is_done_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    out, whole = tmp_path / "run", simulate(toy(), "expint", **WHOLE)
+    monkeypatch.setattr("sdeflow.parts.join", stopped)
+    with pytest.raises(
+        KeyboardInterrupt, match=r"trajectory\.nc was not finished; 'sdeflow resume .*run' does that"
+    ):
+        simulate(toy(), "expint", out=out, **WHOLE)
+    assert not (out / "trajectory.nc").exists()
+    with open_run(out) as run:
+        assert_same(run, whole)
+    monkeypatch.undo()
+    assert_same(simulate(toy(), "expint", out=out, resume=True, **WHOLE), whole)
+
+
+def test_values_that_were_not_written_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Joining compares what it wrote; here the disk is made to lie in the second reading."""
+    from sdeflow import parts
+
+    slabs, calls = parts._slabs, []
+
+    def lying(files: Any) -> Any:
+        calls.append(1)
+        for name, at, values in slabs(files):
+            yield name, at, values + 1 if len(calls) == 2 and name == "loss" else values
+
+    monkeypatch.setattr(parts, "_slabs", lying)
+    with pytest.raises(RunError, match="does not hold the loss that was written to it"):
+        simulate(toy(), "expint", out=tmp_path / "run", **WHOLE)
+    assert not (tmp_path / "run" / "trajectory.nc").exists()
+    assert list((tmp_path / "run" / "segments").iterdir())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_request_to_stop(tmp_path: Path, number: int) -> None:
+    """The process checkpoints, exits with 130 within seconds, and the run goes on to the same numbers."""
+    out, whole = tmp_path / "run", tmp_path / "whole"
+    run = [
+        sys.executable,
+        "-m",
+        "sdeflow",
+        "run",
+        "hierarchical",
+        "-q",
+        "--steps",
+        "1000000",
+        "--out",
+        str(out),
+    ]
+    process = subprocess.Popen(run, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (out / "checkpoint").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    asked = time.monotonic()
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert time.monotonic() - asked < 10
+    assert err.startswith("interrupted: stopped after ")
+    assert err.count("\n") == 1
+    taken = checkpoint.peek(out / "checkpoint").step
+    assert f"stopped after {taken} of 1000000 steps" in err
+    assert f"interrupted: stopped after {taken}" in (out / "run.log").read_text()
+    assert command("run", "hierarchical", "-q", "--steps", str(taken), "--out", str(whole)) == 0
+    last = load_file(whole / "final.safetensors")
+    stopped = load_file(out / "final.safetensors")
+    assert all(torch.equal(last[name], stopped[name]) for name in last)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_a_step_that_takes_long_is_cut_short(tmp_path: Path) -> None:
+    """A step of a minute is not waited for; the steps before it are kept."""
+    (tmp_path / "slow.py").write_text(
+        "import time\n\n"
+        "class Slow:\n"
+        "    calls = 0\n\n"
+        "    def drift(self, t, x):\n"
+        "        Slow.calls += 1\n"
+        "        time.sleep(60 if t > 0.045 else 0)\n"
+        "        return -x\n\n"
+        "    def diffusion(self, t, x):\n"
+        "        return 1.0\n"
+    )
+    (tmp_path / "slow.toml").write_text(
+        '[system]\nuse = "slow.py:Slow"\nh = 0.01\n[run]\nintegrator = "euler_maruyama"\nsteps = 50\n'
+        "[save]\nevery = 2\ncheckpoint = 0.0\n"
+    )
+    out = tmp_path / "run"
+    run = [sys.executable, "-m", "sdeflow", "run", str(tmp_path / "slow.toml"), "-q", "--out", str(out)]
+    process = subprocess.Popen(run, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (out / "checkpoint").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    asked = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=50)
+    assert process.returncode == 130, err
+    assert 1 < time.monotonic() - asked < 10
+    assert checkpoint.peek(out / "checkpoint").step == 5
+    with xr.open_dataset(out / "trajectory.nc") as dataset:
+        assert dataset.step.values.tolist() == [0, 2, 4]
+
+
+def test_every_integrator_says_what_it_is() -> None:
+    assert all(integrator_named(name).name == name for name in entries("integrators"))
