@@ -94,11 +94,10 @@ class RunFolder:
     # Writing ---------------------------------------------------------------------------------------
 
     def due(self, least: float) -> bool:
-        """Whether it is time for a checkpoint: after `least` seconds, or later where the run is long."""
+        """Whether it is time for a checkpoint: at once, then after `least` seconds, or later in a long run."""
         now = time.monotonic()
-        return least == 0 or now - self._last >= max(
-            least, min((now - self._began) / 200, 300.0), 20 * self._cost
-        )
+        wait = max(least, min((now - self._began) / 200, 300.0), 20 * self._cost)
+        return self.new or least == 0 or now - self._last >= wait
 
     def keep(self, dataset: xr.Dataset | None, facts: Facts, state: State) -> None:
         """Puts snapshots since the last call and a checkpoint on the disk; then `facts.step` is acknowledged.

@@ -358,6 +358,6 @@ def _refuse_full_disk(folder: Path, size: int) -> None:
     if size > (free := free_space(folder)):
         raise SdeflowError(
             f"the trajectory would take {human(size)} of disk until it is finished, and {folder.parent} has "
-            f"{human(free)} left: save less often (save.every), of fewer data (save.data) or of fewer particles "
-            "(save.particles)"
+            f"{human(free)} left: save less often (save.every), of fewer data (save.data) or of fewer "
+            "particles (save.particles)"
         )

@@ -1,4 +1,4 @@
-"""Runs that are killed, run out of disk or find a byte flipped lose nothing: the harness in its short form."""
+"""Runs that are killed, run out of disk or find a byte flipped lose nothing; the harness in short."""
 
 from __future__ import annotations
 
