@@ -94,7 +94,7 @@ class RunFolder:
     # Writing ---------------------------------------------------------------------------------------
 
     def due(self, least: float) -> bool:
-        """Whether it is time for a checkpoint: at once, then after `least` seconds, or later in a long run."""
+        """Whether a checkpoint is due: at once, then after `least` seconds, or later in a long run."""
         now = time.monotonic()
         wait = max(least, min((now - self._began) / 200, 300.0), 20 * self._cost)
         return self.new or least == 0 or now - self._last >= wait
