@@ -14,15 +14,16 @@ from typing import TYPE_CHECKING
 
 import xarray as xr
 
+from sdeflow.folder import open_run
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
-def open_run(path: str | Path) -> xr.Dataset:
-    """The trajectory in a run folder or file."""
-    path = Path(path)
-    return xr.open_dataset(path / "trajectory.nc" if path.is_dir() else path)
+def opened(path: str | Path) -> xr.Dataset:
+    """The trajectory in a run folder, also an unfinished one, or in a file."""
+    return open_run(path) if Path(path).is_dir() else xr.open_dataset(path)
 
 
 def parameter_curve(run: xr.Dataset) -> xr.DataArray:
@@ -74,7 +75,7 @@ def main() -> None:
     if missing:
         parser.error(f"there is no run {', '.join(missing)}")
     names = [Path(run).stem if Path(run).is_file() else Path(run).name for run in arguments.runs]
-    draw(dict(zip(names, map(open_run, arguments.runs), strict=True))).savefig(arguments.out)
+    draw(dict(zip(names, map(opened, arguments.runs), strict=True))).savefig(arguments.out)
     print(arguments.out)
 
 

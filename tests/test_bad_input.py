@@ -1,15 +1,18 @@
 """Bad input gets one clear sentence on stderr and exit code 2; nothing is written, and never a traceback."""
 
 import copy
+import io
+import shutil
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tomli_w
 import torch
+import xarray as xr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -602,7 +605,7 @@ def mutants(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @settings(
-    max_examples=150,
+    max_examples=300,
     deadline=None,
     derandomize=True,
     database=None,
@@ -612,10 +615,48 @@ def mutants(draw: st.DrawFn) -> dict[str, Any]:
 def test_a_mutated_problem_runs_or_is_refused(
     tmp_path_factory: pytest.TempPathFactory, tables: dict[str, Any], variant: str | None
 ) -> None:
-    path = tmp_path_factory.getbasetemp() / "mutant.toml"
-    path.write_text(tomli_w.dumps(tables), encoding="utf-8")
-    with suppress(SdeflowError):
-        problem = build(load_config(path, variant=variant, overrides=[{"run": {"steps": 2}}]))
-        solution = solve(problem)
-        assert solution.retcode in ("success", "diverged")
-        assert solution.dataset.sizes["time"] >= 1
+    options = ["--steps", "2", *(["--variant", variant] if variant else [])]
+    assert_run_or_refused(tmp_path_factory, tomli_w.dumps(tables), options)
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+@given(
+    text=st.text(max_size=60)
+    | st.sampled_from(["[run]", "model = 1", "[save]\nevery = 0", "[[model]]", "run.steps = -1"])
+    | st.builds(
+        lambda at, bad: tomli_w.dumps(VALID)[:at] + bad + tomli_w.dumps(VALID)[at:],
+        st.integers(0, 500),
+        st.sampled_from(["\x00", "[", '"', "=", "\n", "inf", "9" * 400, chr(92), "\ud7ff", "#"]),
+    )
+)
+def test_any_text_runs_or_is_refused(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    assert_run_or_refused(tmp_path_factory, text, ["--steps", "2"])
+
+
+def assert_run_or_refused(factory: pytest.TempPathFactory, text: str, options: list[str]) -> None:
+    """`sdeflow run` of the text makes a whole run folder, or says one sentence and makes none."""
+    folder = factory.mktemp("mutant")
+    (folder / "mutant.toml").write_text(text, encoding="utf-8")
+    out, told = folder / "run", io.StringIO()
+    argv = ["sdeflow", "run", str(folder / "mutant.toml"), "-q", "--out", str(out), *options]
+    with pytest.MonkeyPatch.context() as patch, redirect_stderr(told):
+        patch.setattr(sys, "argv", argv)
+        with pytest.raises(SystemExit) as exit_:
+            main()
+    left = {path.name for path in folder.iterdir()} - {"mutant.toml"}
+    if exit_.value.code == 2:
+        assert told.getvalue().startswith("sdeflow: ")
+        assert left == set()
+    else:
+        assert exit_.value.code in (0, 3)
+        assert left == {"run"}
+        with xr.open_dataset(out / "trajectory.nc") as run:
+            assert run.sizes["time"] >= 1
+            assert run.attrs["retcode"] in ("success", "diverged")
+    shutil.rmtree(folder)
