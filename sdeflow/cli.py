@@ -253,6 +253,39 @@ def show(
     describe(config, build(config), list(variant_tables(tomllib.loads(path.read_text(encoding="utf-8")))))
 
 
+@app.command()
+def stability(
+    problem: ProblemArgument,
+    integrators: Annotated[
+        str, typer.Option(help="Names, separated by commas (default: all that can but torchsde's).")
+    ] = "",
+    system: SystemOption = None,
+    variant: VariantOption = None,
+    settings: SetOption = None,
+    at: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Linearise at the end of this run, not the equilibrium."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the map of friction and step is drawn, SVG.")
+    ] = None,
+) -> None:
+    """What each integrator contracts a step near the equilibrium, and the largest stable steps."""
+    from sdeflow.analysis.stability_map import show as show_stability
+    from sdeflow.catalogue import integrators_for, problem_file
+    from sdeflow.problem import build
+
+    path = problem_file(problem)
+    config = _config(path, variant, settings, {"system": {"use": system}})
+    if at is None and config.model is not None:  # two particles carry all modes
+        config = _config(path, variant, settings, {"system": {"use": system, "particles": 2}})
+    run = build(config)
+    names = [name for name in map(str.strip, integrators.split(",")) if name]
+    names = names or [name for name in integrators_for(run.system) if not name.startswith("torchsde:")]
+    title = " ".join(filter(None, [path.stem, variant, system]))
+    show_stability(run, names, at=at, out=out, title=title)
+
+
 def _config(
     path: Path,
     variant: str | None,

@@ -1,0 +1,239 @@
+"""Contraction and stability of a scheme on a system, from the scheme's own step.
+
+Near an equilibrium z* a step without noise is  z' - z* = M (z - z*).  Products of M with vectors are
+Jacobian-vector products through the real step, so any scheme, any model and any plug-in will do, and its
+eigenvalues of largest modulus come from Arnoldi's iteration.
+
+    contraction a step          rho(M), the spectral radius: of the error; of E - E* it is the square
+    per gradient evaluation     rho^(1/evaluations)
+    stability limit             the largest f so that the scheme with all steps times f has rho <= 1
+    of the continuous dynamics  exp(a h) a step, with a the spectral abscissa of the drift's Jacobian
+
+The equilibrium is that of the dynamics without noise: momenta zero, theta and X where all forces vanish.
+Two particles a datum carry all modes of a system of N (those that move their mean, and those that move one
+against the other), so that is how many are taken.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+import scipy.optimize
+import scipy.sparse.linalg
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sdeflow.errors import SdeflowError
+from sdeflow.integrator import Integrator
+from sdeflow.noise import Noise
+from sdeflow.system import BlockSystem, initial_state
+
+State = dict[str, Tensor]
+Vector = Matrix = NDArray[np.float64]
+Spectrum = NDArray[np.complex128]
+
+DENSE_BELOW, MATRIX_BELOW = 150, 1500
+"""Dimensions up to which all eigenvalues are computed, and up to which the matrix is written down."""
+
+_DIFFERENCE = 1e-3
+
+NEUTRAL = 1e-7
+"""How far above one a contraction may be and still count as one: parameters that nothing determines."""
+
+
+def equilibrium(system: BlockSystem, *, tolerance: float = 1e-9) -> State:
+    """The state [1, ...] in float64 where all forces vanish, found from the system's start.
+
+    Of a model's forces by L-BFGS on minus the log-joint; of any other forces by a Newton-Krylov iteration.
+    Raises SdeflowError where none is found.
+    """
+    z = initial_state(system, range(1), torch.float64, torch.device("cpu"))
+    for b in system.blocks:
+        if b.momentum is not None:
+            z[b.momentum] = torch.zeros_like(z[b.momentum])
+    positions = {b.position: z[b.position] for b in system.blocks}
+    model = system.model_forces
+
+    def at(x: Vector) -> State:
+        return z | unpacked(torch.from_numpy(x), positions)
+
+    def forces(x: Vector) -> Vector:
+        with torch.no_grad():
+            f = system.force_field(0.0, at(x), [b.name for b in system.blocks])
+        return packed({b.position: f[b.name] for b in system.blocks}).numpy()
+
+    def energy(x: Vector) -> tuple[float, Vector]:
+        assert model is not None
+        with torch.no_grad():
+            value = float(model.loss(at(x))) * model.data
+        return value, -forces(x) / weight
+
+    start = packed(positions).numpy()
+    if model is None:
+        x = scipy.optimize.newton_krylov(forces, start, f_tol=tolerance)
+    else:
+        # the force on theta is a mean over particles, that on a particle is not
+        share = {"theta": 1.0, "X": float(model.particles)}
+        weight = packed({k: torch.full_like(v, share[k]) for k, v in positions.items()}).numpy()
+        limits = {"maxiter": 10_000, "maxfun": 20_000, "ftol": 0.0, "gtol": tolerance, "maxcor": 50}
+        x = scipy.optimize.minimize(energy, start, jac=True, method="L-BFGS-B", options=limits).x
+    left, first = np.abs(forces(x)).max(), np.abs(forces(start)).max()
+    if not left <= 1e-4 * max(first, 1e-6):
+        raise SdeflowError(
+            f"no equilibrium was found: the largest force is {left:.3g}, and was {first:.3g} at the start. "
+            "Give the state of a run to linearise at"
+        )
+    return at(x)
+
+
+def step_map(system: BlockSystem, integrator: Integrator, z: State, factor: float = 1.0) -> LinearMap:
+    """M: the derivative at z of one step without noise, all steps times `factor`."""
+    h = system.h * factor
+    with torch.no_grad():
+        z = z | integrator.init(system, z)
+    silent = _silence(system, integrator, h)
+    return LinearMap(lambda state: integrator.step(system, 0.0, state, h, silent), z)
+
+
+def drift_map(system: BlockSystem, z: State) -> LinearMap:
+    """The Jacobian of the drift at z, on the reference clock."""
+    return LinearMap(lambda state: system.drift(0.0, state), {name: z[name] for name in system.axes})
+
+
+class LinearMap:
+    """The derivative of a function of the state at z, [1, ...] by name, by products with vectors."""
+
+    def __init__(self, function: Callable[[State], State], z: State) -> None:
+        self._function = function
+        self._z = z
+        self.size = sum(value.numel() for value in z.values())
+        self._differentiable = True
+        with warnings.catch_warnings():  # torch's forward mode loads code of its own that it calls deprecated
+            warnings.simplefilter("ignore", DeprecationWarning)
+            try:
+                self.product(torch.zeros(self.size, dtype=torch.float64))
+            except RuntimeError:  # a solver that takes gradients in its own way
+                self._differentiable = False
+
+    def product(self, v: Tensor) -> Tensor:
+        """The derivative in direction v, [size]: in forward mode, else by central differences."""
+        direction = unpacked(v, self._z)
+        if self._differentiable:
+            _, tangent = torch.func.jvp(self._moved, (self._z,), (direction,))
+            return packed(tangent)
+        with torch.no_grad():
+            ahead, behind = (
+                self._moved({name: z + step * direction[name] for name, z in self._z.items()})
+                for step in (_DIFFERENCE, -_DIFFERENCE)
+            )
+        return (packed(ahead) - packed(behind)) / (2 * _DIFFERENCE)
+
+    def matrix(self) -> Matrix:
+        """The whole of it, [size, size]."""
+        eye = torch.eye(self.size, dtype=torch.float64)
+        try:
+            columns = torch.func.vmap(self.product, chunk_size=256)(eye)
+        except RuntimeError:  # a step that vmap cannot batch: one direction after the other
+            columns = torch.stack([self.product(v) for v in eye])
+        return columns.T.detach().numpy()
+
+    def eigenvalues(self, which: Literal["LM", "LR"] = "LM", k: int = 4) -> Spectrum:
+        """The k eigenvalues of largest modulus (LM) or real part (LR); all of them in few dimensions.
+
+        Raises SdeflowError where Arnoldi's iteration does not settle.
+        """
+        if self.size <= DENSE_BELOW:
+            values = np.linalg.eigvals(self.matrix())
+        else:
+            whole = self.matrix() if self.size <= MATRIX_BELOW else self._operator()
+            start = np.random.default_rng(0).standard_normal(self.size)
+            try:
+                values = scipy.sparse.linalg.eigs(
+                    whole, k=k, which=which, v0=start, ncv=40, maxiter=2000, return_eigenvectors=False
+                )
+            except scipy.sparse.linalg.ArpackError as error:  # many equal eigenvalues, say
+                if self.size > MATRIX_BELOW:
+                    raise SdeflowError("Arnoldi's iteration for the one-step map does not settle") from error
+                values = np.linalg.eigvals(whole)
+        order = np.argsort(-(np.abs(values) if which == "LM" else values.real))
+        return values[order]
+
+    def _moved(self, z: State) -> State:
+        result = self._function(z)
+        return {name: result[name] for name in self._z}
+
+    def _operator(self) -> Any:
+        def product(v: Vector) -> Vector:
+            return self.product(torch.from_numpy(np.ascontiguousarray(np.ravel(v)))).numpy()
+
+        return scipy.sparse.linalg.LinearOperator((self.size, self.size), matvec=product, dtype=np.float64)
+
+
+def contraction(system: BlockSystem, integrator: Integrator, z: State, factor: float = 1.0) -> float:
+    """rho(M), the factor by which the slowest error shrinks a step; inf where the step overflows."""
+    try:
+        return float(abs(step_map(system, integrator, z, factor).eigenvalues()[0]))
+    except (ValueError, np.linalg.LinAlgError):  # not finite
+        return np.inf
+
+
+def stability_limit(system: BlockSystem, integrator: Integrator, z: State, *, largest: float = 1e4) -> float:
+    """The largest factor on all steps up to which the scheme contracts, to 5 digits; inf above `largest`.
+
+    Factors grow by a tenth from 1e-3 until one is unstable, and the crossing is then bisected: a window of
+    instability narrower than that can be missed. 0 where even the smallest is unstable.
+    """
+
+    def stable(factor: float) -> bool:
+        return contraction(system, integrator, z, factor) <= 1 + NEUTRAL
+
+    low = 1.0 if stable(1.0) else 1e-3
+    if low < 1 and not stable(low):
+        return 0.0
+    while stable(high := low * 1.1):
+        low = high
+        if low > largest:
+            return np.inf
+    while high - low > 1e-5 * low:
+        middle = (low + high) / 2
+        low, high = (middle, high) if stable(middle) else (low, middle)
+    return low
+
+
+def continuous_contraction(system: BlockSystem, z: State) -> float:
+    """exp(a h): what a reference step contracts in the dynamics themselves, a the spectral abscissa."""
+    return float(np.exp(drift_map(system, z).eigenvalues("LR")[0].real * system.h))
+
+
+def with_friction(system: BlockSystem, factor: float) -> BlockSystem:
+    """The system with gamma of every kinetic block times a factor."""
+    blocks = [replace(b, gamma=b.gamma * factor) if b.kinetic else b for b in system.blocks]
+    return BlockSystem(blocks, system.force_field, h=system.h)
+
+
+def packed(z: Mapping[str, Tensor]) -> Tensor:
+    """The variables of a state, one after the other, [size]."""
+    return torch.cat([value.reshape(-1) for value in z.values()])
+
+
+def unpacked(v: Tensor, like: Mapping[str, Tensor]) -> State:
+    """A state of the given shapes from its numbers."""
+    parts = v.split([value.numel() for value in like.values()])
+    return {name: part.view(like[name].shape) for name, part in zip(like, parts, strict=True)}
+
+
+def _silence(system: BlockSystem, integrator: Integrator, h: float) -> tuple[Noise, ...]:
+    """The noise of a step, all of it zero."""
+    none = {c.variable: torch.zeros(1, *c.shape, dtype=torch.float64) for c in system.channels}
+    return tuple(
+        {
+            c.variable: c.increment([none[c.variable]] * 2, h / integrator.substeps, integrator.noise)
+            for c in system.channels
+        }
+        for _ in range(integrator.substeps)
+    )

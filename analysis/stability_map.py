@@ -1,0 +1,192 @@
+"""Which schemes are stable on a problem, how fast, and how that depends on friction and step size.
+
+The table and the picture of `sdeflow stability`; the numbers are those of sdeflow.analysis.stability.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+
+from sdeflow.analysis.stability import (
+    State,
+    continuous_contraction,
+    contraction,
+    equilibrium,
+    stability_limit,
+    with_friction,
+)
+from sdeflow.catalogue import integrator_named
+from sdeflow.errors import SdeflowError
+from sdeflow.integrator import Integrator
+from sdeflow.run import Run
+from sdeflow.system import BlockSystem
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FRICTIONS = np.geomspace(1 / 16, 16, 25)
+STEPS = np.geomspace(1 / 16, 4, 25)
+
+
+class Row(NamedTuple):
+    """What a scheme does: contraction a step, a gradient evaluation; the limit on all steps; or why not."""
+
+    integrator: str
+    contraction: float
+    evaluations: int
+    limit: float
+    refusal: str = ""
+
+    @property
+    def per_evaluation(self) -> float:
+        return float(self.contraction ** (1 / self.evaluations))
+
+
+class Map(NamedTuple):
+    """Contraction per gradient evaluation, [friction, step], at factors on gamma and on all steps."""
+
+    integrator: str
+    contraction: NDArray[np.float64]
+
+
+def linearised(run: Run, at: Path | None = None) -> tuple[BlockSystem, State]:
+    """The system in float64 and the state to linearise it at: its equilibrium, or the end of a run.
+
+    Raises SdeflowError for a system without blocks, a preconditioned force (which is singular where the force
+    vanishes), and a run that is of another system.
+    """
+    system = run.system
+    if not isinstance(system, BlockSystem):
+        raise SdeflowError("stability is that of a system made of blocks, and this is a plain SDE")
+    if any(b.memory is not None for b in system.blocks):
+        raise SdeflowError(
+            "RMSProp divides a force by its own size, which vanishes at the equilibrium: leave "
+            "'precondition' out"
+        )
+    system = system.to(torch.float64, torch.device("cpu"))
+    if at is None:
+        return system, equilibrium(system)
+    return system, _state_of(system, at)
+
+
+def rows(system: BlockSystem, z: State, integrators: Sequence[str]) -> Iterator[Row]:
+    """One row a scheme, in the order given."""
+    for name in integrators:
+        scheme = integrator_named(name)
+        if refusal := scheme.refuses(system):
+            yield Row(name, np.nan, scheme.evaluations, np.nan, refusal)
+        else:
+            rho, limit = contraction(system, scheme, z), stability_limit(system, scheme, z)
+            yield Row(name, rho, scheme.evaluations, limit)
+
+
+def friction_step_map(
+    system: BlockSystem, z: State, scheme: Integrator, tick: Callable[[], None] = lambda: None
+) -> Map:
+    """The scheme's contraction over the grid FRICTIONS x STEPS."""
+    values = np.empty((len(FRICTIONS), len(STEPS)))
+    for i, gamma in enumerate(FRICTIONS):
+        damped = with_friction(system, float(gamma))
+        for j, step in enumerate(STEPS):
+            values[i, j] = contraction(damped, scheme, z, float(step)) ** (1 / scheme.evaluations)
+            tick()
+    return Map(scheme.name, values)
+
+
+def draw(maps: Sequence[Map], title: str) -> Figure:
+    """One panel a scheme; colour is e-folds of the error in 1000 gradient evaluations, white is unstable."""
+    from matplotlib.colors import PowerNorm
+    from matplotlib.figure import Figure
+
+    columns = min(3, len(maps))
+    lines = -(-len(maps) // columns)
+    figure = Figure(figsize=(1.2 + 3.1 * columns, 0.9 + 2.8 * lines), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(lines, columns, sharex=True, sharey=True)).ravel()
+    rates = [np.where(m.contraction < 1, -1000 * np.log(m.contraction), np.nan) for m in maps]
+    top = max((float(np.nanmax(r)) for r in rates if not np.isnan(r).all()), default=1.0)
+    mesh = None
+    for panel, m, rate in zip(panels, maps, rates, strict=False):
+        shade = PowerNorm(0.5, vmin=0, vmax=top)
+        mesh = panel.pcolormesh(STEPS, FRICTIONS, rate, norm=shade, cmap="viridis", rasterized=True)
+        panel.contour(STEPS, FRICTIONS, m.contraction, levels=[1.0], colors="crimson", linewidths=1.2)
+        panel.plot(1, 1, "o", mfc="white", mec="black", ms=6, mew=1)
+        best = np.unravel_index(np.nanargmax(rate), rate.shape) if not np.isnan(rate).all() else None
+        if best is not None:
+            panel.plot(STEPS[best[1]], FRICTIONS[best[0]], "*", color="white", ms=9, mec="black", mew=0.5)
+        panel.set(xscale="log", yscale="log", title=m.integrator)
+    for panel in panels[len(maps) :]:
+        panel.set_visible(False)
+    figure.supxlabel("factor on all steps h")
+    figure.supylabel("factor on all frictions γ")
+    figure.suptitle(title, fontsize="medium")
+    if mesh is not None:
+        figure.colorbar(
+            mesh, ax=list(panels[: len(maps)]), label="e-folds of the error in 1000 gradient evaluations"
+        )
+    return figure
+
+
+def show(run: Run, integrators: Sequence[str], *, at: Path | None, out: Path | None, title: str) -> None:
+    """Prints the table and, given `out`, writes the picture."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from sdeflow.display import out as console
+    from sdeflow.display import table
+
+    system, z = linearised(run, at)
+    found = list(rows(system, z, integrators))
+    lines = [[row.integrator, *_cells(row)] for row in found]
+    continuous = continuous_contraction(system, z)
+    lines.append(["continuous dynamics", f"{continuous:.6f}", _folds(continuous), "", ""])
+    columns = ("integrator", "contraction a step", "steps an e-fold", "per gradient", "stable up to h times")
+    table(title, columns, lines)
+    if out is None:
+        return
+    able = [integrator_named(row.integrator) for row in found if not row.refusal]
+    progress = Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+    with progress:
+        task = progress.add_task("map", total=len(able) * len(FRICTIONS) * len(STEPS))
+        maps = [friction_step_map(system, z, s, lambda: progress.advance(task)) for s in able]
+    draw(maps, title).savefig(out)
+    console.print(f"{out}    circle: as given, star: fastest, red line: the edge of stability", markup=False)
+
+
+def _cells(row: Row) -> list[str]:
+    if row.refusal:
+        return [f"refused: {row.refusal}", "", "", ""]
+    limit = "any that was tried" if np.isinf(row.limit) else f"{row.limit:.4g}"
+    return [f"{row.contraction:.6f}", _folds(row.contraction), f"{row.per_evaluation:.6f}", limit]
+
+
+def _folds(contraction: float) -> str:
+    return f"{-1 / np.log(contraction):,.1f}" if contraction < 1 else "never"
+
+
+def _state_of(system: BlockSystem, run: Path) -> State:
+    """theta and X at the end of a run, momenta zero."""
+    path = run / "final.safetensors"
+    if not path.is_file():
+        raise SdeflowError(f"{run} has no final.safetensors: give the folder of a run that has ended")
+    stored, model = load_file(path), system.model_forces
+    z: State = {}
+    for b in system.blocks:
+        names = [b.position]
+        if model is not None and b.dims == ("param",):
+            names = [f"{b.position}.{name}" for name in model.parameters.shapes]
+        values = [stored[name].reshape(-1) for name in names if name in stored]
+        value = torch.cat(values) if values else torch.empty(0)
+        if value.numel() != int(np.prod(b.shape)):
+            raise SdeflowError(f"{run} holds no {b.position} of shape {b.shape}: it is of another system")
+        z[b.position] = value.double().view(1, *b.shape)
+        if b.momentum is not None:
+            z[b.momentum] = torch.zeros_like(z[b.position])
+    return z
