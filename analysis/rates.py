@@ -1,0 +1,146 @@
+"""How fast a trajectory converges: a decay fitted to a series, with an interval over replicas.
+
+    y(t) = c + exp(-r t) (A cos w t + B sin w t)         oscillating, w > 0
+    y(t) = c + A exp(-r t)                               not oscillating
+
+c is the limit where it is known, else the mean of the last fifth of the series. The fit is over a window
+found by a rule that looks at nothing but the envelope e(t) = max over t' >= t of |y(t') - c|:
+
+    start   where e has first fallen to exp(-2) of its value at the beginning, so that faster modes are gone
+    end     where e first is below 8 standard deviations of the last fifth about its mean, the noise's size;
+            where the limit is known and noise is nowhere to be seen, the end of the series
+
+Least squares in r and w, the amplitudes being linear (variable projection; Golub, Pereyra 1973). The form
+with w > 0 is taken where it lowers the Bayesian information criterion by 10.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import scipy.optimize
+import scipy.stats
+from numpy.typing import NDArray
+
+from sdeflow.errors import SdeflowError
+
+Series = NDArray[np.float64]
+
+MOST_POINTS = 2000
+"""Points of a window that are fitted; a longer one is thinned evenly."""
+
+
+class Decay(NamedTuple):
+    """A fitted decay: rate r and angular frequency w (0: none) per unit of t, and where it was fitted."""
+
+    rate: float
+    frequency: float
+    limit: float
+    start: float
+    end: float
+
+    @property
+    def regime(self) -> str:
+        """'underdamped' where it turns by a radian or more within an e-fold, else 'overdamped'."""
+        return "underdamped" if self.frequency > self.rate else "overdamped"
+
+
+class Interval(NamedTuple):
+    """A mean over replicas with its standard error and 95% interval."""
+
+    mean: float
+    error: float
+    low: float
+    high: float
+
+
+def fit_decay(t: Series, y: Series, *, limit: float | None = None) -> Decay:
+    """The decay of a series y(t), both [n], towards `limit`, or towards where its last fifth lies.
+
+    Raises SdeflowError for a series that is not finite, is too short, or does not fall far enough above
+    its noise to tell a rate.
+    """
+    t, y = np.asarray(t, np.float64), np.asarray(y, np.float64)
+    if t.shape != y.shape or t.ndim != 1 or len(t) < 20:
+        raise SdeflowError(
+            f"a decay needs a series of at least 20 points, given shapes {t.shape} and {y.shape}"
+        )
+    if not np.isfinite(y).all():
+        raise SdeflowError("a decay needs finite values: this run diverged")
+    tail = y[-max(4, len(y) // 5) :]
+    c = float(tail.mean()) if limit is None else limit
+    start, end = _window(y - c, float(tail.std()) if limit is None or _settled(tail) else 0.0)
+    if end - start < 8:
+        raise SdeflowError(
+            f"no rate can be told: of {len(t)} points only {max(0, end - start)} lie between two e-folds "
+            "below the start and the noise at the end. Save more often, take more particles, or more steps"
+        )
+    every = max(1, (end - start) // MOST_POINTS)
+    s, z = t[start:end:every] - t[start], (y - c)[start:end:every]
+    rate, frequency = _least_squares(s, z)
+    return Decay(rate, frequency, c, float(t[start]), float(t[end - 1]))
+
+
+def over_replicas(values: Sequence[float] | Series) -> Interval:
+    """Mean, standard error and Student's 95% interval of values of independent replicas.
+
+    Raises SdeflowError for fewer than two.
+    """
+    x = np.asarray(values, np.float64)
+    if len(x) < 2:
+        raise SdeflowError(
+            f"an interval needs two replicas or more, given {len(x)}: run with --replicas 8, say"
+        )
+    mean, error = float(x.mean()), float(x.std(ddof=1) / np.sqrt(len(x)))
+    half = float(scipy.stats.t.ppf(0.975, len(x) - 1)) * error
+    return Interval(mean, error, mean - half, mean + half)
+
+
+def _settled(tail: Series) -> bool:
+    """Whether the end of a series is noise about a level: the means of its halves are close."""
+    first, second = np.array_split(tail, 2)
+    return abs(first.mean() - second.mean()) < 0.5 * tail.std()
+
+
+def _window(gap: Series, noise: float) -> tuple[int, int]:
+    envelope = np.maximum.accumulate(np.abs(gap)[::-1])[::-1]
+    start = (
+        int(np.argmax(envelope <= envelope[0] / np.e**2))
+        if envelope[-1] <= envelope[0] / np.e**2
+        else len(gap)
+    )
+    below = envelope < 8 * noise
+    end = int(np.argmax(below)) if below.any() else len(gap)
+    return start, end
+
+
+def _least_squares(t: Series, y: Series) -> tuple[float, float]:
+    """(rate, frequency) of the better of the two forms; t starts at 0."""
+    span, count = t[-1], len(t)
+
+    def residual(parameters: Series) -> Series:
+        decay = np.exp(-parameters[0] * t)
+        basis = decay[:, None]
+        if len(parameters) == 2:
+            basis = np.stack([decay * np.cos(parameters[1] * t), decay * np.sin(parameters[1] * t)], axis=1)
+        return y - basis @ np.linalg.lstsq(basis, y, rcond=None)[0]
+
+    def best(starts: list[list[float]]) -> tuple[float, Series]:
+        fits = [scipy.optimize.least_squares(residual, s, x_scale=1 / span, xtol=1e-12) for s in starts]
+        fit = min(fits, key=lambda f: f.cost)
+        return 2 * fit.cost, fit.x
+
+    size = np.abs(y)
+    fall = np.log(size[: count // 4 + 1].max() / max(size[-(count // 4 + 1) :].max(), 1e-300)) / (0.75 * span)
+    rate = max(float(fall), 0.1 / span)
+    turns = int((np.diff(np.sign(y)) != 0).sum())
+    plain, (r, *_) = best([[rate], [3 * rate]])
+    guesses = {np.pi * max(turns, 0.5) / span, 0.5 * np.pi / span, np.pi * (turns + 1) / span}
+    waving, (r_w, w) = best([[rate, guess] for guess in guesses])
+    floor = 1e-30 * float(y @ y)
+    gain = count * np.log(max(plain, floor) / max(waving, floor)) - 2 * np.log(count)
+    if gain > 10:
+        return float(r_w), float(abs(w))
+    return float(r), 0.0
