@@ -1,11 +1,10 @@
 """Strong and weak orders of every integrator, against what it declares.
 
-Strong: a kinetic quartic double well, V(q) = q^4/4 - q^2/2, alone and as two coupled wells on different
-clocks. All schemes and step sizes follow one Brownian path, whose fine increments are composed upward
-exactly; the reference is UBU, the scheme of order 2, on a step 8 times finer than the finest of the test.
+Strong and weak on quartic double wells, by `sdeflow.analysis.orders`: on shared Brownian paths against a
+fine reference, with intervals; the same for deliberately wrong schemes.
 
-Weak: mean and covariance at a fixed time on the toy hierarchical model, propagated by the probed affine
-map of the real step, against the matrix exponential of the continuous system. No sampling.
+Weak, without sampling: mean and covariance at a fixed time on the toy hierarchical model, propagated by the
+probed affine map of the real step, against the matrix exponential of the continuous system.
 
 Orders as in Milstein, Tretyakov, Stochastic Numerics for Mathematical Physics (2004); Leimkuhler,
 Matthews 2013; Sanz-Serna, Zygalakis 2021.
@@ -13,15 +12,16 @@ Matthews 2013; Sanz-Serna, Zygalakis 2021.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.integrate
 import scipy.linalg
-import scipy.stats
 import torch
+import xarray as xr
 from support import (
     INTEGRATORS,
     Matrix,
@@ -33,109 +33,63 @@ from support import (
     toy,
 )
 
+from sdeflow.analysis import orders
+from sdeflow.analysis.orders import (
+    STRONG_MARGIN,
+    WEAK_MARGIN,
+    WELLS,
+    Row,
+    Slope,
+    joint_increment,
+    measure,
+    strong_errors,
+    strong_slope,
+    weak_errors,
+    weak_slope,
+)
 from sdeflow.block import Block
-from sdeflow.catalogue import integrator_named
+from sdeflow.catalogue import entries, integrator_named
 from sdeflow.engine import advance, full_batch
-from sdeflow.noise import Noise, TorchNoise, compose
+from sdeflow.integrators.ubu import UBU
+from sdeflow.maps import B, U
+from sdeflow.noise import Increment, Kind, Noise, compose
 from sdeflow.system import BlockSystem
+
+# The shared path -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("well", ["overdamped well", "coupled wells"])
+def test_the_increments_of_the_path_have_the_joint_law_of_the_noise(well: str) -> None:
+    """Covariances of W, P, Q as those of `Channel.increment`; H as in its definition; halves compose."""
+    h, normals = 2.0**-9, torch.eye(6, dtype=torch.float64)
+    for channel in WELLS[well](1.0, 2).channels:
+
+        def rows(increment: Increment) -> Matrix:
+            return torch.stack([increment[kind].flatten() for kind in sorted(increment)]).numpy()
+
+        whole = rows(joint_increment(channel, h, normals[:3]))
+        first, second = (joint_increment(channel, h / 2, part) for part in (normals[:3], normals[3:]))
+        halves = rows(compose(channel, first, second, h / 2))
+        covariance = whole @ whole.T
+        scale = np.sqrt(np.outer(np.diag(covariance), np.diag(covariance)))
+        np.testing.assert_allclose(halves @ halves.T / scale, covariance / scale, rtol=0, atol=1e-10)
+        assert covariance[0, 0] == pytest.approx(h / 12)
+        assert abs(covariance[0, -1]) < 1e-12 * scale[0, -1]
+        kind: Kind = "WPQ" if channel.kinetic else "W"
+        drawn = rows(channel.increment(list(normals[:2]), h, kind))
+        np.testing.assert_allclose(drawn @ drawn.T / scale[1:, 1:], (covariance / scale)[1:, 1:], atol=1e-10)
+
 
 # Strong order --------------------------------------------------------------------------------------
 
-BATCHES, PATHS = 10, 100
-SHAPE = ((PATHS, 1), ("path", "coordinate"))
-
-
-def single(h: float) -> BlockSystem:
-    block = Block("x", "X", *SHAPE, "U", eta=1.0, gamma=1.0, temperature=0.5)
-    return BlockSystem([block], lambda t, z, names: {"x": z["X"] - z["X"] ** 3}, h=h)
-
-
-def overdamped(h: float) -> BlockSystem:
-    block = Block("x", "X", *SHAPE, temperature=0.5, rate=0.4)
-    return BlockSystem([block], lambda t, z, names: {"x": z["X"] - z["X"] ** 3}, h=h)
-
-
-def coupled(h: float, temperature: float = 0.5) -> BlockSystem:
-    """Two wells pulled together, the first as parameters on a slower clock and under another friction."""
-
-    def forces(t: float, z: dict, names: list[str]) -> dict:
-        theta, x = z["theta"], z["X"]
-        both = {"theta": theta - theta**3 + x / 2, "x": x - x**3 + theta / 2}
-        return {name: both[name] for name in names}
-
-    theta = Block(
-        "theta", "theta", *SHAPE, "m", 1.5, 0.8, temperature=temperature, rate=0.7, role="parameters"
-    )
-    return BlockSystem([theta, Block("x", "X", *SHAPE, "U", 1.0, 1.0, temperature=0.5)], forces, h=h)
-
-
-WELLS: dict[str, Callable[[float], BlockSystem]] = {
-    "well": single,
-    "overdamped well": overdamped,
-    "coupled wells": coupled,
-    "coupled, parameters without noise": lambda h: coupled(h, temperature=0.0),
-}
-LEVELS = (4, 5, 6, 7)
-"""Steps of 2^-4 to 2^-7 over a time of 1."""
-
-
-def brownian_levels(make: Callable[[float], BlockSystem], finest: int) -> dict[int, list[Noise]]:
-    """Increments of one path over steps of 2^-level, by level, composed from the finest."""
-    system = make(2.0**-finest)
-    source = TorchNoise(
-        system.channels,
-        kind="WPQ",
-        substeps=1,
-        h=system.h,
-        seeds=range(BATCHES),
-        dtype=torch.float64,
-        device=torch.device("cpu"),
-    )
-    levels = {finest: [source(n)[0] for n in range(2**finest)]}
-    for level in reversed(range(min(LEVELS), finest)):
-        finer = levels[level + 1]
-        levels[level] = [
-            {
-                c.variable: compose(c, a[c.variable], b[c.variable], 2.0 ** -(level + 1))
-                for c in system.channels
-            }
-            for a, b in zip(finer[::2], finer[1::2], strict=True)
-        ]
-    return levels
-
 
 @cache
-def slopes(well: str) -> dict[str, Matrix]:
-    """For every scheme that takes the system, the fitted strong order of each batch of paths."""
-    make = WELLS[well]
-    kinetic = all(b.kinetic for b in make(1.0).blocks)
-    # the reference of an overdamped well is of order 1 itself, and so needs a finer step
-    reference, at = ("ubu", 10) if kinetic else ("euler_maruyama", 13)
-    levels = brownian_levels(make, at + 1 if kinetic else at)
-
-    def end(name: str, level: int) -> torch.Tensor:
-        system, scheme = make(2.0**-level), integrator_named(name)
-        z = {
-            n: torch.full((BATCHES, *axes.shape), 0.5, dtype=torch.float64) for n, axes in system.axes.items()
-        }
-        z |= scheme.init(system, z)
-        if scheme.substeps == 1:
-            z = advance(full_batch(system, scheme, lambda n: (levels[level][n],)), z, 0, 2**level)
-        else:
-            halves = levels[level + 1]
-            z = advance(
-                full_batch(system, scheme, lambda n: (halves[2 * n], halves[2 * n + 1])), z, 0, 2**level
-            )
-        return pack(system, z)
-
-    truth = end(reference, at)
-    found = {}
-    for name in INTEGRATORS:
-        if integrator_named(name).refuses(make(1.0)) is None:
-            errors = [(end(name, level) - truth).square().mean(1).sqrt() for level in LEVELS]
-            logs = torch.stack(errors).log2().numpy()
-            found[name] = -np.polyfit(LEVELS, logs, 1)[0]
-    return found
+def slopes(well: str) -> dict[str, Slope]:
+    """For every scheme of ours that takes the system, its strong order."""
+    schemes = [integrator_named(name) for name, at in taken() if at == well]
+    return {
+        s.name: strong_slope(e) for s, e in zip(schemes, strong_errors(WELLS[well], schemes), strict=True)
+    }
 
 
 def taken() -> list[tuple[str, str]]:
@@ -143,7 +97,7 @@ def taken() -> list[tuple[str, str]]:
         (name, well)
         for well, make in WELLS.items()
         for name in INTEGRATORS
-        if integrator_named(name).refuses(make(1.0)) is None
+        if integrator_named(name).refuses(make(1.0, 2)) is None
     ]
 
 
@@ -155,10 +109,158 @@ def test_strong_order(integrator: str, well: str) -> None:
     exponent by 0.02 between 2^-4 and 2^-5 and less below; the reference's own error, 1/64 of the smallest
     that is measured, by less than 0.01. The interval must tell order 1 from 1.5.
     """
-    batch = slopes(well)[integrator]
-    half = scipy.stats.t.ppf(0.9995, BATCHES - 1) * batch.std(ddof=1) / np.sqrt(BATCHES)
-    assert half < 0.2
-    assert abs(batch.mean() - integrator_named(integrator).strong_order) < half + 0.03
+    found = slopes(well)[integrator]
+    assert found.high - found.value < 0.2
+    assert found.low - 0.03 < integrator_named(integrator).strong_order < found.high + 0.03
+
+
+# The table of the whole catalogue ------------------------------------------------------------------
+
+CATALOGUE = [name for name, entry in entries("integrators").items() if entry.value.startswith("sdeflow.")]
+
+
+@cache
+def rows() -> list[Row]:
+    return measure(CATALOGUE, paths=65536)
+
+
+@pytest.mark.parametrize("integrator", CATALOGUE)
+def test_every_entry_of_the_table(integrator: str) -> None:
+    """Each scheme has its declared orders, or on one system better ones, and the declared ones on another.
+
+    The intervals tell orders 1 and 2 apart (strong: 1 and 1.5), so none agrees for want of paths.
+    """
+    found, scheme = [row for row in rows() if row.integrator == integrator], integrator_named(integrator)
+    assert not any(row.remark for row in found)
+    assert len(found) == (1 if integrator in ("ubu", "obabo", "baoab", "nag") else 2)
+    assert max(row.strong.high - row.strong.value for row in found) < 0.2
+    assert max(row.weak.high - row.weak.value for row in found) < 0.6
+    strong = {row.strong.against(scheme.strong_order, STRONG_MARGIN) for row in found}
+    assert "yes" in strong
+    assert strong <= {"yes", "higher"}
+    weak = {row.weak.against(scheme.weak_order, WEAK_MARGIN) for row in found}
+    assert "yes" in weak
+    assert weak <= {"yes", "higher"}
+
+
+MIDPOINTS = ("torchsde:midpoint", "torchsde:log_ode")
+
+
+@pytest.mark.parametrize("integrator", MIDPOINTS)
+def test_the_midpoint_rule_has_weak_order_one_where_the_noise_enters_the_force(integrator: str) -> None:
+    """Its inner point has W/2 in place of the path at h/2: variance h/4, where h/2 is wanted.
+
+    So the step's mean has f'' sigma^2 h^2/8 for f'' sigma^2 h^2/4. It is of order 2 for a linear force, and
+    where noise enters a momentum and the force depends on the position.
+    """
+    overdamped, kinetic = (
+        next(row.weak for row in rows() if (row.integrator, row.system) == (integrator, system))
+        for system in ("overdamped well", "coupled wells")
+    )
+    assert overdamped.against(1.0, WEAK_MARGIN) == "yes"
+    assert kinetic.against(2.0, WEAK_MARGIN) == "yes"
+
+
+class ForceAhead(UBU):
+    """UBU with the force of the start of the step: of order 1."""
+
+    def step(self, system: BlockSystem, t: float, z: dict, h: float, noise: tuple[Noise, ...]) -> dict:
+        f = system.forces(t, z, system.blocks)
+        z = z | U(system.blocks, z, h / 2, noise[0])
+        z = z | B(system.blocks, z, f, h)
+        return z | U(system.blocks, z, h / 2, noise[1])
+
+
+class Strong(UBU):
+    """UBU with a force too large by 2%: converges to something else."""
+
+    def step(self, system: BlockSystem, t: float, z: dict, h: float, noise: tuple[Noise, ...]) -> dict:
+        z = z | U(system.blocks, z, h / 2, noise[0])
+        z = z | B(system.blocks, z, system.forces(t, z, system.blocks), 1.02 * h)
+        return z | U(system.blocks, z, h / 2, noise[1])
+
+
+class Exploding(UBU):
+    def step(self, system: BlockSystem, t: float, z: dict, h: float, noise: tuple[Noise, ...]) -> dict:
+        return {name: value * 1e300 for name, value in z.items()}
+
+
+class Thirds(UBU):
+    substeps = 3
+
+
+class Failing(UBU):
+    def step(self, system: BlockSystem, t: float, z: dict, h: float, noise: tuple[Noise, ...]) -> dict:
+        raise ZeroDivisionError("no luck")
+
+
+@pytest.mark.parametrize("wrong", [ForceAhead, Strong])
+def test_a_wrong_scheme_is_found_out(wrong: type[UBU]) -> None:
+    """Both declare order 2, strong and weak, and are seen to have less; order 1 is recognised as that."""
+    (strong,), (weak,) = (
+        strong_errors(WELLS["coupled wells"], [wrong()]),
+        weak_errors(WELLS["coupled wells"], [wrong()], paths=512),
+    )
+    found = strong_slope(strong), weak_slope(weak)
+    assert [found[0].against(2.0, STRONG_MARGIN), found[1].against(2.0, WEAK_MARGIN)] == ["lower", "lower"]
+    if wrong is ForceAhead:
+        assert found[0].against(1.0, STRONG_MARGIN) == "yes"
+        assert found[1].against(1.0, WEAK_MARGIN) == "yes"
+    else:
+        assert found[0].value < 0.5
+        assert found[1].value < 0.9
+
+
+def test_too_few_paths_widen_the_interval_and_do_not_narrow_it() -> None:
+    """BAOAB's weak order from 1/64 of the paths: the interval is wider, and still holds the order."""
+    scheme = [integrator_named("baoab")]
+    few, many = (weak_slope(weak_errors(WELLS["well"], scheme, paths=n)[0]) for n in (32, 2048))
+    assert few.high - few.low > 3 * (many.high - many.low)
+    assert few.against(2.0, WEAK_MARGIN) == many.against(2.0, WEAK_MARGIN) == "yes"
+
+
+def test_schemes_that_cannot_be_measured_are_rows_that_say_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plugins = {"exploding": Exploding, "thirds": Thirds, "failing": Failing}
+    known = orders.integrator_named
+    monkeypatch.setattr(orders, "integrator_named", lambda name: plugins.get(name, lambda: known(name))())
+    file = tmp_path / "orders.json"
+    orders.main(["--integrators", "exploding,thirds, failing,ubu", "--paths", "640", "--out", str(file)])
+    found = {row["integrator"]: row for row in json.loads(file.read_text(encoding="utf-8"))["rows"]}
+    assert found["exploding"]["verdict"] == "strong diverges; weak diverges"
+    assert found["exploding"]["strong_value"] is None
+    assert "power of two" in found["thirds"]["verdict"]
+    assert "ZeroDivisionError: no luck" in found["failing"]["verdict"]
+    assert found["ubu"]["verdict"] == "yes"
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in found)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--integrators", "ubuu"], "unknown integrator 'ubuu': did you mean 'ubu'?"),
+        (["--paths", "7"], "at least 32 paths, given 7"),
+        (["--out", "table.txt"], "ends in .json or .nc"),
+        (["--out", "nowhere/table.nc"], "there is no folder nowhere"),
+    ],
+)
+def test_a_mistake_in_the_arguments_is_a_sentence(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        orders.main(arguments)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_table_as_netcdf(tmp_path: Path) -> None:
+    orders.main(["--integrators", "nag", "--paths", "640", "--out", str(tmp_path / "orders.nc")])
+    with xr.open_dataset(tmp_path / "orders.nc") as table:
+        assert table["integrator"].values.tolist() == ["nag"]
+        assert table["system"].item() == "coupled, parameters without noise"
+        assert table["strong_low"].item() < 1.05 < table["weak_high"].item() + 0.1
 
 
 # Without noise -------------------------------------------------------------------------------------

@@ -1,0 +1,374 @@
+"""Measures the strong and the weak order of integrators on nonlinear problems, on shared Brownian paths.
+
+    python -m sdeflow.analysis.orders [--integrators NAME,NAME] [--paths N] [--out orders.json]
+
+The problems are quartic wells, V(q) = q^4/4 - q^2/2, from time 0 to 1: two coupled wells on different clocks
+and under different friction, the same with noiseless parameters, and one without momentum. Schemes and step
+sizes follow one path; its finest increments are drawn jointly and composed upward exactly. With z the fine
+reference and z_l the scheme's end at h = 2^-l, over a batch of paths,
+
+    strong   (E |z_l - z|^2)^(1/2)                       weak   |E F(z_l) - E F(z)|
+
+where F collects all products of two variables and the cosines of twice each. The slope of log2 of either
+against -l is the order. Source: Milstein,
+Tretyakov, Stochastic Numerics for Mathematical Physics (2004).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import scipy.stats
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sdeflow.analysis.wells import SRA1, WELLS, MakeSystem
+from sdeflow.catalogue import entries, integrator_named
+from sdeflow.display import table
+from sdeflow.engine import advance, full_batch
+from sdeflow.errors import RunError, SdeflowError, attempt
+from sdeflow.integrator import Integrator
+from sdeflow.noise import Channel, Increment, compose, generator
+
+if TYPE_CHECKING:
+    from sdeflow.maps import State
+    from sdeflow.noise import Noise
+
+Array = NDArray[np.float64]
+CHOICES = (("coupled wells", "coupled, parameters without noise"), ("overdamped well",))
+"""The table measures on the first system of each choice that a scheme takes."""
+
+# One path on all levels ----------------------------------------------------------------------------
+
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(3)
+
+
+def joint_increment(channel: Channel, h: float, xi: Tensor) -> Increment:
+    """W, H and, for a kinetic block, P and Q over steps of length h, from three normals each, [3, ...].
+
+    All are integrals of known functions against one Brownian motion. With dB at the nodes u_i of a Gauss
+    rule, sqrt(h w_i) xi_i, their covariances are the rule's integrals: off by (k h)^4 in relative size.
+    """
+    after = h * (1 - _NODES) / 2  # from the node to the end of the step
+    dB = np.sqrt(h * _WEIGHTS / 2)
+    rows = {"W": dB, "H": dB * (after / h - 0.5)}
+    if channel.kinetic:
+        assert channel.block is not None
+        b = channel.block
+        k, scale = b.gamma * b.eta * b.rate, math.sqrt(2 * b.gamma * b.rate)
+        rows["P"] = scale * np.exp(-k * after) * dB
+        rows["Q"] = -scale / b.gamma * np.expm1(-k * after) * dB
+    return {n: torch.tensordot(torch.from_numpy(row), xi, dims=1) for n, row in rows.items()}
+
+
+class SharedPaths:
+    """Brownian paths of a system over [0, 1], on every level from `coarsest` to `finest`.
+
+    `levels[l][variable]` holds the increments over the 2^l steps of that level, each [2^l, R, paths, 1] for
+    R batches. In each batch the second half of the paths is the mirror image of the first, which takes the
+    part that is odd in the noise out of a mean; batches are independent.
+    """
+
+    def __init__(
+        self, make: MakeSystem, *, finest: int, coarsest: int, batches: int, paths: int, seed: int = 0
+    ) -> None:
+        self.make, self.paths, self.shape = make, paths, (batches, paths, 1)
+        self.levels: dict[int, dict[str, Increment]] = {n: {} for n in range(coarsest, finest + 1)}
+        for channel in make(1.0, paths).channels:
+            g = generator(seed, "orders", channel.key)
+            xi = torch.randn(3, 2**finest, batches, paths // 2, 1, generator=g, dtype=torch.float64)
+            steps = joint_increment(channel, 2.0**-finest, torch.cat([xi, -xi], dim=3))
+            self.levels[finest][channel.variable] = steps
+            for level in reversed(range(coarsest, finest)):
+                pair = [{n: value[i::2] for n, value in steps.items()} for i in (0, 1)]
+                steps = compose(channel, pair[0], pair[1], 2.0 ** -(level + 1))
+                self.levels[level][channel.variable] = steps
+
+    def end(self, integrator: Integrator, level: int) -> Tensor:
+        """The state at time 1 with steps of 2^-level from 1/2 in every variable, [R, variable, path].
+
+        Raises SdeflowError where the scheme's parts of a step are no power of two, or it fails.
+        """
+        system, parts = self.make(2.0**-level, self.paths), integrator.substeps
+        if parts & (parts - 1):
+            raise SdeflowError(f"its {parts} parts of a step are no power of two")
+        steps = self.levels[level + parts.bit_length() - 1]
+
+        def noise(n: int) -> tuple[Noise, ...]:
+            return tuple(
+                {v: {kind: value[parts * n + i] for kind, value in dW.items()} for v, dW in steps.items()}
+                for i in range(parts)
+            )
+
+        def run() -> State:
+            z = {name: torch.full(self.shape, 0.5, dtype=torch.float64) for name in system.axes}
+            z |= integrator.init(system, z)
+            return advance(full_batch(system, integrator, noise), z, 0, 2**level)
+
+        z = attempt(integrator.name, run)
+        return torch.stack([z[name].flatten(1) for name in system.axes], dim=1)
+
+    @property
+    def reference(self) -> Integrator:
+        """UBU where every block has a momentum, else SRA1."""
+        ubu = integrator_named("ubu")
+        return SRA1() if ubu.refuses(self.make(1.0, self.paths)) else ubu
+
+
+# Errors and slopes ---------------------------------------------------------------------------------
+
+STRONG_LEVELS, STRONG_REFERENCE = (4, 5, 6, 7), 10
+WEAK_LEVELS, WEAK_REFERENCE = (2, 3, 4, 5), 7
+BATCHES, PATHS = 16, 131072
+"""Of the weak error."""
+
+
+def strong_errors(
+    make: MakeSystem,
+    integrators: Sequence[Integrator],
+    levels: Sequence[int] = STRONG_LEVELS,
+    *,
+    reference: int = STRONG_REFERENCE,
+    batches: int = 10,
+    paths: int = 100,
+) -> list[Array]:
+    """For each integrator, the root mean square error at time 1 by batch of paths and level, [batch, level].
+
+    The reference takes steps of 2^-reference. NaN or infinite where a scheme diverges; raises SdeflowError
+    where one fails.
+    """
+    shared = SharedPaths(make, finest=reference + 1, coarsest=min(levels), batches=batches, paths=paths)
+    truth = shared.end(shared.reference, reference)
+    found = []
+    for scheme in integrators:
+        errors = [(shared.end(scheme, n) - truth).square().mean((1, 2)).sqrt() for n in levels]
+        found.append(torch.stack(errors, dim=1).numpy())
+    return found
+
+
+def functions(z: Tensor) -> Tensor:
+    """Batch means of the test functions: products of two variables, cosines of twice one; [R, function]."""
+    i, j = torch.triu_indices(z.shape[1], z.shape[1])
+    return torch.cat([z[:, i] * z[:, j], (2 * z).cos()], dim=1).mean(2)
+
+
+def weak_errors(
+    make: MakeSystem,
+    integrators: Sequence[Integrator],
+    levels: Sequence[int] = WEAK_LEVELS,
+    *,
+    reference: int = WEAK_REFERENCE,
+    batches: int = BATCHES,
+    paths: int = PATHS // BATCHES,
+) -> list[Array]:
+    """For each integrator, means of F(scheme) - F(reference) at time 1, [batch, level, function].
+
+    The reference is of weak order 2, and its means on two levels are extrapolated to order 3 or more. NaN or
+    infinite where a scheme diverges; raises SdeflowError where one fails.
+    """
+
+    def batch(seed: int) -> Iterator[Array]:
+        shared = SharedPaths(
+            make, finest=reference + 1, coarsest=min(levels), batches=1, paths=paths, seed=seed
+        )
+        fine, half = (functions(shared.end(shared.reference, n)) for n in (reference, reference - 1))
+        truth = (4 * fine - half) / 3
+        for scheme in integrators:
+            yield torch.cat([functions(shared.end(scheme, n)) - truth for n in levels]).numpy()
+
+    return [np.stack(each) for each in zip(*map(batch, range(batches)), strict=True)]
+
+
+class Slope(NamedTuple):
+    """A measured order and its 99.9% interval; NaN where the scheme diverges."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]" if math.isfinite(self.value) else "diverges"
+        )
+
+    def against(self, declared: float, margin: float) -> str:
+        """'yes' where `declared` lies in the interval widened by `margin`, else 'lower' or 'higher'."""
+        if math.isnan(declared):
+            return "not declared"
+        if not math.isfinite(self.value):
+            return "diverges"
+        if declared > self.high + margin:
+            return "lower"
+        return "higher" if declared < self.low - margin else "yes"
+
+
+DIVERGED = Slope(math.nan, math.nan, math.nan)
+STRONG_MARGIN, WEAK_MARGIN = 0.03, 0.1
+"""What is left of the next term of the error, of relative size h, in the slope."""
+
+
+def fit(errors: Array, levels: Sequence[int]) -> Array:
+    """Least-squares slopes of -log2 of errors [..., level], [...]."""
+    centred = np.asarray(levels) - np.mean(levels)
+    result: Array = -np.log2(np.maximum(errors, 1e-300)) @ centred / (centred @ centred)
+    return result
+
+
+def _interval(values: Array) -> Slope:
+    """The mean of independent values and its interval by Student's t."""
+    n, mean = len(values), float(values.mean())
+    half = float(scipy.stats.t.ppf(0.9995, n - 1) * values.std(ddof=1)) / math.sqrt(n)
+    return Slope(mean, mean - half, mean + half)
+
+
+def strong_slope(errors: Array, levels: Sequence[int] = STRONG_LEVELS) -> Slope:
+    """The strong order from `strong_errors`, [batch, level]: the mean of the batches' slopes."""
+    return _interval(fit(errors, levels)) if np.isfinite(errors).all() else DIVERGED
+
+
+def weak_slope(errors: Array, levels: Sequence[int] = WEAK_LEVELS) -> Slope:
+    """The weak order from `weak_errors`, [batch, level, function]; the error is the norm over functions.
+
+    A batch alone is too noisy for a logarithm, so the batches' pseudo-values of the jackknife are used: a
+    level whose error drowns in sampling noise widens the interval.
+    """
+    if not np.isfinite(errors).all():
+        return DIVERGED
+    n, total = len(errors), errors.sum(0)
+    whole = fit(np.linalg.norm(total / n, axis=-1), levels)
+    without = fit(np.linalg.norm((total - errors) / (n - 1), axis=-1), levels)
+    return _interval(n * whole - (n - 1) * without)
+
+
+# The table -----------------------------------------------------------------------------------------
+
+
+class Row(NamedTuple):
+    """One integrator on one system; where it could not be measured, `remark` says why."""
+
+    integrator: str
+    system: str = ""
+    declared_strong: float = math.nan
+    strong: Slope = DIVERGED
+    declared_weak: float = math.nan
+    weak: Slope = DIVERGED
+    remark: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """'yes' where both measured orders are the declared ones, else what is not."""
+        strong = self.strong.against(self.declared_strong, STRONG_MARGIN)
+        weak = self.weak.against(self.declared_weak, WEAK_MARGIN)
+        found = [f"{kind} {word}" for kind, word in (("strong", strong), ("weak", weak)) if word != "yes"]
+        return self.remark or "; ".join(found) or "yes"
+
+    def flat(self) -> dict[str, Any]:
+        """Numbers and strings by name, for a file."""
+        slopes = (("strong", self.strong), ("weak", self.weak))
+        ends = {f"{kind}_{end}": x for kind, slope in slopes for end, x in slope._asdict().items()}
+        rest = {k: v for k, v in self._asdict().items() if not isinstance(v, Slope)}
+        return rest | ends | {"verdict": self.verdict}
+
+
+def measure(names: Sequence[str], paths: int = PATHS) -> list[Row]:
+    """Rows for integrators of the catalogue (or 'file.py:Name'), on one system of each choice that they take.
+
+    `paths` is the number of paths of the weak error. A scheme may do better than it declares on one system:
+    what it declares is for all. Raises SdeflowError for an unknown name and for too few paths.
+    """
+    if paths < 2 * BATCHES:
+        raise SdeflowError(f"the orders need at least {2 * BATCHES} paths, given {paths}")
+    rows: dict[str, list[Row]] = {name: [] for name in dict.fromkeys(names)}
+    schemes = {name: integrator_named(name) for name in rows}
+    for choice in CHOICES:
+        waiting = dict(schemes)
+        for system in choice:
+            able = {n: s for n, s in waiting.items() if s.refuses(WELLS[system](1.0, 2)) is None}
+            waiting = {n: s for n, s in waiting.items() if n not in able}
+            for name, row in _measured(system, able, paths).items():
+                rows[name].append(row)
+    for name, scheme in schemes.items():
+        if not rows[name]:
+            why = [scheme.refuses(WELLS[system](1.0, 2)) for choice in CHOICES for system in choice]
+            rows[name].append(Row(name, remark=f"not measured: {why[-1]}"))
+    return [row for each in rows.values() for row in each]
+
+
+def _measured(system: str, schemes: Mapping[str, Integrator], paths: int) -> dict[str, Row]:
+    make, rows, sound = WELLS[system], {}, {}
+    trial = SharedPaths(make, finest=6, coarsest=2, batches=1, paths=2)
+    for name, scheme in schemes.items():
+        try:
+            trial.end(scheme, 2)
+            sound[name] = scheme
+        except SdeflowError as error:  # one plug-in's failure is a row, not the end of the table
+            rows[name] = Row(name, system, remark=f"not measured: {error}")
+    if sound:
+        errors = strong_errors(make, list(sound.values()))
+        means = weak_errors(make, list(sound.values()), paths=2 * (paths // (2 * BATCHES)))
+        for (name, s), strong, weak in zip(sound.items(), errors, means, strict=True):
+            slopes = strong_slope(strong), weak_slope(weak)
+            rows[name] = Row(name, system, s.strong_order, slopes[0], s.weak_order, slopes[1])
+    return rows
+
+
+def write(rows: Sequence[Row], out: Path, paths: int) -> None:
+    """The rows as JSON where the name ends so, else as NetCDF; raises RunError where it cannot write."""
+    flat = [row.flat() for row in rows]
+    try:
+        if out.suffix == ".json":
+            clean = [{k: v if v == v else None for k, v in row.items()} for row in flat]  # JSON has no NaN
+            out.write_text(json.dumps({"paths": paths, "rows": clean}, indent=1) + "\n", encoding="utf-8")
+        else:
+            columns = {key: ("row", [row[key] for row in flat]) for key in flat[0]}
+            xr.Dataset(columns, attrs={"paths": paths}).to_netcdf(out)
+    except OSError as error:
+        raise RunError(f"{out} cannot be written: {error}") from error
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The script; a mistake in its arguments is a sentence and exit code 2, as with `sdeflow`."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--integrators", default="", help="names, separated by commas (default: all)")
+    parser.add_argument("--paths", type=int, default=PATHS, help=f"of the weak error (default: {PATHS})")
+    parser.add_argument("--out", type=Path, help="file to write, .json or .nc")
+    given = parser.parse_args(arguments)
+    try:
+        if given.out is not None and given.out.suffix not in (".json", ".nc"):
+            raise SdeflowError(f"--out {given.out}: expected a name that ends in .json or .nc")
+        if given.out is not None and not given.out.absolute().parent.is_dir():
+            raise SdeflowError(f"--out {given.out}: there is no folder {given.out.parent}")
+        names = [name for name in map(str.strip, given.integrators.split(",")) if name]
+        rows = measure(names or list(entries("integrators")), given.paths)
+        table(
+            f"Orders, with 99.9% intervals; {given.paths} paths for the weak ones",
+            ("integrator", "system", "strong", "measured", "weak", "measured", "agrees"),
+            [_cells(row) for row in rows],
+        )
+        if given.out is not None:
+            write(rows, given.out, given.paths)
+    except SdeflowError as error:
+        print(f"sdeflow: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def _cells(row: Row) -> list[str]:
+    if row.remark:
+        return [row.integrator, row.system, "", "", "", "", row.remark]
+    strong, weak = f"{row.declared_strong:g}", f"{row.declared_weak:g}"
+    return [row.integrator, row.system, strong, str(row.strong), weak, str(row.weak), row.verdict]
+
+
+if __name__ == "__main__":
+    main()
