@@ -3,12 +3,13 @@
     y(t) = c + exp(-r t) (A cos w t + B sin w t)         oscillating, w > 0
     y(t) = c + A exp(-r t)                               not oscillating
 
-c is the limit where it is known, else the mean of the last fifth of the series. The fit is over a window
-found by a rule that looks at nothing but the envelope e(t) = max over t' >= t of |y(t') - c|:
+c is the limit where it is known, else the mean of the last fifth of the series, and fitted too where that
+fifth still moves one way. The fit is over a window found by a rule that looks at nothing but the envelope
+e(t) = max over t' >= t of |y(t') - c|:
 
     start   where e has first fallen to exp(-2) of its value at the beginning, so that faster modes are gone
     end     where e first is below 8 standard deviations of the last fifth about its mean, the noise's size;
-            where the limit is known and noise is nowhere to be seen, the end of the series
+            the end of the series where that fifth still moves one way
 
 Least squares in r and w, the amplitudes being linear (variable projection; Golub, Pereyra 1973). The form
 with w > 0 is taken where it lowers the Bayesian information criterion by 10.
@@ -71,7 +72,8 @@ def fit_decay(t: Series, y: Series, *, limit: float | None = None) -> Decay:
         raise SdeflowError("a decay needs finite values: this run diverged")
     tail = y[-max(4, len(y) // 5) :]
     c = float(tail.mean()) if limit is None else limit
-    start, end = _window(y - c, float(tail.std()) if limit is None or _settled(tail) else 0.0)
+    settled = _settled(tail)
+    start, end = _window(y - c, float(tail.std()) if settled else 0.0)
     if end - start < 8:
         raise SdeflowError(
             f"no rate can be told: of {len(t)} points only {max(0, end - start)} lie between two e-folds "
@@ -79,8 +81,13 @@ def fit_decay(t: Series, y: Series, *, limit: float | None = None) -> Decay:
         )
     every = max(1, (end - start) // MOST_POINTS)
     s, z = t[start:end:every] - t[start], (y - c)[start:end:every]
-    rate, frequency = _least_squares(s, z)
-    return Decay(rate, frequency, c, float(t[start]), float(t[end - 1]))
+    rate, frequency, constant = _least_squares(s, z, free=limit is None and not settled)
+    if not rate * s[-1] > 1:
+        raise SdeflowError(
+            f"no rate can be told: over the {len(s)} points of its window the series falls by less than an "
+            "e-fold. Take more steps"
+        )
+    return Decay(rate, frequency, c + constant, float(t[start]), float(t[end - 1]))
 
 
 def over_replicas(values: Sequence[float] | Series) -> Interval:
@@ -116,16 +123,21 @@ def _window(gap: Series, noise: float) -> tuple[int, int]:
     return start, end
 
 
-def _least_squares(t: Series, y: Series) -> tuple[float, float]:
-    """(rate, frequency) of the better of the two forms; t starts at 0."""
+def _least_squares(t: Series, y: Series, *, free: bool) -> tuple[float, float, float]:
+    """(rate, frequency, constant) of the better form; t starts at 0, and constant is 0 unless free."""
     span, count = t[-1], len(t)
 
-    def residual(parameters: Series) -> Series:
+    def fitted(parameters: Series) -> tuple[Series, Series]:
         decay = np.exp(-parameters[0] * t)
-        basis = decay[:, None]
+        columns = [decay]
         if len(parameters) == 2:
-            basis = np.stack([decay * np.cos(parameters[1] * t), decay * np.sin(parameters[1] * t)], axis=1)
-        return y - basis @ np.linalg.lstsq(basis, y, rcond=None)[0]
+            columns = [decay * np.cos(parameters[1] * t), decay * np.sin(parameters[1] * t)]
+        basis = np.stack([*columns, np.ones_like(t)] if free else columns, axis=1)
+        amplitudes = np.linalg.lstsq(basis, y, rcond=None)[0]
+        return y - basis @ amplitudes, amplitudes
+
+    def residual(parameters: Series) -> Series:
+        return fitted(parameters)[0]
 
     def best(starts: list[list[float]]) -> tuple[float, Series]:
         fits = [scipy.optimize.least_squares(residual, s, x_scale=1 / span, xtol=1e-12) for s in starts]
@@ -141,6 +153,6 @@ def _least_squares(t: Series, y: Series) -> tuple[float, float]:
     waving, (r_w, w) = best([[rate, guess] for guess in guesses])
     floor = 1e-30 * float(y @ y)
     gain = count * np.log(max(plain, floor) / max(waving, floor)) - 2 * np.log(count)
-    if gain > 10:
-        return float(r_w), float(abs(w))
-    return float(r), 0.0
+    chosen = np.array([r_w, w] if gain > 10 else [r])
+    constant = float(fitted(chosen)[1][-1]) if free else 0.0
+    return float(chosen[0]), float(abs(w)) if gain > 10 else 0.0, constant

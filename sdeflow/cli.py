@@ -286,6 +286,82 @@ def stability(
     show_stability(run, names, at=at, out=out, title=title)
 
 
+@app.command()
+def compare(
+    problem: ProblemArgument,
+    integrators: Annotated[str, typer.Option(help="Names, separated by commas.")],
+    out: Annotated[Path, typer.Option(help="Folder for the runs, compare.nc and report.html.")],
+    system: SystemOption = None,
+    variant: VariantOption = None,
+    steps: StepsOption = None,
+    seed: Annotated[int | None, typer.Option(help="Seed, the same for all.")] = None,
+    replicas: Annotated[int, typer.Option(help="Replicas of each, for error bars.")] = 8,
+    settings: SetOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Run a problem by several integrators, on common noise where they allow it; writes a report."""
+    from contextlib import nullcontext
+
+    from sdeflow.analysis.compare import compare as compare_runs
+    from sdeflow.catalogue import integrator_named, problem_file
+    from sdeflow.problem import build
+    from sdeflow.progress import progress_bar
+
+    if out.exists():
+        raise SdeflowError(f"{out} exists: give another --out")
+    path = problem_file(problem)
+    common = {"steps": steps, "seed": seed, "replicas": replicas}
+    runs: dict[str, Any] = {}
+    for name in dict.fromkeys(name for name in map(str.strip, integrators.split(",")) if name):
+        tables = {"system": {"use": system}, "run": {**common, "integrator": name}}
+        config = _config(path, variant, settings, tables)
+        integrator_named(name)  # a name that is not there is a mistake; a refusal is a row
+        try:
+            runs[_slug(name) if ".py:" in name else name] = build(config)
+        except SdeflowError as error:
+            if "cannot take" not in str(error):
+                raise
+            runs[name] = str(error)
+    if not any(not isinstance(run, str) for run in runs.values()):
+        raise SdeflowError("; ".join(runs.values()) or "give --integrators, names separated by commas")
+
+    def reporting(label: str) -> Any:
+        if not quiet:
+            typer.echo(label, err=True)
+        return nullcontext() if quiet else progress_bar()
+
+    title = " ".join(filter(None, [path.stem, variant, system]))
+    _tell_rows(compare_runs(runs, out, title, reporting), out, quiet)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs of one problem.")],
+    out: Annotated[Path, typer.Option(help="Folder for compare.nc and report.html.")] = Path("report"),
+    quiet: QuietOption = False,
+) -> None:
+    """Compare existing runs of one problem; writes a report."""
+    from sdeflow.analysis.compare import open_entries, write
+
+    entries = open_entries(runs)
+    if (out / "report.html").exists():
+        raise SdeflowError(f"{out / 'report.html'} exists: give another --out")
+    title = next(str(entry.dataset.attrs["title"]) for entry in entries if entry.dataset is not None)
+    _tell_rows(write(entries, out, title), out, quiet)
+
+
+def _tell_rows(rows: Any, out: Path, quiet: bool) -> None:
+    if quiet:
+        return
+    from sdeflow.analysis.report import plain_cells
+    from sdeflow.display import out as console
+    from sdeflow.display import table
+
+    columns = ("integrator", "ended", "fitted rate, 1e-3 a step", "predicted", "loss", "")
+    table("Comparison", columns, [plain_cells(row) for row in rows])
+    console.print(f"{out / 'report.html'}\n{out / 'compare.nc'}", markup=False)
+
+
 def _config(
     path: Path,
     variant: str | None,

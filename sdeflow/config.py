@@ -116,9 +116,18 @@ def load_config(
     Raises SdeflowError for what is not TOML, an unknown key, a wrong type, or a value out of range.
     """
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise SdeflowError(f"{path} cannot be read: {error}") from error
+    return parse_config(text, path, variant=variant, overrides=overrides)
+
+
+def parse_config(
+    text: str, path: Path, *, variant: str | None = None, overrides: Sequence[Mapping[str, Any]] = ()
+) -> Config:
+    """The configuration in the text of a file at `path`; see `load_config`."""
+    try:
+        tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise SdeflowError(f"{path} is not valid TOML: {error}") from error
     variants = variant_tables(tables)

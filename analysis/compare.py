@@ -1,0 +1,301 @@
+"""Schemes side by side on one problem: what each measured, and what theory says of it.
+
+A comparison is a list of entries, each a finished (or diverged, or unfinished) run; `rows` measures and
+predicts, `joined` puts all into one dataset. sdeflow.analysis.report makes a page of it.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+
+from sdeflow import durable
+from sdeflow.analysis.free_energy import energy_along, toy_minimum
+from sdeflow.analysis.rates import Interval, fit_decay, over_replicas
+from sdeflow.analysis.stability import State, contraction, equilibrium
+from sdeflow.catalogue import integrator_named
+from sdeflow.config import parse_config
+from sdeflow.errors import SdeflowError
+from sdeflow.folder import open_run
+from sdeflow.model import Model
+from sdeflow.parts import encode
+from sdeflow.problem import build
+from sdeflow.run import Run, flattened
+from sdeflow.simulation import solve
+from sdeflow.system import BlockSystem
+
+FREE = {"integrator", "steps", "seed", "replicas", "device", "bound"}
+"""Keys of [run] in which runs of one comparison may differ; they may also differ in [save]."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One scheme's run, or the reason why there is none."""
+
+    label: str
+    dataset: xr.Dataset | None
+    refusal: str = ""
+
+    @property
+    def evaluations(self) -> int:
+        assert self.dataset is not None
+        return int(self.dataset.attrs["gradient_evaluations_per_step"])
+
+    @property
+    def seconds_a_step(self) -> float:
+        assert self.dataset is not None
+        return float(self.dataset.attrs["seconds"] / max(1, self.dataset.attrs["steps_taken"]))
+
+    @property
+    def retcode(self) -> str:
+        return "refused" if self.dataset is None else str(self.dataset.attrs["retcode"])
+
+
+class Row(NamedTuple):
+    """What is known of one entry; rates are of the error, per step; NaN and a note where there is none.
+
+    loss        at the end
+    fitted      over replicas, from theta's way to its limit
+    predicted   -log of the contraction of the scheme's step near the equilibrium
+    """
+
+    label: str
+    retcode: str
+    evaluations: int
+    seconds_a_step: float
+    loss: Interval | None
+    fitted: Interval | None
+    predicted: float
+    note: str
+
+
+def open_entries(folders: Sequence[Path]) -> list[Entry]:
+    """Runs in folders, labelled by their integrators, or by folder where those repeat.
+
+    Raises SdeflowError for no folder, for what is no run folder, and for runs of different problems.
+    """
+    if not folders:
+        raise SdeflowError("nothing to compare: give one run folder or more")
+    datasets = [open_run(folder) for folder in folders]
+    schemes = [str(dataset.attrs["integrator"]) for dataset in datasets]
+    names = schemes if len(set(schemes)) == len(schemes) else [folder.name for folder in folders]
+    _refuse_mixed(dict(zip(names, datasets, strict=True)))
+    return [Entry(name, dataset) for name, dataset in zip(names, datasets, strict=True)]
+
+
+def problem_of(entries: Sequence[Entry]) -> BlockSystem | None:
+    """The entries' system with two particles a datum, which carry all modes; None where none is told."""
+    for entry in entries:
+        if entry.dataset is not None and (text := entry.dataset.attrs["config"]):
+            tables = tomllib.loads(text)
+            if "model" not in tables:
+                return None
+            return _two_particles(text)
+    return None
+
+
+def rows(entries: Sequence[Entry], system: BlockSystem | None) -> list[Row]:
+    """A row for each entry; `system` is what theory is asked about, None for no theory."""
+    z, why = None, "no theory for this system"
+    if system is not None:
+        try:
+            z = equilibrium(system)
+        except SdeflowError as error:
+            why = str(error)
+    return [_row(entry, system, z, why) for entry in entries]
+
+
+def coordinate(dataset: xr.Dataset) -> xr.DataArray:
+    """theta as one signed number, (time[, replica]): itself, or along the direction in which it moves most.
+
+    Raises SdeflowError where theta was not saved whole.
+    """
+    if "theta" not in dataset:
+        raise SdeflowError("theta was not saved whole: raise save.theta_max")
+    theta = dataset["theta"]
+    if theta.sizes["param"] == 1:
+        return theta.isel(param=0, drop=True)
+    path = theta if "replica" not in theta.dims else theta.mean("replica")
+    way = (path - path.isel(time=-1)).to_numpy()
+    direction = np.linalg.svd(way, full_matrices=False)[2][0]
+    return (theta * xr.DataArray(direction, dims="param")).sum("param")
+
+
+def excess_energy(entry: Entry, model: Model | None) -> xr.DataArray | None:
+    """E - E* along a run of the toy model whose data were all saved; None elsewhere."""
+    dataset = entry.dataset
+    if dataset is None or model is None or not hasattr(model, "variance") or "X" not in dataset:
+        return None
+    if not isinstance(model.data, torch.Tensor) or dataset.sizes["datum"] != len(model.data):
+        return None
+    if dataset.sizes["particle"] < 8 or type(model).__name__ != "Hierarchical":
+        return None
+    least = toy_minimum(model.data.numpy(), float(model.variance) ** 0.5)
+    return energy_along(dataset, model) - least
+
+
+def joined(
+    entries: Sequence[Entry], found: Sequence[Row], energies: Mapping[str, xr.DataArray]
+) -> xr.Dataset:
+    """One dataset with a dimension `integrator`: curves, NaN where a run has none, and the table."""
+    parts = []
+    for entry in entries:
+        if entry.dataset is None:
+            continue
+        names = [
+            name for name in entry.dataset.data_vars if set(entry.dataset[name].dims) <= {"time", "replica"}
+        ]
+        if "theta" in entry.dataset and entry.dataset.sizes["param"] <= 16:
+            names.append("theta")
+        part = entry.dataset[names].load()
+        if entry.label in energies:
+            part = part.assign(excess_energy=energies[entry.label].reset_coords(drop=True))
+        parts.append(part.reset_coords(drop=True).expand_dims(integrator=[entry.label]))
+    whole = xr.Dataset(coords={"integrator": [entry.label for entry in entries]})
+    if parts:
+        rule: dict[str, Any] = {"join": "outer", "coords": "minimal", "compat": "override"}
+        curves = xr.concat(parts, "integrator", data_vars="all", combine_attrs="drop", **rule)
+        longest = max((e.dataset for e in entries if e.dataset is not None), key=lambda d: d.sizes["time"])
+        whole = curves.reindex(integrator=whole.integrator).assign_coords(step=longest["step"])
+    columns: dict[str, list[Any]] = {
+        "retcode": [row.retcode for row in found],
+        "gradient_evaluations_per_step": [row.evaluations for row in found],
+        "seconds_per_step": [row.seconds_a_step for row in found],
+        "fitted_rate": [row.fitted.mean if row.fitted else np.nan for row in found],
+        "fitted_rate_error": [row.fitted.error if row.fitted else np.nan for row in found],
+        "predicted_rate": [row.predicted for row in found],
+        "note": [row.note for row in found],
+    }
+    return whole.assign({name: ("integrator", np.asarray(values)) for name, values in columns.items()})
+
+
+def _row(entry: Entry, system: BlockSystem | None, z: State | None, why: str) -> Row:
+    if entry.dataset is None:
+        return Row(entry.label, "refused", 0, np.nan, None, None, np.nan, entry.refusal)
+    dataset, notes = entry.dataset, []
+    loss = None
+    if "loss" in dataset:
+        last = np.atleast_1d(dataset["loss"].isel(time=-1).to_numpy())
+        if last.size > 1 and np.isfinite(last).all():
+            loss = over_replicas(last)
+        elif last.size == 1:
+            loss = Interval(float(last[0]), np.nan, np.nan, np.nan)
+    predicted = np.nan
+    if system is not None and z is not None:
+        scheme = integrator_named(str(dataset.attrs["integrator"]))
+        refusal = scheme.refuses(system) or ("preconditioned" if _remembers(system) else None)
+        predicted = np.nan if refusal else -float(np.log(contraction(system, scheme, z)))
+    else:
+        notes.append(why)
+    fitted = None
+    if entry.retcode == "diverged":
+        notes.append(str(dataset.attrs["message"]).partition(". ")[0])
+    else:
+        if entry.retcode != "success":
+            notes.append(f"{entry.retcode} after {dataset.attrs['steps_taken']:,} steps")
+        try:
+            fitted = _fitted(dataset)
+        except SdeflowError as error:
+            notes.append(str(error))
+    return Row(
+        entry.label,
+        entry.retcode,
+        entry.evaluations,
+        entry.seconds_a_step,
+        loss,
+        fitted,
+        predicted,
+        "; ".join(notes),
+    )
+
+
+def _fitted(dataset: xr.Dataset) -> Interval:
+    """theta's rate of convergence a step, over replicas; of one replica without an error."""
+    series = coordinate(dataset).to_numpy()
+    columns = series[:, None] if series.ndim == 1 else series
+    steps: NDArray[np.float64] = dataset["step"].to_numpy().astype(np.float64)
+    found = [fit_decay(steps, column).rate for column in columns.T]
+    return over_replicas(found) if len(found) > 1 else Interval(found[0], np.nan, np.nan, np.nan)
+
+
+def _remembers(system: BlockSystem) -> bool:
+    return any(b.memory is not None for b in system.blocks)
+
+
+def _two_particles(config: str) -> BlockSystem | None:
+    few = {"system": {"particles": 2}}
+    system = build(parse_config(config, Path("config.toml"), overrides=[few])).system
+    system = system.to(torch.float64, torch.device("cpu"))
+    return system if isinstance(system, BlockSystem) else None
+
+
+def _refuse_mixed(datasets: Mapping[str, xr.Dataset]) -> None:
+    problems = {name: _problem(dataset) for name, dataset in datasets.items()}
+    first, *others = problems
+    for other in others:
+        a, b = problems[first], problems[other]
+        if changed := sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key)):
+            what = ", ".join(
+                f"{key} is {a.get(key, 'not set')!r} and {b.get(key, 'not set')!r}" for key in changed[:4]
+            )
+            raise SdeflowError(f"'{first}' and '{other}' are runs of different problems: {what}")
+
+
+def _problem(dataset: xr.Dataset) -> dict[str, Any]:
+    """What must be equal in a comparison, by key."""
+    if not dataset.attrs["config"]:
+        return {"system": dataset.attrs["system"]}
+    keys = flattened(tomllib.loads(dataset.attrs["config"]))
+    free = {f"run.{key}" for key in FREE}
+    return {
+        key: v for key, v in keys.items() if key not in free and not key.startswith(("save.", "system.use"))
+    }
+
+
+def compare(
+    runs: Mapping[str, Run | str], out: Path, title: str, progress: Callable[[str], Any]
+) -> list[Row]:
+    """Solves runs, by label (or notes the reason why there is none), and writes compare.nc and report.html.
+
+    progress   gives a context whose value is what a solving run reports to, for a label
+
+    Schemes of one seed follow one Brownian path where they can. A diverging scheme is a row that says so.
+    """
+    entries = []
+    for label, run in runs.items():
+        if isinstance(run, str):
+            entries.append(Entry(label, None, run))
+            continue
+        with progress(label) as report:
+            solution = solve(run, out=out / "runs" / _slug(label), progress=report)
+        if solution.retcode == "interrupted":
+            raise KeyboardInterrupt(solution.message)
+        entries.append(Entry(label, solution.dataset))
+    return write(entries, out, title)
+
+
+def write(entries: Sequence[Entry], out: Path, title: str) -> list[Row]:
+    """Measures, predicts, and writes compare.nc and report.html into a folder, each whole or not at all."""
+    from sdeflow.analysis.report import page
+
+    system = problem_of(entries)
+    found = rows(entries, system)
+    model = None if system is None or system.model_forces is None else system.model_forces.model
+    energies = {entry.label: value for entry in entries if (value := excess_energy(entry, model)) is not None}
+    text = page(title, entries, found, energies)
+    out.mkdir(parents=True, exist_ok=True)
+    durable.write(out / "compare.nc", encode(joined(entries, found, energies)))
+    durable.write(out / "report.html", text.encode())
+    return found
+
+
+def _slug(label: str) -> str:
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in label)

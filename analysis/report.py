@@ -1,0 +1,240 @@
+"""One self-contained page that compares runs: curves, rates against theory, a table, where it all comes from.
+
+Figures are SVG inside the page; nothing is fetched from anywhere.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+
+from sdeflow.analysis.compare import Entry, Row
+from sdeflow.units import duration
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+STYLE = """
+:root { color-scheme: light; --ink: #1c2733; --soft: #5b6b7a; --line: #d9e0e6; --bad: #a4262c; }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 62rem; padding: 1.5rem 1rem 4rem; color: var(--ink); background: #fff;
+       font: 16px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.5rem; margin: 0 0 .25rem; } h2 { font-size: 1.1rem; margin: 2.2rem 0 .5rem; }
+p.sub, figcaption, footer { color: var(--soft); font-size: .9rem; }
+figure { margin: 0; overflow-x: auto; } figure svg { width: 100%; min-width: 34rem; height: auto; }
+figure.small svg { max-width: 32rem; min-width: 0; }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; width: 100%; }
+th, td { text-align: right; padding: .35rem .6rem; border-bottom: 1px solid var(--line);
+         white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; } td.note { white-space: normal; text-align: left; }
+th { font-weight: 600; color: var(--soft); } tr.bad td { color: var(--bad); }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; font-size: .9rem; }
+dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
+pre { background: #f5f7f9; padding: .8rem; overflow-x: auto; font-size: .8rem; }
+"""
+
+AXES = ("steps", "gradient evaluations", "seconds")
+
+
+def page(
+    title: str, entries: Sequence[Entry], rows: Sequence[Row], energies: Mapping[str, xr.DataArray]
+) -> str:
+    """The page as HTML text."""
+    shown = [entry for entry in entries if entry.dataset is not None]
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        f"<p class=sub>{len(entries)} integrators, {_counted(shown, 'replicas')} replicas, "
+        f"{_counted(shown, 'steps')} steps</p>",
+        _section("Rates", _table(rows), _RATES),
+    ]
+    if shown:
+        parts.append(_section("Loss", _svg(curves(shown, _loss, "loss")), _LOSS))
+    if energies:
+        parts.append(
+            _section(
+                "Free energy above its minimum",
+                _svg(curves(shown, lambda e: energies.get(e.label), "E − E*")),
+                _ENERGY,
+            )
+        )
+    if any(row.fitted is not None and np.isfinite(row.predicted) for row in rows):
+        parts.append(_section("Fitted against predicted", _svg(against(rows)), _AGAINST, "small"))
+    parts += [_provenance(shown)]
+    body = "\n".join(parts)
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+    )
+
+
+_RATES = (
+    "Rates are of the error, per step, in units of 10⁻³: the error falls by exp(−rate) a step, E − E* by its "
+    "square. Fitted: to theta's way to its limit, mean over replicas with standard error. Predicted: from "
+    "the spectrum of the scheme's own step near the equilibrium."
+)
+_LOSS = "Mean over replicas; the band is their range."
+_ENERGY = "From the particles' moments; below the noise of the estimate the curve means nothing."
+_AGAINST = "One point a scheme, with its 95% interval; on the line theory and measurement agree."
+
+
+def curves(entries: Sequence[Entry], series: Callable[[Entry], xr.DataArray | None], label: str) -> Figure:
+    """The series of each entry against steps, gradient evaluations and seconds, where it is positive."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.3), layout="constrained")
+    panels = figure.subplots(1, 3, sharey=True)
+    for number, entry in enumerate(entries):
+        if (values := series(entry)) is None:
+            continue
+        scales = (1.0, float(entry.evaluations), entry.seconds_a_step)
+        for panel, scale in zip(panels, scales, strict=True):
+            _curve(panel, values, scale, entry.label, f"C{number}")
+    for panel, name in zip(panels, AXES, strict=True):
+        panel.set(xlabel=name, yscale="log", xscale="linear" if name == "steps" else "log")
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(alpha=0.25)
+    panels[0].set_ylabel(label)
+    panels[0].legend(frameon=False, fontsize="small")
+    return figure
+
+
+def against(rows: Sequence[Row]) -> Figure:
+    """Fitted rates against predicted ones."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2, 3.8), layout="constrained")
+    panel = figure.subplots()
+    known = [row for row in rows if row.fitted is not None and np.isfinite(row.predicted)]
+    for number, row in enumerate(known):
+        assert row.fitted is not None
+        reach = 0.0 if np.isnan(row.fitted.error) else row.fitted.high - row.fitted.mean
+        panel.errorbar(
+            1e3 * row.predicted,
+            1e3 * row.fitted.mean,
+            1e3 * reach,
+            fmt="o",
+            color=f"C{number}",
+            capsize=3,
+            label=row.label,
+        )
+    low, high = panel.get_xlim()
+    panel.plot([low, high], [low, high], color="0.6", lw=1, zorder=0)
+    panel.set(xlabel="predicted rate, 10⁻³ a step", ylabel="fitted rate, 10⁻³ a step")
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.legend(frameon=False, fontsize="small")
+    return figure
+
+
+def _curve(panel: Axes, values: xr.DataArray, scale: float, label: str, colour: str) -> None:
+    """Mean and range over replicas, but for the start, which has no place on a logarithmic axis."""
+    wide = values if "replica" in values.dims else values.expand_dims("replica", axis=1)
+    y = wide.transpose("time", "replica").to_numpy()[1:]
+    x = values["step"].to_numpy()[1:] * scale
+    shown = np.isfinite(y).all(1) & (y.mean(1) > 0)
+    mean, low, high = (np.where(shown, part, np.nan) for part in (y.mean(1), y.min(1), y.max(1)))
+    if y.shape[1] > 1:
+        panel.fill_between(x, np.where(low > 0, low, mean), high, color=colour, alpha=0.2, lw=0)
+    panel.plot(x, mean, color=colour, lw=1.4, label=label)
+
+
+def _loss(entry: Entry) -> xr.DataArray | None:
+    return None if entry.dataset is None or "loss" not in entry.dataset else entry.dataset["loss"]
+
+
+def _section(title: str, content: str, caption: str, size: str = "wide") -> str:
+    told = f"<figcaption>{escape(caption)}</figcaption>"
+    return f"<h2>{title}</h2>\n<figure class={size}>{content}{told}</figure>"
+
+
+def _svg(figure: Figure) -> str:
+    """The figure as an SVG element, its text as text."""
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context(
+        {"svg.fonttype": "none", "svg.hashsalt": "sdeflow", "font.family": "sans-serif"}
+    ):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def plain_cells(row: Row) -> list[str]:
+    """A row for a terminal: label, ending, fitted and predicted rate, loss, note."""
+    fitted = "" if row.fitted is None else _pm(1e3 * row.fitted.mean, 1e3 * row.fitted.error)
+    loss = "" if row.loss is None else _pm(row.loss.mean, row.loss.error)
+    return [row.label, row.retcode, fitted, _rate(row.predicted), loss, row.note]
+
+
+def _table(rows: Sequence[Row]) -> str:
+    head = (
+        "integrator",
+        "ended",
+        "fitted",
+        "predicted",
+        "fitted per gradient",
+        "e-folds a second",
+        "loss",
+        "",
+    )
+    lines = ["<tr>" + "".join(f"<th>{name}</th>" for name in head) + "</tr>"]
+    for row in rows:
+        rate = None if row.fitted is None else row.fitted.mean
+        label, ended, fitted, predicted, loss, told = plain_cells(row)
+        cells = [
+            escape(label),
+            ended,
+            fitted,
+            predicted,
+            "" if rate is None else f"{1e3 * rate / row.evaluations:.3f}",
+            "" if rate is None else f"{rate / row.seconds_a_step:.2f}",
+            loss,
+        ]
+        note = f"<td class=note>{escape(told)}</td>"
+        bad = "" if row.retcode == "success" else " class=bad"
+        lines.append(f"<tr{bad}>" + "".join(f"<td>{cell}</td>" for cell in cells) + note + "</tr>")
+    return f"<div class=scroll><table>{''.join(lines)}</table></div>"
+
+
+def _rate(rate: float) -> str:
+    if np.isnan(rate):
+        return ""
+    return f"{1e3 * rate:.3f}" if rate > 0 else f"unstable, grows by {1e3 * -rate:.3g}"
+
+
+def _pm(value: float, error: float) -> str:
+    """A value to the digits that its error allows."""
+    if np.isnan(error) or error == 0:
+        return f"{value:.5g}"
+    digits = int(np.clip(1 - np.floor(np.log10(error)), 0, 8))
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
+
+
+TOLD = ("source", "versions", "git_commit", "device", "platform", "noise_source", "engine", "dtype", "seed")
+
+
+def _provenance(entries: Sequence[Entry]) -> str:
+    """What made the numbers, from the attributes of the runs."""
+    every = [dict(entry.dataset.attrs) for entry in entries if entry.dataset is not None]
+    if not every:
+        return ""
+    told = [(name, str(every[0][name])) for name in (*TOLD, "system") if str(every[0].get(name, ""))]
+    told.append(("time taken", duration(sum(float(attrs["seconds"]) for attrs in every))))
+    told += [("warning", warning) for warning in sorted({str(attrs["warnings"]) for attrs in every} - {""})]
+    lines = "".join(f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in told)
+    config = str(every[0]["config"])
+    shown = f"<h2>Configuration</h2><pre>{escape(config)}</pre>" if config else ""
+    return f"<h2>Where it comes from</h2><dl>{lines}</dl>{shown}"
+
+
+def _counted(entries: Sequence[Entry], name: str) -> str:
+    """A number that the runs have, or those that they have."""
+    values = {int(entry.dataset.attrs[name]) for entry in entries if entry.dataset is not None}
+    return " or ".join(f"{value:,}" for value in sorted(values)) or "no"
