@@ -34,7 +34,8 @@ from sdeflow.noise import Noise
 from sdeflow.system import BlockSystem, initial_state
 
 State = dict[str, Tensor]
-Vector = Matrix = NDArray[np.float64]
+Vector = NDArray[np.float64]
+Matrix = NDArray[np.float64]
 Spectrum = NDArray[np.complex128]
 
 DENSE_BELOW, MATRIX_BELOW = 150, 1500
@@ -73,14 +74,16 @@ def equilibrium(system: BlockSystem, *, tolerance: float = 1e-9) -> State:
             value = float(model.loss(at(x))) * model.data
         return value, -forces(x) / weight
 
-    start = packed(positions).numpy()
+    start: Vector = packed(positions).numpy()
+    x: Vector
     if model is None:
-        x = scipy.optimize.newton_krylov(forces, start, f_tol=tolerance)
+        find: Any = scipy.optimize.newton_krylov
+        x = find(forces, start, f_tol=tolerance)
     else:
         # the force on theta is a mean over particles, that on a particle is not
         share = {"theta": 1.0, "X": float(model.particles)}
         weight = packed({k: torch.full_like(v, share[k]) for k, v in positions.items()}).numpy()
-        limits = {"maxiter": 10_000, "maxfun": 20_000, "ftol": 0.0, "gtol": tolerance, "maxcor": 50}
+        limits: Any = {"maxiter": 10_000, "maxfun": 20_000, "ftol": 0.0, "gtol": tolerance, "maxcor": 50}
         x = scipy.optimize.minimize(energy, start, jac=True, method="L-BFGS-B", options=limits).x
     left, first = np.abs(forces(x)).max(), np.abs(forces(start)).max()
     if not left <= 1e-4 * max(first, 1e-6):
@@ -124,8 +127,7 @@ class LinearMap:
         """The derivative in direction v, [size]: in forward mode, else by central differences."""
         direction = unpacked(v, self._z)
         if self._differentiable:
-            _, tangent = torch.func.jvp(self._moved, (self._z,), (direction,))
-            return packed(tangent)
+            return packed(torch.func.jvp(self._moved, (self._z,), (direction,))[1])
         with torch.no_grad():
             ahead, behind = (
                 self._moved({name: z + step * direction[name] for name, z in self._z.items()})
@@ -161,7 +163,7 @@ class LinearMap:
                     raise SdeflowError("Arnoldi's iteration for the one-step map does not settle") from error
                 values = np.linalg.eigvals(whole)
         order = np.argsort(-(np.abs(values) if which == "LM" else values.real))
-        return values[order]
+        return values[order].astype(np.complex128)
 
     def _moved(self, z: State) -> State:
         result = self._function(z)

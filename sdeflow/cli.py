@@ -278,7 +278,8 @@ def stability(
     path = problem_file(problem)
     config = _config(path, variant, settings, {"system": {"use": system}})
     if at is None and config.model is not None:  # two particles carry all modes
-        config = _config(path, variant, settings, {"system": {"use": system, "particles": 2}})
+        two: dict[str, Any] = {"use": system, "particles": 2}
+        config = _config(path, variant, settings, {"system": two})
     run = build(config)
     names = [name for name in map(str.strip, integrators.split(",")) if name]
     names = names or [name for name in integrators_for(run.system) if not name.startswith("torchsde:")]
@@ -313,7 +314,10 @@ def compare(
     common = {"steps": steps, "seed": seed, "replicas": replicas}
     runs: dict[str, Any] = {}
     for name in dict.fromkeys(name for name in map(str.strip, integrators.split(",")) if name):
-        tables = {"system": {"use": system}, "run": {**common, "integrator": name}}
+        tables: dict[str, dict[str, Any]] = {
+            "system": {"use": system},
+            "run": {**common, "integrator": name},
+        }
         config = _config(path, variant, settings, tables)
         integrator_named(name)  # a name that is not there is a mistake; a refusal is a row
         try:
