@@ -33,17 +33,19 @@ class Part(NamedTuple):
 class Facts:
     """What a checkpoint knows besides the state, all of it JSON.
 
-    step, steps   steps taken, and steps that the run is to take
+    step, steps   steps taken to the state, and steps that the run is to take
+    last          steps taken in all; a run that diverged has its last good state, and has gone on from there
     parts         the files that hold the snapshots up to `step`
     settings      what the run computes, by key; a resumed run must have the same
     setting       what its bits depend on besides: device, threads, engine, noise source
     code          SHA-256 of the user's source files, by path
     retcode       'running' until the run has ended, then how; `message` tells more
-    diverged      by replica, which variable left the finite numbers and when
+    diverged      by replica, which variable left the finite numbers, and by which step
     history       what was done to the run, one line each
     """
 
     step: int
+    last: int
     steps: int
     parts: tuple[Part, ...]
     settings: dict[str, Any]
@@ -58,9 +60,14 @@ class Facts:
     warnings: tuple[str, ...] = ()
 
     @property
+    def ended(self) -> bool:
+        """Whether the run has come to its end, with nothing left but to join its parts."""
+        return self.retcode in ("success", "diverged")
+
+    @property
     def whole(self) -> bool:
         """Whether the run has come to its end and its trajectory is one file."""
-        return self.retcode in ("success", "diverged") and [p.file for p in self.parts] == ["trajectory.nc"]
+        return self.ended and [p.file for p in self.parts] == ["trajectory.nc"]
 
     @property
     def snapshots(self) -> int:
@@ -103,12 +110,17 @@ def _read(path: Path, *, with_state: bool = True) -> tuple[str, str, dict[str, T
 
 
 def _facts(path: Path, text: str) -> Facts:
-    values = json.loads(text)
-    if (version := values.pop("version")) != VERSION:
-        raise RunError(f"{path} has the format {version} of another sdeflow; this one reads format {VERSION}")
-    values["parts"] = tuple(Part(*part) for part in values["parts"])
-    values["diverged"] = {int(replica): what for replica, what in values["diverged"].items()}
-    return Facts(**values | {key: tuple(values[key]) for key in ("history", "warnings")})
+    try:
+        values = json.loads(text)
+        if (version := values.pop("version")) != VERSION:
+            raise RunError(
+                f"{path} has the format {version} of another sdeflow; this one reads format {VERSION}"
+            )
+        values["parts"] = tuple(Part(*part) for part in values["parts"])
+        values["diverged"] = {int(replica): what for replica, what in values["diverged"].items()}
+        return Facts(**values | {key: tuple(values[key]) for key in ("history", "warnings")})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Damaged(f"{path} is damaged: {error}") from error
 
 
 def _digest(text: str, state: dict[str, Tensor]) -> str:

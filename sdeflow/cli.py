@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Mapping
 from functools import partial
@@ -140,7 +142,8 @@ def _tell(solution: Any, folder: Path, quiet: bool) -> None:
         speed = rate(attrs["steps_taken"] / max(attrs["seconds"], 1e-9))
         loss = f", loss {float(dataset['loss'][-1].mean()):.6g}" if "loss" in dataset else ""
         if attrs["evaluate"]:
-            held_out = float(dataset["held_out_loss"].dropna("time")[-1].mean())
+            measured = dataset["held_out_loss"].dropna("time", how="all")
+            held_out = float(measured[-1].mean()) if measured.size else float("nan")
             loss += f", held-out loss {held_out:.6g} ({attrs['evaluate_seconds']:.1f} s of them)"
         path = folder / TRAJECTORY
         opened = f"{path}    open it with xr.open_dataset('{path.as_posix()}')" if path.exists() else folder
@@ -388,6 +391,9 @@ def main() -> None:
     """The `sdeflow` command."""
     # Threads that spin while they wait make a step 20 times slower where another process has a core too.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Before and after the march, which has its own way to end, SIGTERM is taken like Ctrl-C.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     warnings.showwarning = lambda message, *_, **__: typer.echo(f"warning: {message}", err=True)
     try:
         app()

@@ -128,7 +128,7 @@ def parse_config(
     """The configuration in the text of a file at `path`; see `load_config`."""
     try:
         tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise SdeflowError(f"{path} is not valid TOML: {error}") from error
     variants = variant_tables(tables)
     if variant is not None and variant not in variants:

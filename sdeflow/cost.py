@@ -59,11 +59,12 @@ def data_bytes(run: Run) -> int:
     )
 
 
-def peak_bytes(run: Run) -> int:
+def peak_bytes(run: Run, *, folder: bool = True) -> int:
     """The most bytes that a run on the host holds at once, but for a model's own intermediate values.
 
     At the start one replica is drawn in float64 beside the state that it is copied to. A step makes a new
-    state beside the old, from forces and noise of the data it sees.
+    state beside the old, from forces and noise of the data it sees. Writing a checkpoint, where there is a
+    run folder, takes three copies.
     """
     state = state_bytes(run)
     start = state + state // run.replicas * 8 // run.dtype.itemsize
@@ -77,7 +78,7 @@ def peak_bytes(run: Run) -> int:
     )
     share = 1.0 if run.batch is None else run.batch.size / run.data
     step = 2 * state + int(share * (state + normals))
-    return data_bytes(run) + max(start, step)
+    return data_bytes(run) + max(start, step, 4 * state if folder else 0)
 
 
 def _seen(run: Run) -> str:

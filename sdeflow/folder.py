@@ -14,6 +14,7 @@ name, synced and renamed (sdeflow.durable), so each is there whole or not at all
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import time
@@ -114,13 +115,15 @@ class RunFolder:
         self._last = time.monotonic()
         self._cost = self._last - began
 
-    def finish(self, facts: Facts, state: State, attrs: Mapping[str, Any], final: State) -> None:
+    def finish(self, facts: Facts, state: State, attrs: Mapping[str, Any], final: State | None) -> None:
         """Joins the segments of a run that was kept to its end; writes final.safetensors and trajectory.nc.
 
-        A run that is killed in here, or for which the disk has no room, can be finished later.
+        A run that is killed in here, or for which the disk has no room, can be finished later, where `final`
+        may be None: a run that diverged has its last state in the file alone.
         """
-        metadata = {"format": "pt", **{key: str(attrs[key]) for key in ("seed", "steps_taken", "retcode")}}
-        durable.write(self.path / FINAL, save(final, metadata=metadata))
+        if final is not None:
+            about = {key: str(attrs[key]) for key in ("seed", "steps_taken", "retcode")}
+            durable.write(self.path / FINAL, save(final, metadata={"format": "pt", **about}))
         target = self.path / TRAJECTORY
         temporary = durable.temporary_name(target)
         try:
@@ -152,7 +155,9 @@ class RunFolder:
                     temporary.unlink(missing_ok=True)
                     raise durable.refusal(self.path / part.file, error) from error
             listed.append(part)
-        self._checkpoint(self.path, replace(facts, parts=tuple(listed)), state)
+        for _ in (CHECKPOINT, PREVIOUS)[: 2 if (self.path / TRAJECTORY).exists() else 1]:
+            # neither may name trajectory.nc when it goes
+            self._checkpoint(self.path, replace(facts, parts=tuple(listed)), state)
         if config:
             durable.write(self.path / CONFIG, config.encode())
         (self.path / TRAJECTORY).unlink(missing_ok=True)
@@ -179,6 +184,7 @@ class RunFolder:
         refuse_occupied(self.path, self._overwrite)
         partial = self.path.with_name(f".{self.path.name}.partial-{os.getpid()}")
         old = self.path.with_name(f".{self.path.name}.old-{os.getpid()}")
+        self._remove_partial()
         try:
             (partial / SEGMENTS).mkdir(parents=True)
             self._lock = _locked(partial)
@@ -188,8 +194,13 @@ class RunFolder:
             if self.path.exists():
                 replaced = _locked(self.path)
                 self.path.rename(old)
-                partial.rename(self.path)
-                replaced.release()
+                try:
+                    partial.rename(self.path)
+                except OSError:
+                    old.rename(self.path)
+                    raise
+                finally:
+                    replaced.release()
             else:
                 partial.rename(self.path)
             durable.sync_folder(self.path.parent)
@@ -204,6 +215,13 @@ class RunFolder:
                 self.close()
             shutil.rmtree(partial, ignore_errors=True)
             shutil.rmtree(old, ignore_errors=True)
+
+    def _remove_partial(self) -> None:
+        """Removes what runs that were killed before their first checkpoint have left under this name."""
+        for partial in self.path.parent.glob(f".{glob.escape(self.path.name)}.partial-*"):
+            with suppress(RunError):  # one that is locked is being made
+                _locked(partial).release()
+                shutil.rmtree(partial, ignore_errors=True)
 
     def _put(self, root: Path, dataset: xr.Dataset | None, facts: Facts, state: State) -> None:
         listed = facts.parts
@@ -250,7 +268,7 @@ class RunFolder:
                 (self.path / PREVIOUS).replace(self.path / CHECKPOINT)
             self.damage = reasons[0] if reasons else ""
             return facts, state
-        raise Damaged("; ".join(reasons))
+        raise Damaged("; ".join(dict.fromkeys(reasons)))
 
     damage = ""
     """What was found damaged in taking up, '' for nothing."""
@@ -278,9 +296,8 @@ def open_run(path: str | Path) -> xr.Dataset:
         try:
             if (folder / TRAJECTORY).exists():
                 return xr.open_dataset(folder / TRAJECTORY, engine="netcdf4")
-            name = CHECKPOINT if (folder / CHECKPOINT).exists() else PREVIOUS
-            facts = checkpoint.peek(folder / name)
-            dataset = parts.open_joined(_counted(folder, facts))
+            facts = newest(folder)
+            dataset = parts.open_joined(_counted(folder, facts), folder / TRAJECTORY)
             known = {"retcode": facts.retcode, "message": facts.message, "steps_taken": facts.step}
             return dataset.assign_attrs(known)
         except FileNotFoundError:  # its writer has just replaced what was looked at
@@ -288,6 +305,19 @@ def open_run(path: str | Path) -> xr.Dataset:
                 break
             time.sleep(0.1)
     raise SdeflowError(f"{folder} is no run folder: it has neither {TRAJECTORY} nor a {CHECKPOINT}")
+
+
+def newest(folder: Path) -> Facts:
+    """What the newest checkpoint that can be read knows, unchecked.
+
+    Raises FileNotFoundError where there is none, Damaged where none can be read.
+    """
+    try:
+        return checkpoint.peek(folder / CHECKPOINT)
+    except (FileNotFoundError, Damaged):
+        if not (folder / PREVIOUS).exists():
+            raise
+        return checkpoint.peek(folder / PREVIOUS)
 
 
 def refuse_occupied(folder: Path, overwrite: bool) -> None:

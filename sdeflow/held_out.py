@@ -39,7 +39,7 @@ class Evaluate:
 
     def cost(self, last: int, data: int, particles: int) -> str:
         """What it costs in a run of `last` steps, in words."""
-        times = len({*range(0, last + 1, self.every), last})
+        times = 1 + -(-last // self.every)
         return (
             f"{times} times {self.steps} steps of {data:,} held-out data x {particles} particles: "
             f"{times * self.steps:,} evaluations of their scores, {times} of their loss"

@@ -12,6 +12,7 @@ from torch import Tensor
 from sdeflow.endings import Stop, not_finite, past_bound
 from sdeflow.engine import Step
 from sdeflow.errors import RunError, attempt
+from sdeflow.held_out import PREFIX as HELD_OUT
 from sdeflow.held_out import HeldOut
 from sdeflow.progress import Progress
 from sdeflow.record import Recorder
@@ -81,27 +82,38 @@ class March:
             self.retcode, self.error = "failed", error
 
     def _through(self) -> None:
-        for target in self.recorder.when[self.recorder.taken :]:
+        for target in self.recorder.when.after(self.recorder.taken):
             while self.step < target:
                 if self.stop.asked:
                     self.retcode = "interrupted"
                     return
                 self._steps(min(self._chunk, target - self.step))
-                if len(self.diverged) == self.recorder.replicas:
+                if self._lost:
                     return
                 if self.progress is not None:
                     self.progress(self.step, self.recorder.when[-1], self._loss)
-                self._keep_if(full=False)
+                if self.step < target:  # at the target a snapshot comes first
+                    self._keep_if(full=False)
+                if self._lost:
+                    return
             self._snapshot()
+            if self._lost:
+                return
             self._keep_if(full=self.recorder.full)
 
+    @property
+    def _lost(self) -> bool:
+        """Whether no replica is left that has not diverged."""
+        return len(self.diverged) == self.recorder.replicas
+
     def _steps(self, count: int) -> None:
-        clock = time.perf_counter()
+        clock, before = time.perf_counter(), self.step
         with torch.no_grad(), self.stop.stepping():
             for _ in range(count):
                 n, z = self.at
                 self.at = n + 1, self._first(z, n) if self.fresh else self.step_once(z, n)
-        self._note(not_finite(self.state))
+        own = {name: value for name, value in self.state.items() if not name.startswith(HELD_OUT)}
+        self._note(not_finite(own), f", and was after step {before}")
         seconds = time.perf_counter() - clock
         self._chunk = max(1, min(2 * self._chunk, int(count * _CHUNK_SECONDS / max(seconds, 1e-9))))
 
@@ -115,7 +127,8 @@ class March:
         n, z = self.at
         if self.held_out is not None:
             clock = time.perf_counter()
-            z, more = self.held_out.look(z, n, self.recorder.when[-1])
+            with self.stop.stepping():
+                z, more = self.held_out.look(z, n, self.recorder.when[-1])
             self.evaluate_seconds += time.perf_counter() - clock
         observed = self.recorder.take(n, n * self.h, z, more)
         self.at = n, z
@@ -124,9 +137,12 @@ class March:
 
     def _keep_if(self, *, full: bool) -> None:
         """Keeps where it is time or there is no room for another snapshot; never before a step succeeded."""
-        if self.keep is not None and not self.fresh and (full or (self.due is not None and self.due())):
+        if self.keep is None or self.fresh or not (full or (self.due is not None and self.due())):
+            return
+        self._note(past_bound(self.recorder.observed(self.step * self.h, self.state), self.bound))
+        if not self._lost:  # the checkpoint before is the last good one
             self.keep(self)
 
-    def _note(self, found: dict[int, str]) -> None:
+    def _note(self, found: dict[int, str], more: str = "") -> None:
         for replica, what in found.items():
-            self.diverged.setdefault(replica, f"{what} by step {self.step}")
+            self.diverged.setdefault(replica, f"{what} by step {self.step}{more}")

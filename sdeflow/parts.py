@@ -86,15 +86,19 @@ def _identical(a: NDArray[Any], b: NDArray[Any]) -> bool:
     return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
-def open_joined(parts: Counted) -> xr.Dataset:
-    """The snapshots of all parts as one dataset whose values are read when they are asked for."""
+def open_joined(parts: Counted, whole: Path) -> xr.Dataset:
+    """The snapshots of all parts as one dataset whose values are read when they are asked for.
+
+    whole   the file that they are joined into in the end, from which is read what they hold no longer
+    """
     files = [_Lazy(path) for path, _ in parts]
     ends = np.cumsum([count for _, count in parts])
 
     def joined(name: Any, variable: xr.Variable) -> xr.Variable:
         if TIME not in variable.dims:
             return variable
-        array = _Joined([file.reader(name) for file in files], ends, variable.shape[1:], variable.dtype)
+        readers = [file.reader(name) for file in files]
+        array = _Joined(readers, ends, variable.shape[1:], variable.dtype, _Lazy(whole).reader(name))
         return xr.Variable(variable.dims, indexing.LazilyIndexedArray(array), variable.attrs)
 
     first = files[0].dataset
@@ -128,14 +132,23 @@ class _Joined(BackendArray):
         ends: NDArray[np.int64],
         rest: tuple[int, ...],
         dtype: np.dtype[Any],
+        whole: Callable[[Any], NDArray[Any]],
     ) -> None:
-        self._readers, self._ends = readers, ends
+        self._readers, self._ends, self._whole = readers, ends, whole
         self.shape, self.dtype = (int(ends[-1]), *rest), dtype
 
     def __getitem__(self, key: Any) -> Any:
         return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.BASIC, self._read)
 
     def _read(self, key: tuple[Any, ...]) -> NDArray[Any]:
+        try:
+            return self._read_parts(key)
+        except FileNotFoundError:  # the run has ended since, and its parts are joined
+            time = range(self.shape[0])[key[0]]
+            at = time if isinstance(time, int) else slice(time.start, time.stop, time.step)
+            return self._whole((at, *key[1:]))
+
+    def _read_parts(self, key: tuple[Any, ...]) -> NDArray[Any]:
         time, *rest = key
         wanted = np.arange(self.shape[0])[time]
         part = np.searchsorted(self._ends, wanted, side="right")

@@ -60,6 +60,8 @@ def resume(folder: str | Path, steps: int = 0, *, progress: Progress | None = No
 
     def declare(facts: Facts) -> Run:
         if not (path / CONFIG).is_file():
+            if "system.use" in facts.settings:
+                raise SdeflowError(f"{path} has no {CONFIG}, of which its run was made: put it back")
             raise SdeflowError(
                 f"{path} has no {CONFIG}: a run from Python goes on with simulate(..., out=..., resume=True)"
             )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
+from typing import Literal, overload
 
 import numpy as np
 import torch
@@ -17,6 +17,33 @@ from sdeflow.errors import SdeflowError
 from sdeflow.system import Axes, System
 
 Choice = int | Sequence[int] | Literal["all"]
+
+
+@dataclass(frozen=True)
+class Steps(Sequence[int]):
+    """The steps of a grid, and the last one where it is not on it; as many as you like take no memory."""
+
+    grid: range
+    last: int
+
+    def __len__(self) -> int:
+        return len(self.grid) + (self.grid[-1] != self.last)
+
+    @overload
+    def __getitem__(self, i: int) -> int: ...
+
+    @overload
+    def __getitem__(self, i: slice) -> list[int]: ...
+
+    def __getitem__(self, i: int | slice) -> int | list[int]:
+        if isinstance(i, slice):
+            return [self[k] for k in range(len(self))[i]]
+        k = range(len(self))[i]
+        return self.grid[k] if k < len(self.grid) else self.last
+
+    def after(self, count: int) -> Iterator[int]:
+        """Those after the first `count`."""
+        return (self[k] for k in range(count, len(self)))
 
 
 @dataclass(frozen=True)
@@ -44,9 +71,9 @@ class Save:
         if not isinstance(self.every, int) or self.every < 1:
             raise SdeflowError(f"save.every must be at least 1 step, given {self.every!r}")
 
-    def steps(self, last: int) -> list[int]:
+    def steps(self, last: int) -> Steps:
         """The steps at which snapshots are taken in a run of `last` steps."""
-        return sorted({*range(0, last + 1, self.every), last})
+        return Steps(range(0, last + 1, self.every), last)
 
     def indices(self, dim: str, size: int) -> NDArray[np.int64]:
         """The positions saved along an axis of the given name; raises SdeflowError for one out of range."""
@@ -122,9 +149,9 @@ class Recorder:
     ) -> dict[str, NDArray[np.floating]]:
         """Stores a snapshot of the state after `step` steps; gives its observables and `more`, each [R]."""
         with torch.no_grad():
-            scalars = self._observe(t, z) | (more or {})
+            scalars = {**(more or {})}
             scalars |= {f"{name}_norm": z[name].flatten(1).norm(dim=1) for name in self.norms}
-            host = {name: value.cpu().numpy() for name, value in scalars.items()}
+            host = self.observed(t, z) | {name: value.cpu().numpy() for name, value in scalars.items()}
             chosen = {
                 name: self._chosen(z[name], axes.dims).cpu().numpy() for name, axes in self.whole.items()
             }
@@ -138,6 +165,11 @@ class Recorder:
         self.steps.append(step)
         self.taken += 1
         return host
+
+    def observed(self, t: float, z: dict[str, Tensor]) -> dict[str, NDArray[np.floating]]:
+        """The system's observables at a state, each [R]."""
+        with torch.no_grad():
+            return {name: value.cpu().numpy() for name, value in self._observe(t, z).items()}
 
     @property
     def bytes_left(self) -> int:

@@ -7,9 +7,11 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from sdeflow.batch import Batch, evaluations
 from sdeflow.catalogue import integrator_named, integrators_for
@@ -50,17 +52,19 @@ class Run:
     title: str = ""
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 0), ("replicas", 1), ("seed", 0)):
+        for name, least, most in (("steps", 0, 10**15), ("replicas", 1, 10**9), ("seed", 0, 2**62)):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise SdeflowError(f"{name} must be at least {least}, given {value!r}")
+            if value > most:
+                raise SdeflowError(f"{name} must be at most {most:,}, given {value:,}")
         for name, expected in (("save", Save), ("batch", Batch), ("evaluate", Evaluate)):
             value = getattr(self, name)
             if value is not None and not isinstance(value, expected):
                 raise SdeflowError(
                     f"{name} must be an sdeflow.{expected.__name__}, given {type(value).__name__}"
                 )
-        if not self.bound > 0:
+        if not isinstance(self.bound, int | float) or not self.bound > 0:
             raise SdeflowError(f"bound must be positive, given {self.bound!r}")
         if self.batch is not None and not isinstance(self.system, BlockSystem):
             raise SdeflowError("minibatches need a system made of blocks, with a model's forces")
@@ -116,6 +120,7 @@ class Run:
             return {key: value for key, value in keys.items() if key not in apart}
         return {
             "system": str(self.system),
+            "model": _fingerprint(self.system),
             "integrator": self.integrator.name,
             "seed": self.seed,
             "replicas": self.replicas,
@@ -132,6 +137,23 @@ class Run:
         specs = [value for value in self.settings.values() if isinstance(value, str) and ".py:" in value]
         files = [Path(spec.rpartition(":")[0]) for spec in specs] if self.config else []
         return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
+
+
+def _fingerprint(system: System) -> str:
+    """The class of a system's model or SDE, and SHA-256 of its numbers and tensors."""
+    thing: Any = getattr(system, "sde", None)
+    if isinstance(system, BlockSystem):
+        thing = system.force_field if system.model_forces is None else system.model_forces.model
+    digest = hashlib.sha256()
+    for name, value in sorted(getattr(thing, "__dict__", {}).items()):
+        for leaf in tree_leaves(value):
+            if isinstance(leaf, torch.Tensor):
+                digest.update(f"{name}{leaf.dtype}{tuple(leaf.shape)}".encode())
+                digest.update(leaf.detach().cpu().contiguous().numpy().data)
+            elif isinstance(leaf, int | float | str | bool):
+                digest.update(f"{name}={leaf!r}".encode())
+    kind = thing if isinstance(thing, type | FunctionType) else type(thing)
+    return f"{kind.__name__} {digest.hexdigest()[:16]}"
 
 
 def flattened(tables: Mapping[str, Any], at: str = "") -> dict[str, Any]:

@@ -123,21 +123,23 @@ def solve(
         warnings.warn(prepared.warning, StabilityWarning, stacklevel=3)
     facts = Facts(
         step=0,
+        last=0,
         steps=run.steps,
         parts=(),
-        settings=run.settings,
+        settings={} if folder is None else run.settings,
         setting=setting(run.device, threads_for(prepared.state)),
         code=run.code,
         history=(stamp("written"),),
         warnings=(prepared.warning,) if prepared.warning else (),
     )
+    recorder = _recorder(run, prepared, facts, folder)
     if folder is None:
-        return _march(run, prepared, facts, None, progress)
+        return _march(run, prepared, facts, recorder, None, progress)
     try:
         folder.log(f"{run.title or run.integrator.name}, {run.steps:,} steps, {facts.setting}")
         for warning in facts.warnings:
             folder.log(f"warning: {warning}")
-        return _march(run, prepared, facts, folder, progress)
+        return _march(run, prepared, facts, recorder, folder, progress)
     finally:
         folder.close()
 
@@ -159,18 +161,28 @@ def go_on(declare: Callable[[Facts], Run], out: Path, *, progress: Progress | No
             return Solution(open_run(out), state, facts.retcode, facts.message)
         prepared = prepare(run)
         prepared.take_up(state)
+        if facts.ended and facts.steps == run.steps:
+            return _join(run, prepared, facts, folder)
+        del state  # the march lets go of a state when it has the next
         facts = _taken_up(facts, run, folder.damage)
+        recorder = _recorder(run, prepared, facts, folder)  # what is refused leaves the folder as it was
         folder.go_on(facts, prepared.state, run.config)
         folder.log(f"resumed at step {facts.step:,} of {run.steps:,}")
-        return _march(run, prepared, folder.facts, folder, progress)
+        return _march(run, prepared, folder.facts, recorder, folder, progress)
     finally:
         folder.close()
 
 
-def _march(
-    run: Run, prepared: Prepared, facts: Facts, folder: RunFolder | None, progress: Progress | None
-) -> Solution:
-    """Solves a run from `prepared.state`, the state after `facts.step` steps."""
+def _join(run: Run, prepared: Prepared, facts: Facts, folder: RunFolder) -> Solution:
+    """Finishes a run that has taken all its steps and was kept from joining its segments."""
+    attrs, state = _attrs(run, prepared, facts), prepared.state
+    final = None if len(facts.diverged) == run.replicas else final_state(prepared.system, state)
+    folder.finish(facts, state, attrs, final)
+    return Solution(open_run(folder.path), state, facts.retcode, facts.message)
+
+
+def _recorder(run: Run, prepared: Prepared, facts: Facts, folder: RunFolder | None) -> Recorder:
+    """What gathers the snapshots to come; raises SdeflowError where memory or disk has no room for them."""
     recorder = Recorder(
         prepared.system,
         run.save,
@@ -182,11 +194,24 @@ def _march(
     )
     if folder is not None:
         _refuse_full_disk(folder.path, 2 * recorder.bytes_left)  # segments, and then trajectory.nc
+    return recorder
+
+
+def _march(
+    run: Run,
+    prepared: Prepared,
+    facts: Facts,
+    recorder: Recorder,
+    folder: RunFolder | None,
+    progress: Progress | None,
+) -> Solution:
+    """Solves a run from `prepared.state`, the state after `facts.step` steps."""
 
     def known(march: March) -> Facts:
         return replace(
             facts,
             step=march.step,
+            last=march.step,
             diverged=dict(march.diverged),
             seconds=march.seconds,
             evaluate_seconds=march.evaluate_seconds,
@@ -231,12 +256,12 @@ def _march(
                 dataset = gathered(facts)
             else:
                 folder.log(f"{facts.retcode}: {facts.message}")
-                attrs, last = _attrs(run, prepared, facts), final_state(prepared.system, march.state)
+                attrs, final = _attrs(run, prepared, facts), final_state(prepared.system, march.state)
                 if len(facts.diverged) == run.replicas and not folder.new:
                     facts, march.at = replace(facts, step=folder.facts.step), folder.checkpoint()
                 keep(march, facts)
                 with stop.joining():
-                    folder.finish(facts, march.state, attrs, last)
+                    folder.finish(facts, march.state, attrs, final)
                 dataset = open_run(folder.path)
         except KeyboardInterrupt:
             assert folder is not None
@@ -268,16 +293,16 @@ def _refuse_another(run: Run, facts: Facts, path: Path) -> None:
         raise SdeflowError(f"{path} is of another run: {'; '.join(changed)}")
     if run.steps < facts.step:
         raise SdeflowError(f"{path} has taken {facts.step:,} steps already, more than {run.steps:,}")
-    if len(facts.diverged) == run.replicas:
-        raise SdeflowError(f"{path} diverged, and would again: {facts.message}")
+    if len(facts.diverged) == run.replicas and not (facts.ended and facts.steps == run.steps):
+        raise SdeflowError(f"{path} diverged, and would again: {_where(facts)}")
 
 
 def _taken_up(facts: Facts, run: Run, damage: str) -> Facts:
     """What is known of a run that goes on; a snapshot taken because it was the last is taken anew."""
-    before = run.save.steps(facts.steps)[: facts.snapshots]
-    if facts.steps != run.steps and before and before[-1] == facts.steps:
-        before.pop()
-    left, parts = len(before), list[Part]()
+    left, parts = facts.snapshots, list[Part]()
+    every = run.save.every if run.evaluate is None else run.evaluate.every
+    if facts.steps != run.steps and left == len(run.save.steps(facts.steps)) and facts.steps % every:
+        left -= 1
     for part in facts.parts:
         count = min(part.snapshots, left)
         left -= count
@@ -325,7 +350,7 @@ def _attrs(run: Run, prepared: Prepared, facts: Facts) -> dict[str, Any]:
         "seed": run.seed,
         "replicas": run.replicas,
         "steps": run.steps,
-        "steps_taken": facts.step,
+        "steps_taken": facts.last,
         "seconds": round(facts.seconds, 3),
         "evaluate": "" if prepared.held_out is None else prepared.held_out.cost(run.steps),
         "evaluate_seconds": round(facts.evaluate_seconds, 3),
@@ -346,11 +371,14 @@ def _message(facts: Facts, run: Run, march: March, folder: RunFolder | None) -> 
         kind, what = type(march.error).__name__, march.error
         return f"the run failed after {facts.step} of {run.steps} steps with {kind}: {what}"
     if facts.retcode == "diverged":
-        where = "; ".join(f"replica {r}: {what}" for r, what in facts.diverged.items())
         good = "" if folder is None or folder.new else f" The last checkpoint is of step {folder.facts.step}."
         fix = f"Likely fix: a smaller step h, or a more stable integrator than {run.integrator.name}."
-        return f"{where}. {fix}{good}"
+        return f"{_where(facts)}. {fix}{good}"
     return f"{facts.step} steps"
+
+
+def _where(facts: Facts) -> str:
+    return "; ".join(f"replica {r}: {what}" for r, what in facts.diverged.items())
 
 
 def _refuse_full_disk(folder: Path, size: int) -> None:

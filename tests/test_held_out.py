@@ -23,6 +23,7 @@ from sdeflow.cli import main
 from sdeflow.config import load_config
 from sdeflow.errors import SdeflowError
 from sdeflow.held_out import PREFIX, HeldOut
+from sdeflow.noise import TorchNoise
 from sdeflow.problem import build
 from sdeflow.problems.hierarchical import Hierarchical
 from sdeflow.system import initial_state
@@ -176,3 +177,23 @@ def test_held_out_digits_are_no_training_data() -> None:
     assert model.model_forces is not None
     decoder = model.model_forces.model
     assert (len(decoder.data), len(decoder.held_out)) == (1700, 97)
+
+
+def test_held_out_particles_have_noise_of_their_own() -> None:
+    """As many data as the training ones, and the same start: the paths part at once."""
+    system = toy(data=5, held_out=5)
+    assert system.model_forces is not None
+    system.model_forces.model.held_out = system.model_forces.model.data
+    held_out = HeldOut(system, Evaluate(1, 1), seeds=range(1), **FLOAT64)
+    (own,) = held_out._noise(0)
+    (other,) = TorchNoise(system.channels, kind="PQ", substeps=1, h=system.h, seeds=range(1), **FLOAT64)(0)
+    assert not bool((own["U"]["P"] == other["U"]["P"]).any())
+
+
+def test_held_out_particles_that_run_away_do_not_end_the_run() -> None:
+    system = toy()
+    assert system.model_forces is not None
+    system.model_forces.model.held_out = torch.full((3, 1), float("inf"))
+    run = simulate(system, "expint", steps=4, save=Save(every=2), evaluate=Evaluate(2))
+    assert run.attrs["retcode"] == "success"
+    assert not bool(np.isfinite(run.held_out_loss).any())

@@ -11,6 +11,7 @@ import torch
 
 import sdeflow
 from sdeflow import Save, simulate
+from sdeflow.analysis.free_energy import energy_along, toy_minimum
 from sdeflow.analysis.rates import fit_decay, over_replicas
 from sdeflow.analysis.stability import equilibrium, step_map
 from sdeflow.catalogue import integrator_named
@@ -122,3 +123,19 @@ def test_predicted_and_fitted_rates_of_theta(name: str, integrator: str) -> None
         assert all(fit.regime == "underdamped" for fit in fits)
     else:
         assert all(fit.regime == "overdamped" for fit in fits)
+
+
+@pytest.mark.parametrize("integrator", ["expint", "ubu"])
+def test_the_free_energy_falls_at_twice_the_rate(integrator: str) -> None:
+    """E - E* of the overdamped regime from the particles' moments: within 4 standard errors, 8 replicas."""
+    value = slowest("overdamped", integrator)
+    system = regime(GAMMAS["overdamped"], 50)
+    save = Save(10, data="all", particles="all")
+    run = simulate(system, integrator, steps=3000, replicas=REPLICAS, save=save)
+    assert system.model_forces is not None
+    model = system.model_forces.model
+    excess = energy_along(run, model) - toy_minimum(model.data.numpy(), 1.0)
+    fits = [fit_decay(run.step.values, excess[:, r].values, limit=0.0) for r in range(REPLICAS)]
+    rate = over_replicas([fit.rate for fit in fits])
+    assert abs(rate.mean + 2 * np.log(abs(value))) < 4 * rate.error
+    assert rate.error < 0.02 * rate.mean

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -139,14 +140,15 @@ def test_minibatches_preconditioner_replicas(
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("stop", [7, 9])
+@pytest.mark.parametrize("stop", [6, 7, 9, 12])
 def test_a_finished_run_goes_on(stop_before: Any, tmp_path: Path, stop: int) -> None:
     """Its last snapshot and evaluation, taken because it ended there, are not part of the longer run."""
     options: dict[str, Any] = WHOLE | {"steps": 16, "evaluate": Evaluate(6, 2)}
     whole = simulate(toy(), "expint", **options)
     short = simulate(toy(), "expint", out=tmp_path / "run", **(options | {"steps": stop}))
-    assert short.step.values.tolist() == [*range(0, stop, 3), stop]
     assert bool(short.held_out_loss[-1].notnull())
+    expected = sorted({*range(0, stop, 3), stop})
+    assert short.step.values.tolist() == expected
     longer = in_pieces(stop_before, toy(), "expint", tmp_path / "run", [stop + 2], **options)
     assert_same(longer, whole)
     assert_same(simulate(toy(), "expint", out=tmp_path / "run", resume=True, **options), whole)
@@ -194,11 +196,15 @@ def test_another_run_is_refused(stop_before: Any, tmp_path: Path) -> None:
         ({"dtype": "float32"}, "dtype was 'torch.float64' and is 'torch.float32'"),
         ({"batch": Batch(2)}, "batch was 'None' and is "),
         ({"steps": 4}, "has taken 11 steps already, more than 4"),
+        ({"bound": 5.0}, "bound was 1e\\+12|bound was 1000000000000.0 and is 5.0"),
     ):
         with pytest.raises(SdeflowError, match=sentence):
             simulate(toy(), "expint", out=out, resume=True, **(WHOLE | change))
     with pytest.raises(SdeflowError, match=r"system was .* and is "):
         simulate(toy(sdeflow.kiplmc), "expint", out=out, resume=True, **WHOLE)
+    other = toy(model=Hierarchical(data=6, theta_true=50.0))
+    with pytest.raises(SdeflowError, match=r"model was 'Hierarchical .*' and is 'Hierarchical "):
+        simulate(other, "expint", out=out, resume=True, **WHOLE)
     with pytest.raises(SdeflowError, match=r"simulate\(\.\.\., out=\.\.\., resume=True\)"):
         sdeflow.resume(out)
     simulate(toy(), "expint", out=out, resume=True, **WHOLE)
@@ -466,6 +472,186 @@ def test_values_that_were_not_written_are_noticed(tmp_path: Path, monkeypatch: p
         simulate(toy(), "expint", out=tmp_path / "run", **WHOLE)
     assert not (tmp_path / "run" / "trajectory.nc").exists()
     assert list((tmp_path / "run" / "segments").iterdir())
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_refused_resumption_leaves_the_folder_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No room on the disk for so many more steps, or more than anyone can take."""
+    out = tmp_path / "run"
+    simulate(toy(), "expint", out=out, **WHOLE)
+    before = contents(out)
+    for steps, sentence in ((10**12, "of disk until it is finished"), (10**20, "steps must be at most")):
+        with pytest.raises(SdeflowError, match=sentence):
+            simulate(toy(), "expint", out=out, resume=True, **(WHOLE | {"steps": steps}))
+        assert contents(out) == before
+    with pytest.raises(SdeflowError, match="of disk until it is finished"):
+        simulate(toy(), "expint", out=tmp_path / "new", **(WHOLE | {"steps": 10**12}))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_diverged_run_that_was_kept_from_joining_is_joined_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    system = sdeflow.pgd(Hierarchical(data=3), particles=2, theta={"h": 0.01}, x={"h": 5.0})
+    options: dict[str, Any] = {"steps": 200, "save": Save(every=1, checkpoint=0)}
+    monkeypatch.setattr("sdeflow.march._CHUNK_SECONDS", 0.0)
+    with pytest.warns(DivergenceWarning):
+        whole = simulate(system, "euler_maruyama", **options)
+    monkeypatch.setattr("sdeflow.parts.join", stopped)
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt, match="was not finished"):
+        simulate(system, "euler_maruyama", out=out, **options)
+    monkeypatch.undo()
+    last = load_file(out / "final.safetensors")
+    with pytest.warns(DivergenceWarning):
+        joined = simulate(system, "euler_maruyama", out=out, resume=True, **options)
+    assert_same(joined, whole)
+    assert joined.attrs["steps_taken"] == whole.attrs["steps_taken"]
+    after = load_file(out / "final.safetensors")
+    assert all(torch.equal(last[name], after[name]) for name in last)
+
+
+def test_the_last_good_checkpoint_is_within_the_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdeflow.march._CHUNK_SECONDS", 0.0)
+    system = sdeflow.pgd(Hierarchical(data=3), particles=2, theta={"h": 0.01}, x={"h": 5.0})
+    for every in (1, 7):
+        out = tmp_path / str(every)
+        with pytest.warns(DivergenceWarning, match="past the bound of 1e"):
+            simulate(
+                system, "euler_maruyama", steps=99, bound=1e6, out=out, save=Save(every=every, checkpoint=0)
+            )
+        facts, state = checkpoint.decode(out / "checkpoint")
+        assert facts.step < facts.last
+        assert float(system.model_forces.loss(state)) < 1e6  # type: ignore[union-attr]
+
+
+def test_damage_right_after_a_finished_run_was_taken_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed before anything more was kept, then a byte flips: the checkpoint before still holds."""
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    out, options = tmp_path / "run", WHOLE | {"steps": 20}
+    simulate(toy(), "expint", out=out, **WHOLE)
+    monkeypatch.setattr("sdeflow.simulation._march", killed)
+    with pytest.raises(MemoryError):
+        simulate(toy(), "expint", out=out, resume=True, **options)
+    monkeypatch.undo()
+    assert not (out / "trajectory.nc").exists()
+    (out / "segments" / "000009.nc").write_bytes(b"half")
+    flip(out / "checkpoint", 0.5)
+    assert_same(
+        simulate(toy(), "expint", out=out, resume=True, **options), simulate(toy(), "expint", **options)
+    )
+    assert not (out / "segments").exists()
+
+
+def test_a_checkpoint_that_is_damaged_is_no_traceback_to_a_reader(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    simulate(toy(), "expint", out=out, **WHOLE)
+    (out / "trajectory.nc").unlink()
+    whole = (out / "checkpoint").read_bytes()
+    (out / "checkpoint.prev").unlink()
+    for at in range(0, len(whole), 61):
+        data = bytearray(whole)
+        data[at] ^= 1
+        (out / "checkpoint").write_bytes(data)
+        with suppress(SdeflowError):
+            open_run(out)
+
+
+def test_a_dataset_opened_before_the_end_reads_on_after_it(
+    stop_before: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdeflow.march._CHUNK_SECONDS", 0.0)
+    finish = RunFolder.finish
+    monkeypatch.setattr(RunFolder, "finish", lambda *_: None)
+    out, options = tmp_path / "run", WHOLE | {"steps": 40}
+    simulate(toy(), "expint", out=out, **options)
+    with xr.set_options(file_cache_maxsize=1), open_run(out) as run:
+        monkeypatch.setattr(RunFolder, "finish", finish)
+        whole = simulate(toy(), "expint", out=out, resume=True, **options)
+        assert not (out / "segments").exists()
+        assert_same(run, whole)
+
+
+def test_what_a_killed_beginning_left_is_removed(tmp_path: Path) -> None:
+    for pid in (os.getpid(), 1):
+        (tmp_path / f".run.partial-{pid}" / "segments").mkdir(parents=True)
+    (tmp_path / ".running.partial-1").mkdir()
+    simulate(toy(), "expint", out=tmp_path / "run", **WHOLE)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".running.partial-1", "run"]
+
+
+def test_segments_are_written_when_memory_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A buffer of one snapshot and no other reason to write: a part each, and the same trajectory."""
+    kept: list[int] = []
+    keep = RunFolder.keep
+
+    def counted(self: Any, *args: Any) -> None:
+        keep(self, *args)
+        kept.append(len(self.facts.parts))
+
+    monkeypatch.setattr("sdeflow.simulation.BUFFER", 1)
+    monkeypatch.setattr(RunFolder, "keep", counted)
+    options = WHOLE | {"save": Save(every=3, checkpoint=1e9)}
+    assert_same(
+        simulate(toy(), "expint", out=tmp_path / "run", **options), simulate(toy(), "expint", **options)
+    )
+    assert max(kept) == 5
+
+
+def test_time_goes_on_where_it_stopped(stop_before: Any, tmp_path: Path) -> None:
+    options = WHOLE | {"evaluate": Evaluate(3)}
+    first = simulate(toy(), "expint", out=tmp_path / "run", **options).attrs
+    second = simulate(toy(), "expint", out=tmp_path / "run", resume=True, **(options | {"steps": 14})).attrs
+    assert second["seconds"] > first["seconds"]
+    assert second["evaluate_seconds"] > first["evaluate_seconds"]
+
+
+def test_files_are_synced_before_they_get_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every file that appears in a run folder was synced under its other name, and its folder after."""
+    calls: list[tuple[str, str]] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def synced(descriptor: int) -> None:
+        calls.append(("sync", os.path.realpath(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    def replaced(path: Path, target: Path) -> Path:
+        calls.append(("rename", f"{path.resolve()} {target}"))
+        return replace(path, target)
+
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("names of open files are read from /proc")
+    monkeypatch.setattr("sdeflow.durable.os.fsync", synced)
+    monkeypatch.setattr(Path, "replace", replaced)
+    simulate(toy(), "expint", out=tmp_path / "run", **WHOLE)
+    renames = [i for i, (kind, _) in enumerate(calls) if kind == "rename"]
+    assert len(renames) > 8
+    for i in renames:
+        source, target = calls[i][1].split()
+        if Path(target).name == "checkpoint.prev":
+            continue  # it was synced when it was the checkpoint
+        before = [what for kind, what in calls[:i] if kind == "sync"]
+        assert any(Path(what).name in (Path(source).name, f".{Path(source).name}.tmp") for what in before)
+        assert any(
+            what == str(Path(target).parent.resolve()) for kind, what in calls[i + 1 :] if kind == "sync"
+        )
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
