@@ -51,7 +51,9 @@ from sdeflow.problems.hierarchical import Hierarchical
 from sdeflow.run import Run
 from sdeflow.simulation import go_on, solve
 
-STEPS = 18
+STEPS, SHORT = 18, 10
+"""Steps of a run, and of one that ends before it goes on."""
+
 SAVE = Save(every=4, data="all", particles="all", checkpoint=0.0)
 FINISHED = {".lock", "checkpoint", "checkpoint.prev", "checkpoint.damaged", "run.log"}
 FINISHED |= {"final.safetensors", "trajectory.nc"}
@@ -64,22 +66,23 @@ def _run(declaration: Any, scheme: str, *, rmsprop: bool = False, **options: Any
     motion = {"eta": 20.0, "gamma": 0.5}
     theta = {"h": 1e-3, **motion} | ({"precondition": "rmsprop"} if rmsprop else {})
     system = declaration(model, particles=3, theta=theta, x={"h": 1e-2, **motion})
-    common: dict[str, Any] = {"steps": STEPS, "save": SAVE, "dtype": "float64", "device": "cpu", "seed": 3}
+    common: dict[str, Any] = {"save": SAVE, "dtype": "float64", "device": "cpu", "seed": 3}
     return Run.declare(system, scheme, **(common | options))
 
 
-RUNS: dict[str, Callable[[], Run]] = {
-    "expint": lambda: _run(sdeflow.mpgd, "expint"),
-    "obabo, replicas": lambda: _run(sdeflow.kiplmc, "obabo", replicas=2),
-    "minibatches, catch-up, RMSProp, held-out": lambda: _run(
+RUNS: dict[str, Callable[[int], Run]] = {
+    "expint": lambda steps: _run(sdeflow.mpgd, "expint", steps=steps),
+    "obabo, replicas": lambda steps: _run(sdeflow.kiplmc, "obabo", steps=steps, replicas=2),
+    "minibatches, catch-up, RMSProp, held-out": lambda steps: _run(
         sdeflow.mpgd,
         "expint",
         rmsprop=True,
         batch=Batch(2, "substeps", 3),
         evaluate=Evaluate(8, 2),
         replicas=2,
+        steps=steps,
     ),
-    "torchsde": lambda: _run(sdeflow.mpgd, "torchsde:srk"),
+    "torchsde": lambda steps: _run(sdeflow.mpgd, "torchsde:srk", steps=steps),
 }
 
 
@@ -136,6 +139,23 @@ def instrument(tick: Ticks) -> None:
         ready.step = ticking_step
         return ready
 
+    unlink, copyfile, rmtree = Path.unlink, shutil.copyfile, shutil.rmtree
+
+    def ticking_unlink(path: Path, missing_ok: bool = False) -> None:
+        tick(disk=False)
+        unlink(path, missing_ok)
+
+    def ticking_copyfile(*args: Any, **options: Any) -> Any:
+        tick(disk=False)
+        return copyfile(*args, **options)
+
+    def ticking_rmtree(*args: Any, **options: Any) -> None:
+        tick(disk=False)
+        rmtree(*args, **options)
+
+    Path.unlink = ticking_unlink  # type: ignore[method-assign]
+    shutil.copyfile = ticking_copyfile
+    shutil.rmtree = ticking_rmtree  # type: ignore[assignment]
     write = durable.write
 
     def write_in_two(path: Path, data: Any) -> str:
@@ -168,13 +188,14 @@ def child(run: Run, out: Path, resumed: bool, fault: Fault | None, pipe: int) ->
         if fault.kind == "limit":
             resource.setrlimit(resource.RLIMIT_FSIZE, (int(fault.at), resource.RLIM_INFINITY))
     tick = Ticks(strike, fault.at if fault else 0)
-    keep = folder.RunFolder.keep
+    put = folder.RunFolder._checkpoint
 
-    def acknowledged(self: Any, dataset: Any, facts: Any, state: Any) -> None:
-        keep(self, dataset, facts, state)
-        os.write(pipe, f"a{self.facts.step}\n".encode())
+    def acknowledged(self: Any, root: Path, facts: Any, state: Any) -> None:
+        put(self, root, facts, state)
+        if root == self.path:
+            os.write(pipe, f"a{facts.step}\n".encode())
 
-    folder.RunFolder.keep = acknowledged  # type: ignore[method-assign]
+    folder.RunFolder._checkpoint = acknowledged  # type: ignore[method-assign]
     instrument(tick)
     try:
         if resumed:
@@ -214,7 +235,7 @@ class Outcome:
     seconds: float
 
 
-def fork(name: str, out: Path, resumed: bool, fault: Fault | None) -> Outcome:
+def fork(name: str, out: Path, resumed: bool, fault: Fault | None, steps: int = STEPS) -> Outcome:
     read, write = os.pipe()
     sys.stdout.flush()
     ballast = out.parent / "ballast"
@@ -226,7 +247,7 @@ def fork(name: str, out: Path, resumed: bool, fault: Fault | None) -> Outcome:
         code = BROKEN
         try:
             os.close(read)
-            code = child(RUNS[name](), out, resumed, fault, write)
+            code = child(RUNS[name](steps), out, resumed, fault, write)
         except BaseException:
             traceback.print_exc()
         finally:
@@ -300,6 +321,10 @@ class Harness:
         name = list(RUNS)[number % len(RUNS)]
         out = (self.disk if "disk" in kinds and self.disk else self.root) / f"run{number}"
         acknowledged, resumed = -1, False
+        if number % 3 == 2:  # one that had ended, and goes on
+            first = fork(name, out, False, None, SHORT)
+            acknowledged, resumed = first.acknowledged, True
+            self.counts["runs extended"] += 1
         for kind in kinds:
             fault = self.draw(kind, name) if at is None else Fault(kind, at)
             outcome = fork(name, out, resumed, fault)
@@ -321,6 +346,8 @@ class Harness:
             resumed = out.exists()
         outcome = fork(name, out, resumed, None)
         self.check_start(number, name, None, acknowledged, outcome, resumed)
+        if (out / "checkpoint.damaged").exists():
+            self.problems.append(f"run {number} ({name}): a checkpoint was found damaged")
         self.compare(number, name, out, outcome)
 
     def check_start(
