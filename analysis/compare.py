@@ -28,6 +28,7 @@ from sdeflow.folder import open_run
 from sdeflow.model import Model
 from sdeflow.parts import encode
 from sdeflow.problem import build
+from sdeflow.problems.hierarchical import Hierarchical
 from sdeflow.run import Run, flattened
 from sdeflow.simulation import solve
 from sdeflow.system import BlockSystem
@@ -132,13 +133,11 @@ def coordinate(dataset: xr.Dataset) -> xr.DataArray:
 def excess_energy(entry: Entry, model: Model | None) -> xr.DataArray | None:
     """E - E* along a run of the toy model whose data were all saved; None elsewhere."""
     dataset = entry.dataset
-    if dataset is None or model is None or not hasattr(model, "variance") or "X" not in dataset:
+    if dataset is None or type(model) is not Hierarchical or "X" not in dataset:
         return None
-    if not isinstance(model.data, torch.Tensor) or dataset.sizes["datum"] != len(model.data):
+    if dataset.sizes["datum"] != len(model.data) or dataset.sizes["particle"] < 8:
         return None
-    if dataset.sizes["particle"] < 8 or type(model).__name__ != "Hierarchical":
-        return None
-    least = toy_minimum(model.data.numpy(), float(model.variance) ** 0.5)
+    least = toy_minimum(model.data.numpy(), model.variance**0.5)
     return energy_along(dataset, model) - least
 
 
@@ -191,8 +190,8 @@ def _row(entry: Entry, system: BlockSystem | None, z: State | None, why: str) ->
     predicted = np.nan
     if system is not None and z is not None:
         scheme = integrator_named(str(dataset.attrs["integrator"]))
-        refusal = scheme.refuses(system) or ("preconditioned" if _remembers(system) else None)
-        predicted = np.nan if refusal else -float(np.log(contraction(system, scheme, z)))
+        if scheme.refuses(system) is None and not any(b.memory is not None for b in system.blocks):
+            predicted = -float(np.log(contraction(system, scheme, z)))
     else:
         notes.append(why)
     fitted = None
@@ -224,10 +223,6 @@ def _fitted(dataset: xr.Dataset) -> Interval:
     steps: NDArray[np.float64] = dataset["step"].to_numpy().astype(np.float64)
     found = [fit_decay(steps, column).rate for column in columns.T]
     return over_replicas(found) if len(found) > 1 else Interval(found[0], np.nan, np.nan, np.nan)
-
-
-def _remembers(system: BlockSystem) -> bool:
-    return any(b.memory is not None for b in system.blocks)
 
 
 def _two_particles(config: str) -> BlockSystem | None:

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from sdeflow import __version__
-from sdeflow.errors import SdeflowError
+from sdeflow.errors import Incompatible, SdeflowError
 
 EXIT = {"success": 0, "diverged": 3, "interrupted": 130}
 
@@ -284,8 +284,8 @@ def stability(
         two: dict[str, Any] = {"use": system, "particles": 2}
         config = _config(path, variant, settings, {"system": two})
     run = build(config)
-    names = [name for name in map(str.strip, integrators.split(",")) if name]
-    names = names or [name for name in integrators_for(run.system) if not name.startswith("torchsde:")]
+    able = [name for name in integrators_for(run.system) if not name.startswith("torchsde:")]
+    names = _names(integrators) or able
     title = " ".join(filter(None, [path.stem, variant, system]))
     show_stability(run, names, at=at, out=out, title=title)
 
@@ -307,7 +307,7 @@ def compare(
     from contextlib import nullcontext
 
     from sdeflow.analysis.compare import compare as compare_runs
-    from sdeflow.catalogue import integrator_named, problem_file
+    from sdeflow.catalogue import problem_file
     from sdeflow.problem import build
     from sdeflow.progress import progress_bar
 
@@ -316,19 +316,16 @@ def compare(
     path = problem_file(problem)
     common = {"steps": steps, "seed": seed, "replicas": replicas}
     runs: dict[str, Any] = {}
-    for name in dict.fromkeys(name for name in map(str.strip, integrators.split(",")) if name):
+    for name in _names(integrators):
         tables: dict[str, dict[str, Any]] = {
             "system": {"use": system},
             "run": {**common, "integrator": name},
         }
-        config = _config(path, variant, settings, tables)
-        integrator_named(name)  # a name that is not there is a mistake; a refusal is a row
+        label = _slug(name) if ".py:" in name else name
         try:
-            runs[_slug(name) if ".py:" in name else name] = build(config)
-        except SdeflowError as error:
-            if "cannot take" not in str(error):
-                raise
-            runs[name] = str(error)
+            runs[label] = build(_config(path, variant, settings, tables))
+        except Incompatible as error:
+            runs[label] = str(error)
     if not any(not isinstance(run, str) for run in runs.values()):
         raise SdeflowError("; ".join(runs.values()) or "give --integrators, names separated by commas")
 
@@ -380,6 +377,11 @@ def _config(
 
     given = [{table: {k: v}} for table, values in options.items() for k, v in values.items() if v is not None]
     return load_config(path, variant=variant, overrides=[*map(override, settings or []), *given])
+
+
+def _names(listed: str) -> list[str]:
+    """Names separated by commas, each once."""
+    return list(dict.fromkeys(filter(None, map(str.strip, listed.split(",")))))
 
 
 def _slug(name: str) -> str:

@@ -13,6 +13,10 @@ class SdeflowError(Exception):
     exit_code = 2
 
 
+class Incompatible(SdeflowError):
+    """An integrator that cannot take a system, with the reason."""
+
+
 class RunError(SdeflowError):
     """A run that could not be carried through (a full disk, an unreadable file). Exit code 1."""
 

@@ -42,10 +42,13 @@ State = dict[str, Tensor]
 
 
 class RunFolder:
-    """The one writer of a run folder. Made on disk by the first `keep`, or taken up by `reopen`."""
+    """The one writer of a run folder. Made on disk by the first `keep`, or taken up by `reopen`.
+
+    kept     what the newest checkpoint knows, None before there is one
+    damage   what was found damaged in taking up, '' for nothing
+    """
 
     def __init__(self, path: Path, *, config: str = "", overwrite: bool = False) -> None:
-        refuse_occupied(path, overwrite)
         self.path = path.resolve()
         self.kept: Facts | None = None
         self._config, self._overwrite = config, overwrite
@@ -53,6 +56,7 @@ class RunFolder:
         self._began = self._last = time.monotonic()
         self._cost = 0.0
         self._lines: list[str] = []
+        self.damage = ""
 
     @classmethod
     def reopen(cls, path: Path) -> tuple[RunFolder, State]:
@@ -63,10 +67,7 @@ class RunFolder:
         """
         if not path.is_dir() or not any((path / name).exists() for name in (CHECKPOINT, PREVIOUS)):
             raise SdeflowError(f"{path} has no checkpoint: give the folder of a run that 'sdeflow run' made")
-        folder = cls.__new__(cls)
-        folder.path, folder._config, folder._overwrite = path.resolve(), "", False
-        folder._began = folder._last = time.monotonic()
-        folder._cost, folder._lines = 0.0, []
+        folder = cls(path)
         folder._lock = _locked(folder.path)
         try:
             folder.kept, state = folder._sound()
@@ -155,8 +156,8 @@ class RunFolder:
                     temporary.unlink(missing_ok=True)
                     raise durable.refusal(self.path / part.file, error) from error
             listed.append(part)
-        for _ in (CHECKPOINT, PREVIOUS)[: 2 if (self.path / TRAJECTORY).exists() else 1]:
-            # neither may name trajectory.nc when it goes
+        for _ in range(2 if (self.path / TRAJECTORY).exists() else 1):
+            # neither checkpoint nor checkpoint.prev may name trajectory.nc when it goes
             self._checkpoint(self.path, replace(facts, parts=tuple(listed)), state)
         if config:
             durable.write(self.path / CONFIG, config.encode())
@@ -269,9 +270,6 @@ class RunFolder:
             self.damage = reasons[0] if reasons else ""
             return facts, state
         raise Damaged("; ".join(dict.fromkeys(reasons)))
-
-    damage = ""
-    """What was found damaged in taking up, '' for nothing."""
 
     def _drop_strays(self) -> None:
         covered = {self.path / part.file for part in self.facts.parts}

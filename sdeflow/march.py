@@ -93,13 +93,13 @@ class March:
                 if self.progress is not None:
                     self.progress(self.step, self.recorder.when[-1], self._loss)
                 if self.step < target:  # at the target a snapshot comes first
-                    self._keep_if(full=False)
+                    self._keep_if(full=False, looked=False)
                 if self._lost:
                     return
             self._snapshot()
             if self._lost:
                 return
-            self._keep_if(full=self.recorder.full)
+            self._keep_if(full=self.recorder.full, looked=True)
 
     @property
     def _lost(self) -> bool:
@@ -135,11 +135,15 @@ class March:
         self._note(past_bound(observed, self.bound))
         self._loss = float(observed["loss"].mean()) if "loss" in observed else None
 
-    def _keep_if(self, *, full: bool) -> None:
-        """Keeps where it is time or there is no room for another snapshot; never before a step succeeded."""
+    def _keep_if(self, *, full: bool, looked: bool) -> None:
+        """Keeps where it is time or there is no room for another snapshot; never before a step succeeded.
+
+        looked   whether the energies of this state have been compared with the bound
+        """
         if self.keep is None or self.fresh or not (full or (self.due is not None and self.due())):
             return
-        self._note(past_bound(self.recorder.observed(self.step * self.h, self.state), self.bound))
+        if not looked:
+            self._note(past_bound(self.recorder.observed(self.step * self.h, self.state), self.bound))
         if not self._lost:  # the checkpoint before is the last good one
             self.keep(self)
 

@@ -149,7 +149,7 @@ class Recorder:
     ) -> dict[str, NDArray[np.floating]]:
         """Stores a snapshot of the state after `step` steps; gives its observables and `more`, each [R]."""
         with torch.no_grad():
-            scalars = {**(more or {})}
+            scalars = dict(more or {})
             scalars |= {f"{name}_norm": z[name].flatten(1).norm(dim=1) for name in self.norms}
             host = self.observed(t, z) | {name: value.cpu().numpy() for name, value in scalars.items()}
             chosen = {

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from sdeflow.batch import Batch, evaluations
 from sdeflow.catalogue import integrator_named, integrators_for
-from sdeflow.errors import SdeflowError
+from sdeflow.errors import Incompatible, SdeflowError
 from sdeflow.held_out import Evaluate, held_out_forces
 from sdeflow.integrator import Integrator
 from sdeflow.model import Model
@@ -165,11 +165,11 @@ def flattened(tables: Mapping[str, Any], at: str = "") -> dict[str, Any]:
 
 
 def compatible(integrator: Scheme, system: System) -> Integrator:
-    """The integrator; raises SdeflowError, naming those that would do, where it refuses the system."""
+    """The integrator; raises Incompatible, naming those that would do, where it refuses the system."""
     scheme = integrator_named(integrator)
     if refusal := scheme.refuses(system):
         would_do = ", ".join(integrators_for(system)) or "none of the catalogue"
-        raise SdeflowError(
+        raise Incompatible(
             f"integrator '{scheme.name}' cannot take this system: {refusal}. These can: {would_do}"
         )
     return scheme

@@ -20,7 +20,7 @@ from sdeflow.dataset import final_state, to_dataset
 from sdeflow.durable import DiskFull
 from sdeflow.endings import Stop
 from sdeflow.errors import DivergenceWarning, RunError, SdeflowError, StabilityWarning
-from sdeflow.folder import TRAJECTORY, RunFolder, open_run
+from sdeflow.folder import TRAJECTORY, RunFolder, open_run, refuse_occupied
 from sdeflow.held_out import Evaluate
 from sdeflow.march import March
 from sdeflow.parts import free_space
@@ -117,7 +117,10 @@ def solve(
 
     Raises RunError where it could not be carried through; what was recorded is in the folder then.
     """
-    folder = None if out is None else RunFolder(out, config=run.config, overwrite=overwrite)
+    folder = None
+    if out is not None:
+        refuse_occupied(out, overwrite)
+        folder = RunFolder(out, config=run.config, overwrite=overwrite)
     prepared = prepare(run)
     if prepared.warning:
         warnings.warn(prepared.warning, StabilityWarning, stacklevel=3)
