@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sdeflow.errors import SdeflowError
+from sdeflow.forces import ModelForces
 from sdeflow.integrator import Integrator
 from sdeflow.noise import Noise
 from sdeflow.system import BlockSystem, initial_state
@@ -58,7 +59,7 @@ def equilibrium(system: BlockSystem, *, tolerance: float = 1e-9) -> State:
         if b.momentum is not None:
             z[b.momentum] = torch.zeros_like(z[b.momentum])
     positions = {b.position: z[b.position] for b in system.blocks}
-    model = system.model_forces
+    model = system.force_field if isinstance(system.force_field, ModelForces) else None
 
     def at(x: Vector) -> State:
         return z | unpacked(torch.from_numpy(x), positions)

@@ -172,7 +172,7 @@ def _folds(contraction: float) -> str:
 
 
 def _state_of(system: BlockSystem, run: Path) -> State:
-    """theta and X at the end of a run, momenta zero."""
+    """The positions at the end of a run, momenta zero."""
     path = run / "final.safetensors"
     if not path.is_file():
         raise SdeflowError(f"{run} has no final.safetensors: give the folder of a run that has ended")
@@ -180,8 +180,8 @@ def _state_of(system: BlockSystem, run: Path) -> State:
     z: State = {}
     for b in system.blocks:
         names = [b.position]
-        if model is not None and b.dims == ("param",):
-            names = [f"{b.position}.{name}" for name in model.parameters.shapes]
+        if model is not None and (layout := model.layouts.get(b.dims[0])) is not None:
+            names = [f"{b.position}.{name}" for name in layout.shapes]
         values = [stored[name].reshape(-1) for name in names if name in stored]
         value = torch.cat(values) if values else torch.empty(0)
         if value.numel() != int(np.prod(b.shape)):

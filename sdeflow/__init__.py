@@ -19,6 +19,8 @@ _HOME = {
     "Batch": "sdeflow.batch",
     "Block": "sdeflow.block",
     "BlockSystem": "sdeflow.system",
+    "EnergyModel": "sdeflow.energy_model",
+    "EnergySystemDeclaration": "sdeflow.systems",
     "Evaluate": "sdeflow.held_out",
     "Integrator": "sdeflow.integrator",
     "Model": "sdeflow.model",
@@ -27,7 +29,9 @@ _HOME = {
     "SDESystem": "sdeflow.sde",
     "SdeflowError": "sdeflow.errors",
     "SystemDeclaration": "sdeflow.systems",
+    "ebipla": "sdeflow.systems",
     "ipla": "sdeflow.systems",
+    "kinetic_ebipla": "sdeflow.systems",
     "kiplmc": "sdeflow.systems",
     "mpgd": "sdeflow.systems",
     "mpgd_theta": "sdeflow.systems",
@@ -42,6 +46,7 @@ __all__ = sorted([*_HOME, "__version__"])
 if TYPE_CHECKING:
     from sdeflow.batch import Batch as Batch
     from sdeflow.block import Block as Block
+    from sdeflow.energy_model import EnergyModel as EnergyModel
     from sdeflow.errors import SdeflowError as SdeflowError
     from sdeflow.folder import open_run as open_run
     from sdeflow.held_out import Evaluate as Evaluate
@@ -52,9 +57,12 @@ if TYPE_CHECKING:
     from sdeflow.sde import SDESystem as SDESystem
     from sdeflow.simulation import simulate as simulate
     from sdeflow.system import BlockSystem as BlockSystem
+    from sdeflow.systems import EnergySystemDeclaration as EnergySystemDeclaration
     from sdeflow.systems import Motion as Motion
     from sdeflow.systems import SystemDeclaration as SystemDeclaration
+    from sdeflow.systems import ebipla as ebipla
     from sdeflow.systems import ipla as ipla
+    from sdeflow.systems import kinetic_ebipla as kinetic_ebipla
     from sdeflow.systems import kiplmc as kiplmc
     from sdeflow.systems import mpgd as mpgd
     from sdeflow.systems import mpgd_theta as mpgd_theta

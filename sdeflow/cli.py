@@ -189,7 +189,7 @@ def list_catalogue() -> None:
 
     from sdeflow import catalogue
     from sdeflow.display import first_line, table
-    from sdeflow.systems import SystemDeclaration
+    from sdeflow.systems import Declaration
 
     rows = []
     for name in catalogue.entries("integrators"):
@@ -209,8 +209,8 @@ def list_catalogue() -> None:
         except SdeflowError as error:
             rows.append([name, "", str(error)])
             continue
-        if isinstance(found, SystemDeclaration):
-            rows.append([name, f"theta {found.theta}; X {found.x}", found.source])
+        if isinstance(found, Declaration):
+            rows.append([name, "; ".join(f"{v} {how}" for v, how in found.dynamics.items()), found.source])
         else:
             rows.append([name, first_line(found), entry.value.partition(":")[0]])
     table("Systems", ("name", "dynamics", "source"), rows)

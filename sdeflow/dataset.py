@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 from torch import Tensor
 
 from sdeflow.integrator import KEPT
+from sdeflow.parameters import ParameterLayout
 from sdeflow.record import Recorder
 from sdeflow.system import BlockSystem, System
 
@@ -19,26 +19,40 @@ _LONG_NAMES = {
     "m": "momentum of the parameters",
     "X": "particles",
     "U": "momentum of the particles",
+    "alpha": "parameters of the energy",
+    "m_alpha": "momentum of the energy's parameters",
+    "beta": "parameters of the likelihood",
+    "m_beta": "momentum of the likelihood's parameters",
+    "Z": "prior particles",
+    "V": "momentum of the prior particles",
     "loss": "mean over data and particles of minus log p_theta(x, y) at the saved state",
     "held_out_loss": "mean over held-out data and their particles of minus log p_theta(x, y)",
     "datum": "index of the datum",
     "particle": "index of the particle",
+    "prior_particle": "index of the prior particle",
     "latent": "coordinate of the latent",
     "param": "parameter by name",
+    "alpha_param": "parameter of the energy by name",
+    "beta_param": "parameter of the likelihood by name",
     "replica": "replica",
 }
+
+
+_PARAMETERS = ("theta", "alpha", "beta")
 
 
 def _long_name(name: str) -> str:
     kind, _, of = name.partition("_")
     if kind == "kinetic":
         return f"kinetic energy of block {of}, eta |p|^2 / 2" + (
-            "" if of == "theta" else ", mean over particles"
+            "" if of in _PARAMETERS else ", mean over particles"
         )
     if kind == "force":
         return f"norm of the force on block {of}" + (
-            "" if of == "theta" else ", root mean square over particles"
+            "" if of in _PARAMETERS else ", root mean square over particles"
         )
+    if kind == "energy":
+        return f"mean over the particles of block {of} of the energy U_alpha"
     if name.endswith("_norm"):
         return f"Euclidean norm of {_LONG_NAMES.get(name.removesuffix('_norm'), name)}"
     return _LONG_NAMES.get(name, name.replace("_", " "))
@@ -76,8 +90,10 @@ def to_dataset(
     for block, rate in system.clocks.items():
         about = {"long_name": f"time on the clock of block {block}", "units": "1"}
         coords[f"time_{block}"] = ("time", step * (system.h * rate), about)
+    layouts = _layouts(system)
     for dim, index in recorder.index.items():
-        labels = _parameter_labels(system, index) if dim == "param" else index
+        layout = layouts.get(dim)
+        labels = index if layout is None else np.asarray(layout.labels())
         coords[dim] = (dim, labels, {"long_name": _long_name(dim)})
     if several:
         coords["replica"] = ("replica", np.arange(recorder.replicas), {"long_name": "replica"})
@@ -85,20 +101,21 @@ def to_dataset(
     return xr.Dataset(variables, coords, dict(attrs))
 
 
-def _parameter_labels(system: System, index: NDArray[np.int64]) -> NDArray[np.str_]:
-    if isinstance(system, BlockSystem) and system.model_forces is not None:
-        return np.asarray(system.model_forces.parameters.labels())
-    return index.astype(str)
+def _layouts(system: System) -> Mapping[str, ParameterLayout]:
+    """How named parameters lie in variables of the system, by the name of the axis."""
+    forces = system.model_forces if isinstance(system, BlockSystem) else None
+    return {} if forces is None else forces.layouts
 
 
 def final_state(system: System, z: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The full state by name, theta and m by parameter ('theta.weight'); one replica has no axis."""
-    model = system.model_forces if isinstance(system, BlockSystem) else None
+    layouts = _layouts(system)
     named: dict[str, Tensor] = {}
     for name, value in z.items():
         own = system.axes.get(name)
-        if model is not None and own is not None and own.dims == ("param",):
-            named |= {f"{name}.{part}": view for part, view in model.parameters.views(value).items()}
+        layout = None if own is None else layouts.get(own.dims[0])
+        if layout is not None:
+            named |= {f"{name}.{part}": view for part, view in layout.views(value).items()}
         else:
             named[name.replace(KEPT, "force.")] = value
     return {k: (v[0] if len(v) == 1 else v).contiguous().cpu().clone() for k, v in named.items()}

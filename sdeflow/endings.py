@@ -87,10 +87,10 @@ def not_finite(z: Mapping[str, Tensor]) -> dict[int, str]:
 
 
 def past_bound(observed: Mapping[str, NDArray[np.floating]], bound: float) -> dict[int, str]:
-    """The first of the loss and the kinetic energies that is past the bound or not a number, by replica."""
+    """The first of the loss and the energies that is past the bound or not a number, by replica."""
     found: dict[int, str] = {}
     for name, values in observed.items():
-        if name == "loss" or name.startswith("kinetic_"):
+        if name == "loss" or name.startswith(("kinetic_", "energy_")):
             for replica in np.flatnonzero(~(np.abs(values) <= bound)).tolist():
                 found.setdefault(
                     replica, f"{name} is {values[replica]:.3g}, past the bound of {bound:g} (run.bound)"

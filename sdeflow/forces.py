@@ -8,6 +8,7 @@ theta is one flat vector per replica; the model sees named views of it.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from math import prod
@@ -32,7 +33,47 @@ coordinates, and 3 times slower for 8 replicas of a decoder with 1.4 * 10^5 coor
 """
 
 
-class ModelForces:
+class Field(ABC):
+    """Forces that come with a model, which gives them a start, observables and names of parameters too.
+
+    data, particles   D, of a minibatch b, and N
+    layouts           how parameters lie in a variable, by the name of its axis
+    """
+
+    model: Model
+    data: int
+    particles: int
+
+    @property
+    @abstractmethod
+    def layouts(self) -> Mapping[str, ParameterLayout]: ...
+
+    @abstractmethod
+    def to(self, dtype: torch.dtype, device: torch.device) -> Field:
+        """The same forces on another device or in another precision."""
+
+    @abstractmethod
+    def on(self, index: Tensor) -> Field:
+        """The forces of a minibatch, data `index` [R, b]: X is [R, b, N, d], gradients of sums times D/b."""
+
+    @abstractmethod
+    def start(self, seed: int) -> State:
+        """Positions at the start of one replica, in float64."""
+
+    @abstractmethod
+    def __call__(self, t: float, z: State, names: Sequence[str]) -> dict[str, Tensor]:
+        """Forces on the blocks `names`."""
+
+    @abstractmethod
+    def observe(self, z: State) -> dict[str, Tensor]:
+        """Scalars to record, each [R]."""
+
+    @abstractmethod
+    def check(self, z: State) -> None:
+        """Tries the model's methods once; raises SdeflowError for what does not fit."""
+
+
+class ModelForces(Field):
     """Forces, start and observables of a model with N particles a datum.
 
     Positions are theta [R, p] and X [R, D, N, d], with d the size of `latent_shape`. Raises
@@ -62,12 +103,14 @@ class ModelForces:
         self._batch: Data = None  # of a minibatch its data, [R, b, ...]; else all replicas share the model's
         self._scale = 1.0
 
+    @property
+    def layouts(self) -> dict[str, ParameterLayout]:
+        return {"param": self.parameters}
+
     def to(self, dtype: torch.dtype, device: torch.device) -> ModelForces:
-        """The same forces on another device or in another precision."""
         return ModelForces(self.model.to(dtype, device), self.particles, _layout=self.parameters)
 
     def on(self, index: Tensor) -> ModelForces:
-        """The forces of a minibatch, data `index` [R, b]: X is [R, b, N, d], theta's force times D/b."""
         part = copy(self)
         part._batch = tree_map(lambda values: values[index], self.model.data)
         part.data = index.shape[1]

@@ -130,6 +130,11 @@ class HeldOut:
 def held_out_forces(system: System) -> ModelForces:
     """The forces on particles of the model's held-out data; raises SdeflowError where it has none."""
     forces = system.model_forces if isinstance(system, BlockSystem) else None
+    if forces is not None and not isinstance(forces, ModelForces):
+        raise SdeflowError(
+            f"a loss on held-out data needs a normalised log-joint, and that of {type(forces.model).__name__} "
+            "lacks log Z(alpha): remove [evaluate]; sdeflow.analysis.energy_evidence estimates it for a run"
+        )
     if forces is None:
         raise SdeflowError("a loss on held-out data needs a system made of a model")
     if forces.model.held_out is None:

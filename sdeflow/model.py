@@ -6,7 +6,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from types import FunctionType
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +73,7 @@ class Model(ABC):
         """More scalars to record beside the loss, by name; evaluated where a snapshot is taken."""
         return {}
 
-    def to(self, dtype: torch.dtype, device: torch.device) -> Model:
+    def to(self, dtype: torch.dtype, device: torch.device) -> Self:
         """A copy with every tensor and module attribute on `device`, its floating-point ones as `dtype`."""
         return moved(self, dtype, device)
 

@@ -34,6 +34,11 @@ class ParameterLayout:
             raise SdeflowError(f"parameters {self.shapes} were expected by name and shape, given {given}")
         return torch.cat([theta[name].reshape(-1) for name in self.shapes])
 
+    def part(self, prefix: str) -> ParameterLayout:
+        """The layout of the parameters whose names begin with a prefix, without it, on their own."""
+        chosen = {n.removeprefix(prefix): s for n, s in self.shapes.items() if n.startswith(prefix)}
+        return ParameterLayout({name: torch.empty(shape) for name, shape in chosen.items()})
+
     def labels(self) -> list[str]:
         """A name for each entry of the flat vector: 'weight[0,2]', or the bare name of a scalar."""
         labels: list[str] = []

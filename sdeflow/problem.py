@@ -22,7 +22,7 @@ from sdeflow.run import Run, compatible, resolve_device
 from sdeflow.sde import SDESystem
 from sdeflow.simulation import Solution, go_on
 from sdeflow.system import BlockSystem
-from sdeflow.systems import Motion, SystemDeclaration
+from sdeflow.systems import Declaration, Motion
 
 
 def build(config: Config) -> Run:
@@ -94,7 +94,7 @@ def _model_system(config: Config) -> BlockSystem:
 def _sde_system(config: Config) -> SDESystem:
     name = config.system.use
     sde = find("systems", name)
-    if isinstance(sde, SystemDeclaration) or isfunction(sde):
+    if isinstance(sde, Declaration) or isfunction(sde):
         raise SdeflowError(f"system '{name}' needs a model: add a [model] table with use = ...")
     for method in ("drift", "diffusion"):
         if not callable(getattr(sde, method, None)):

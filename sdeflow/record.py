@@ -120,7 +120,7 @@ class Recorder:
         self.norms: list[str] = []
         self.index: dict[str, NDArray[np.int64]] = {}
         for name, axes in system.axes.items():
-            if axes.dims == ("param",) and prod(axes.shape) > save.theta_max:
+            if axes.named and prod(axes.shape) > save.theta_max:
                 self.norms.append(name)
                 continue
             for dim, size in zip(axes.dims, axes.shape, strict=True):

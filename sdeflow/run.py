@@ -21,7 +21,7 @@ from sdeflow.integrator import Integrator
 from sdeflow.model import Model
 from sdeflow.record import Save
 from sdeflow.system import BlockSystem, System
-from sdeflow.systems import SystemDeclaration
+from sdeflow.systems import Declaration
 
 Scheme = str | Integrator | type[Integrator]
 
@@ -205,7 +205,7 @@ def _system(system: object) -> System:
         return system
     if hasattr(system, "drift") and hasattr(system, "diffusion"):
         raise SdeflowError(f"{type(system).__name__} is a plain SDE: give SDESystem(sde, h=...) instead")
-    if isinstance(system, Model | SystemDeclaration):
+    if isinstance(system, Model | Declaration):
         raise SdeflowError(
             "a system is a declaration with a model: mpgd(model, particles=..., theta=..., x=...)"
         )

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from sdeflow.forces import ModelForces
+    from sdeflow.forces import Field
     from sdeflow.noise import Channel
 
     State = dict[str, Tensor]
@@ -31,6 +31,11 @@ class Axes(NamedTuple):
 
     dims: tuple[str, ...]
     shape: tuple[int, ...]
+
+    @property
+    def named(self) -> bool:
+        """Whether this is a flat vector of parameters that have names."""
+        return len(self.dims) == 1 and self.dims[0].endswith("param")
 
 
 @runtime_checkable
@@ -74,7 +79,7 @@ class BlockSystem:
     """A system made of named blocks and the forces on them.
 
     forces(t, z, names) gives forces by block name; they need not come from one potential. A model's are
-    `sdeflow.forces.ModelForces`; any function will do, with `start` for the positions.
+    a `sdeflow.forces.Field`; any function will do, with `start` for the positions.
 
     h       the reference step: block b moves by b.rate * h of its own time in one step
     start   positions [*shape] by name, or a function of the seed that gives them (default: the forces')
@@ -83,7 +88,7 @@ class BlockSystem:
     def __init__(
         self,
         blocks: Sequence[Block],
-        forces: Callable[[float, State, Sequence[str]], dict[str, Tensor]] | ModelForces,
+        forces: Callable[[float, State, Sequence[str]], dict[str, Tensor]] | Field,
         *,
         h: float,
         start: Callable[[int], State] | State | None = None,
@@ -155,11 +160,11 @@ class BlockSystem:
         return {b.name: b.rate for b in self.blocks}
 
     @property
-    def model_forces(self) -> ModelForces | None:
+    def model_forces(self) -> Field | None:
         """The forces as those of a model, where they are."""
-        from sdeflow.forces import ModelForces
+        from sdeflow.forces import Field
 
-        return self.force_field if isinstance(self.force_field, ModelForces) else None
+        return self.force_field if isinstance(self.force_field, Field) else None
 
     def on(self, index: Tensor) -> BlockSystem:
         """The system of a minibatch: data `index` [R, b], with theta's force scaled by D/b.

@@ -26,8 +26,17 @@ RESERVED = {
     "particle",
     "latent",
     "param",
+    "alpha",
+    "m_alpha",
+    "beta",
+    "m_beta",
+    "Z",
+    "V",
+    "prior_particle",
+    "alpha_param",
+    "beta_param",
 }
-RESERVED_STARTS = ("time", "kinetic_", "force_")
+RESERVED_STARTS = ("time", "kinetic_", "force_", "energy_")
 SCORE_TOLERANCE = 0.01
 """Largest relative difference of an analytic score from automatic differentiation."""
 
