@@ -13,7 +13,7 @@ from sdeflow.model import Parameters
 
 
 class LinearEnergy(EnergyModel):
-    """U_alpha(x) = |x - alpha|^2 / 2,   y_i1 | x ~ N(x, s^2 I),   y_i2 | x ~ N(x + beta, s^2 I), latents in R^d.
+    """U_alpha(x) = |x - alpha|^2 / 2,  y_i1 | x ~ N(x, s^2 I),  y_i2 | x ~ N(x + beta, s^2 I), with x in R^d.
 
     Z(alpha) = (2 pi)^(d/2). Marginals y_i1 ~ N(alpha, (1 + s^2) I) and, where there is an offset beta,
     y_i2 ~ N(alpha + beta, (1 + s^2) I), of covariance I with each other. MLE: alpha the mean of the first
@@ -39,9 +39,7 @@ class LinearEnergy(EnergyModel):
         data_seed: int = 0,
     ) -> None:
         if data < 1 or latent < 1 or not noise > 0:
-            raise SdeflowError(
-                f"data, latent and noise must be positive, given {data}, {latent} and {noise}"
-            )
+            raise SdeflowError(f"data, latent and noise must be positive, given {data}, {latent} and {noise}")
         g = torch.Generator().manual_seed(data_seed)
         x = alpha_true + torch.randn(data, 1, latent, generator=g, dtype=torch.float64)
         spread = torch.randn(data, 2 if offset else 1, latent, generator=g, dtype=torch.float64)
@@ -60,6 +58,12 @@ class LinearEnergy(EnergyModel):
         if self.offset:
             gap = gap + (y[:, None, 1] - beta["offset"] - x).square()
         return self._constant - gap.sum(-1) / (2 * self.variance)
+
+    def sample_data(self, theta: Parameters, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Observations [n, m, d] of latents x [n, d]."""
+        means = torch.stack([x, x + theta["beta.offset"]] if self.offset else [x], 1)
+        noise = torch.randn(means.shape, generator=generator, dtype=means.dtype)
+        return means + self.variance**0.5 * noise
 
     def init_alpha(self, generator: torch.Generator) -> Parameters:
         return {"mean": torch.zeros(self.latent_shape)}

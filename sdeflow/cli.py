@@ -170,15 +170,18 @@ def fetch(
 
 @app.command()
 def sample(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run of an image model.")],
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
     n: Annotated[int, typer.Option("--n", help="Samples of the prior.")] = 64,
+    steps: Annotated[
+        int, typer.Option(help="Steps that the particles of a learned prior take from the run's last.")
+    ] = 100,
     seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
     replica: Annotated[int, typer.Option(help="Which replica's parameters.")] = 0,
 ) -> None:
-    """Decode samples of the prior and reconstruct data; writes two PNG grids into the run folder."""
+    """Sample the prior that a run has learned; writes samples.nc and pictures into the run folder."""
     from sdeflow.sample import sample as sample_run
 
-    for path in sample_run(folder, n=n, seed=seed, replica=replica):
+    for path in sample_run(folder, n=n, steps=steps, seed=seed, replica=replica):
         typer.echo(path)
 
 

@@ -92,8 +92,9 @@ def to_dataset(
         coords[f"time_{block}"] = ("time", step * (system.h * rate), about)
     layouts = _layouts(system)
     for dim, index in recorder.index.items():
-        layout = layouts.get(dim)
-        labels = index if layout is None else np.asarray(layout.labels())
+        labels = index.astype(str) if dim.endswith("param") else index
+        if dim in layouts:
+            labels = np.asarray(layouts[dim].labels())
         coords[dim] = (dim, labels, {"long_name": _long_name(dim)})
     if several:
         coords["replica"] = ("replica", np.arange(recorder.replicas), {"long_name": "replica"})

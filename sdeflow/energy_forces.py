@@ -27,9 +27,10 @@ from sdeflow.parameters import ParameterLayout
 
 
 class EnergyForces(Field):
-    """Forces, start and observables of an energy model: alpha [R, a], beta [R, b], X [R, D, N, d], Z [R, P, d].
+    """Forces, start and observables of an energy model.
 
-    Without parameters in the energy there is no alpha and no Z, and without any in the likelihood no beta.
+    Positions are alpha [R, a], beta [R, b], X [R, D, N, d] and Z [R, P, d]. Without parameters in the energy
+    there is no alpha and no Z, and without any in the likelihood no beta.
     Raises SdeflowError where the model does not give what it promises.
     """
 
@@ -66,7 +67,9 @@ class EnergyForces(Field):
 
     def to(self, dtype: torch.dtype, device: torch.device) -> EnergyForces:
         layout = self.posterior.parameters
-        return EnergyForces(self.model.to(dtype, device), self.particles, self._prior_particles, _layout=layout)
+        return EnergyForces(
+            self.model.to(dtype, device), self.particles, self._prior_particles, _layout=layout
+        )
 
     def on(self, index: Tensor) -> EnergyForces:
         part = copy(self)

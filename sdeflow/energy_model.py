@@ -9,6 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from sdeflow.errors import SdeflowError
 from sdeflow.model import Data, Model, Parameters
 
 ALPHA, BETA = "alpha.", "beta."
@@ -19,10 +20,10 @@ class EnergyModel(Model):
 
         p_theta(x, y_i) = p_beta(y_i | x) exp(-U_alpha(x)) / Z(alpha)
 
-    `energy` and `log_likelihood` are what a user states, with the parameters that `init_alpha` and `init_beta`
-    give. As a Model it has parameters 'alpha.NAME' and 'beta.NAME' and the log-joint without log Z(alpha).
-    Where `init_alpha` gives nothing the prior is fixed, and `energy` should be normalised: such a model is
-    an ordinary one, which every system takes.
+    A user states `energy` and `log_likelihood`, with parameters from `init_alpha` and `init_beta`. As a Model
+    it has parameters 'alpha.NAME' and 'beta.NAME', and the log-joint without log Z(alpha). Where `init_alpha`
+    gives nothing the prior is fixed, and `energy` should be normalised: such a model is an ordinary one, which
+    every system takes.
 
     Source: Marks, Wang, Akyildiz 2025, arXiv:2510.12311; Pang et al. 2020, arXiv:2006.08205.
     """

@@ -132,8 +132,8 @@ def held_out_forces(system: System) -> ModelForces:
     forces = system.model_forces if isinstance(system, BlockSystem) else None
     if forces is not None and not isinstance(forces, ModelForces):
         raise SdeflowError(
-            f"a loss on held-out data needs a normalised log-joint, and that of {type(forces.model).__name__} "
-            "lacks log Z(alpha): remove [evaluate]; sdeflow.analysis.energy_evidence estimates it for a run"
+            "a loss on held-out data needs a normalised log-joint, and that of "
+            f"{type(forces.model).__name__} lacks log Z(alpha): remove [evaluate]"
         )
     if forces is None:
         raise SdeflowError("a loss on held-out data needs a system made of a model")

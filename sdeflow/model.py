@@ -32,11 +32,12 @@ class Model(ABC):
     held_out: data of the same kind that the parameters are not to see, for a loss on them
     (`sdeflow.held_out`); None where there are none.
 
-    A model of images may say how they come about, for `sdeflow sample`:
+    A model may say how its data come about, for `sdeflow sample`, and one of images what they look like:
 
         image_shape                                           channels, height, width
         decode(theta, x) -> [n, pixels]                       images in [-1, 1] of x [n, *latent_shape]
         sample_prior(theta, n, generator) -> [n, *latent_shape]   latents from p_theta
+        sample_data(theta, x, generator) -> [n, ...]          observations of latents x [n, *latent_shape]
     """
 
     data: Data
@@ -48,6 +49,7 @@ class Model(ABC):
 
     decode: Any = None
     sample_prior: Any = None
+    sample_data: Any = None
     image_shape: tuple[int, int, int] | None = None
 
     @abstractmethod

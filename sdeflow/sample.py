@@ -1,87 +1,172 @@
-"""Pictures of what a run has learned: decoded samples of the prior, and reconstructions of the data."""
+"""Samples of a model that a run has learned: latents of its prior, what they are decoded to, and pictures."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+import xarray as xr
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sdeflow import durable
 from sdeflow.config import load_config
+from sdeflow.energy_forces import EnergyForces
 from sdeflow.errors import RunError, SdeflowError
-from sdeflow.folder import CONFIG, FINAL
+from sdeflow.folder import CONFIG, FINAL, open_run
+from sdeflow.forces import Field
+from sdeflow.model import Model
 from sdeflow.noise import generator
+from sdeflow.parts import encode
+from sdeflow.pictures import write_grid, write_planar
+from sdeflow.prior import continued
 from sdeflow.problem import build
+from sdeflow.provenance import stamp
 from sdeflow.system import BlockSystem
 
-SAMPLES, RECONSTRUCTIONS = "samples.png", "reconstructions.png"
+SAMPLES, RECONSTRUCTIONS, VALUES = "samples.png", "reconstructions.png", "samples.nc"
+CLOUDS = 4
+"""Pictures of the prior particles over time."""
 
 
-def sample(run: Path, *, n: int = 64, seed: int = 0, replica: int = 0) -> list[Path]:
-    """Writes two pictures into a run folder and gives their paths.
+@dataclass(frozen=True)
+class Learned:
+    """What a run has learned: its system on the CPU, and of one replica the parameters and the last state."""
 
-    samples.png           n latents drawn from the prior p_theta, decoded
-    reconstructions.png   16 data spread evenly, each above the mean of its particles' decoded images
+    system: BlockSystem
+    forces: Field
+    theta: dict[str, Tensor]
+    state: dict[str, Tensor]
 
-    Raises SdeflowError for a folder that is no run with its configuration, a model without pictures, or
-    fewer replicas than asked for; RunError for a state that cannot be read.
+    @property
+    def model(self) -> Model:
+        return self.forces.model
+
+
+def learned(run: Path, replica: int = 0) -> Learned:
+    """Reads a run folder.
+
+    Raises SdeflowError for a folder that is no run with its configuration, a system without a model, or fewer
+    replicas than asked for; RunError for a state that cannot be read.
     """
     for name in (CONFIG, FINAL):
         if not (run / name).is_file():
             raise SdeflowError(
                 f"{run} has no {name}: give the folder of a run that 'sdeflow run' has written"
             )
-    if n < 1:
-        raise SdeflowError(f"n must be at least 1, given {n}")
     config = load_config(run / CONFIG)
     system = build(config).system
-    forces = system.model_forces if isinstance(system, BlockSystem) else None
-    shape = None if forces is None else forces.model.image_shape
-    if forces is None or shape is None or not (forces.model.decode and forces.model.sample_prior):
-        raise SdeflowError(
-            f"the model of {run} makes no pictures: it has no decode, sample_prior and image_shape"
-        )
+    if not isinstance(system, BlockSystem) or system.model_forces is None:
+        raise SdeflowError(f"{run} is of a system without a model: there is nothing to sample")
     if not 0 <= replica < config.run.replicas:
         raise SdeflowError(f"replica must lie in 0..{config.run.replicas - 1}, given {replica}")
     try:
-        state = load_file(run / FINAL)
+        stored = load_file(run / FINAL)
     except (OSError, SafetensorError) as error:
         raise RunError(f"{run / FINAL} cannot be read: {error}") from error
     if config.run.replicas > 1:
-        state = {name: value[replica] for name, value in state.items()}
+        stored = {name: value[replica] for name, value in stored.items()}
+    system = system.to(stored["X"].dtype, torch.device("cpu"))
+    assert system.model_forces is not None
+    state, layouts = {}, system.model_forces.layouts
+    for name, axes in system.axes.items():
+        layout = layouts.get(axes.dims[0])
+        state[name] = (
+            stored[name]
+            if layout is None
+            else layout.flatten({part: stored[f"{name}.{part}"] for part in layout.shapes})
+        )
+    positions = tuple(f"{b.position}." for b in system.parameters)
+    theta = {name: v for name, v in stored.items() if name.startswith(positions)}
+    theta = {name.removeprefix("theta."): v for name, v in theta.items()}
+    return Learned(system, system.model_forces, theta, state)
 
-    model = forces.model.to(state["X"].dtype, torch.device("cpu"))
-    theta = {name.removeprefix("theta."): v for name, v in state.items() if name.startswith("theta.")}
+
+def sample(run: Path, *, n: int = 64, steps: int = 100, seed: int = 0, replica: int = 0) -> list[Path]:
+    """Writes samples of the prior into a run folder, and pictures; gives their paths.
+
+    samples.nc            n latents of p_theta, and where the model can, observations drawn for them
+    samples.png           of images: the latents decoded; of points in the plane: data and observations, and
+                          the prior's latents over the run
+    reconstructions.png   of images: 16 data spread evenly, each above the mean of its particles decoded
+
+    steps   of the particles of a learned energy-based prior, from where the run left them
+
+    Raises as `learned`, and SdeflowError for a model that cannot be sampled.
+    """
+    if n < 1 or steps < 0:
+        raise SdeflowError(f"n must be at least 1 and steps at least 0, given {n} and {steps}")
+    found = learned(run, replica)
+    model, forces, theta = found.model, found.forces, found.theta
+    with_energy = isinstance(forces, EnergyForces) and forces.prior is not None
+    if not with_energy and not model.sample_prior:
+        raise SdeflowError(
+            f"the model of {run} cannot be sampled, and makes no pictures: it has no sample_prior"
+        )
     with torch.no_grad():
-        latents = model.sample_prior(theta, n, generator(seed, "samples")).to(state["X"].dtype)
-        samples = model.decode(theta, latents).reshape(-1, *shape)
-        index = torch.linspace(0, forces.data - 1, min(16, forces.data)).round().long()
-        particles = state["X"][index].view(len(index) * forces.particles, *model.latent_shape)
-        means = model.decode(theta, particles).reshape(len(index), forces.particles, *shape).mean(1)
+        if with_energy:
+            latents = continued(found.system, found.state, n, steps, seed)
+        else:
+            latents = model.sample_prior(theta, n, generator(seed, "samples"))
+        latents = latents.reshape(n, *model.latent_shape).to(found.state["X"].dtype)
+        observed = (
+            model.sample_data(theta, latents, generator(seed, "samples", "y")) if model.sample_data else None
+        )
+    arrays = {"x": latents.flatten(1)} | ({} if observed is None else {"y": observed.flatten(1)})
+    axes = {"x": "latent", "y": "coordinate"}
+    dataset = xr.Dataset(
+        {name: (("sample", axes[name]), value.numpy()) for name, value in arrays.items()},
+        attrs={
+            "run": run.name,
+            "steps": steps if with_energy else 0,
+            "seed": seed,
+            "history": stamp("sampled"),
+        },
+    )
+    durable.write(run / VALUES, encode(dataset))
+    written = [run / VALUES]
+    if model.image_shape is not None and model.decode:
+        return [*written, *_images(run, found, latents)]
+    if observed is not None and observed.flatten(1).shape[1] == 2:
+        written.append(_planar(run, found, observed, replica))
+    return written
+
+
+def _images(run: Path, found: Learned, latents: Tensor) -> list[Path]:
+    model, shape, x = found.model, found.model.image_shape, found.state["X"]
+    assert shape is not None
+    data, particles = x.shape[:2]
+    index = torch.linspace(0, data - 1, min(16, data)).round().long()
+    with torch.no_grad():
+        samples = model.decode(found.theta, latents).reshape(-1, *shape)
+        chosen = x[index].reshape(len(index) * particles, *model.latent_shape)
+        means = model.decode(found.theta, chosen).reshape(len(index), particles, *shape).mean(1)
+    write_grid(run / SAMPLES, samples, columns=max(1, round(len(samples) ** 0.5)))
     pairs = torch.cat([model.data[index].reshape(-1, *shape), means])
-    _write(run / SAMPLES, grid(samples, columns=max(1, round(n**0.5))))
-    _write(run / RECONSTRUCTIONS, grid(pairs, columns=len(index)))
+    write_grid(run / RECONSTRUCTIONS, pairs, columns=len(index))
     return [run / SAMPLES, run / RECONSTRUCTIONS]
 
 
-def grid(images: Tensor, columns: int) -> NDArray[np.uint8]:
-    """Images [n, 1 or 3, h, w] in [-1, 1] as one picture [H, W, 3], row by row with a line between."""
-    n, _, height, width = images.shape
-    rows = -(-n // columns)
-    picture = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1, 3), 255, np.uint8)
-    pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).expand(n, 3, height, width)
-    for i, image in enumerate(pixels.permute(0, 2, 3, 1).numpy()):
-        top, left = i // columns * (height + 1), i % columns * (width + 1)
-        picture[top : top + height, left : left + width] = image
-    return picture
+def _planar(run: Path, found: Learned, observed: Tensor, replica: int) -> Path:
+    """Data and samples; where latents are in the plane, the prior particles over time on the last density."""
+    clouds = {}
+    forces, energy = found.forces, None
+    if isinstance(forces, EnergyForces) and forces.prior is not None and forces.posterior.latent == 2:
+        trajectory = open_run(run)
+        if "Z" in trajectory:
+            z = trajectory["Z"]
+            z = z.isel(replica=replica) if "replica" in z.dims else z
+            at = np.unique(np.linspace(0, z.sizes["time"] - 1, CLOUDS).round().astype(int))
+            clouds = {f"prior, step {int(z.step[i]):,}": z.isel(time=i).to_numpy() for i in at}
 
+        def energy(points: np.ndarray) -> np.ndarray:
+            x = torch.from_numpy(points).to(found.state["X"].dtype).view(-1, *found.model.latent_shape)
+            with torch.no_grad():
+                return forces.model.energy(forces.parameters["alpha"].views(found.state["alpha"]), x).numpy()
 
-def _write(path: Path, picture: NDArray[np.uint8]) -> None:
-    from matplotlib.image import imsave
-
-    zoom = max(1, 800 // picture.shape[1])
-    imsave(path, picture.repeat(zoom, axis=0).repeat(zoom, axis=1))
+    data = found.model.data.flatten(1).numpy()
+    write_planar(run / SAMPLES, data, observed.flatten(1).numpy(), clouds, energy)
+    return run / SAMPLES

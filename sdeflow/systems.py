@@ -160,7 +160,14 @@ class EnergySystemDeclaration(Declaration):
         latent = forces.posterior.latent
         cloud = Axes(("datum", "particle", "latent"), (forces.data, particles, latent))
         blocks = [
-            block(name, name, f"m_{name}", Axes((f"{name}_param",), (layout.size,)), "parameters", self.parameters)
+            block(
+                name,
+                name,
+                f"m_{name}",
+                Axes((f"{name}_param",), (layout.size,)),
+                "parameters",
+                self.parameters,
+            )
             for name, layout in forces.parameters.items()
         ]
         blocks.append(block("x", "X", "U", cloud, "particles", self.particles))
