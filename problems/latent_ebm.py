@@ -19,8 +19,8 @@ from sdeflow.model import Parameters
 class LatentEBM(EnergyModel):
     """U_alpha(x) = |x|^2/2 + d log(2 pi)/2 - f_alpha(x),   y_i | x_i ~ N(g_beta(x_i), sigma^2 I).
 
-    f and g are multilayer perceptrons with SiLUs between their linear layers; an empty list of hidden layers
-    makes g affine. With `energy_hidden` empty f is 0: the prior is N(0, I), and has nothing to learn.
+    f and g are multilayer perceptrons with SiLUs between their linear layers. With `energy_hidden` empty f
+    is 0: the prior is N(0, I), and has nothing to learn.
 
     dataset         'mixture' (8 Gaussians on a circle), 'rings' (two circles), 'moons' (two half circles):
                     points in the plane of mean 0 and mean square 1 a coordinate; 'digits': images of 8 x 8
@@ -28,7 +28,9 @@ class LatentEBM(EnergyModel):
     held_out        as many more that are not learned, for comparisons with samples of the model
     latent          d
     energy_hidden   widths of f's hidden layers
-    decoder_hidden  widths of g's
+    gain            factor on f's first layer at its start: the larger, the finer its features
+    decoder         'identity': g(x) = x, nothing to learn; 'affine'; or 'mlp'
+    decoder_hidden  widths of an mlp's hidden layers
     sigma           standard deviation of an observation about g
 
     Source of the model class: Pang et al. 2020, arXiv:2006.08205; of its training here: Marks, Wang,
@@ -42,7 +44,9 @@ class LatentEBM(EnergyModel):
         held_out: int = 1000,
         latent: int = 2,
         energy_hidden: Sequence[int] = (64, 64),
-        decoder_hidden: Sequence[int] = (),
+        gain: float = 4.0,
+        decoder: Literal["identity", "affine", "mlp"] = "identity",
+        decoder_hidden: Sequence[int] = (64, 64),
         sigma: float = 0.1,
         data_seed: int = 0,
     ) -> None:
@@ -50,8 +54,8 @@ class LatentEBM(EnergyModel):
             raise SdeflowError(f"dataset must be digits or one of {', '.join(PLANAR)}, given {dataset!r}")
         if min(points, latent, *energy_hidden, *decoder_hidden) < 1 or held_out < 0:
             raise SdeflowError("points, latent and widths of layers must be at least 1, held_out at least 0")
-        if not sigma > 0:
-            raise SdeflowError(f"sigma must be positive, given {sigma}")
+        if not sigma > 0 or not gain > 0:
+            raise SdeflowError(f"sigma and gain must be positive, given {sigma} and {gain}")
         y = (
             _digits(points + held_out)
             if dataset == "digits"
@@ -62,9 +66,17 @@ class LatentEBM(EnergyModel):
             self.held_out = y[points:]
         self.image_shape = (1, 8, 8) if dataset == "digits" else None
         self.latent_shape = (latent,)
-        self.sigma = sigma
+        self.sigma, self.gain = sigma, gain
         self._energy_widths = [latent, *energy_hidden, 1] if energy_hidden else []
-        self._decoder_widths = [latent, *decoder_hidden, y.shape[1]]
+        if decoder not in ("identity", "affine", "mlp"):
+            raise SdeflowError(f"decoder must be identity, affine or mlp, given {decoder!r}")
+        if decoder == "identity" and latent != y.shape[1]:
+            raise SdeflowError(
+                f"an identity decodes {latent} coordinates to as many, and data have {y.shape[1]}: "
+                "give latent or decoder"
+            )
+        hidden = decoder_hidden if decoder == "mlp" else ()
+        self._decoder_widths = [] if decoder == "identity" else [latent, *hidden, y.shape[1]]
         # the structure of the networks counts; the values come with theta
         self.f, self.g = self._new_f(), _network(self._decoder_widths)
         self._prior_constant = latent * log(2 * pi) / 2
@@ -72,19 +84,26 @@ class LatentEBM(EnergyModel):
 
     def _new_f(self) -> nn.Sequential:
         """f without a constant, which no energy needs."""
-        return _network(self._energy_widths, constant=False)
+        network = _network(self._energy_widths, constant=False)
+        with torch.no_grad():
+            for parameter in network[:1].parameters():
+                parameter *= self.gain
+        return network
 
     def energy(self, alpha: Parameters, x: Tensor) -> Tensor:
         gaussian = x.square().sum(-1) / 2 + self._prior_constant
         return gaussian - functional_call(self.f, dict(alpha), (x,)).squeeze(-1) if alpha else gaussian
 
     def log_likelihood(self, beta: Parameters, x: Tensor, y: Tensor) -> Tensor:
-        misfit = (y[:, None] - functional_call(self.g, dict(beta), (x,))).square().sum(-1)
+        misfit = (y[:, None] - self._g(beta, x)).square().sum(-1)
         return self._likelihood_constant - misfit / (2 * self.sigma**2)
 
     def decode(self, theta: Parameters, x: Tensor) -> Tensor:
         """g_beta(x), latents [..., d] to observations [..., coordinates]."""
-        return functional_call(self.g, part(theta, BETA), (x,))
+        return self._g(part(theta, BETA), x)
+
+    def _g(self, beta: Parameters, x: Tensor) -> Tensor:
+        return functional_call(self.g, dict(beta), (x,)) if beta else x
 
     def sample_prior(self, theta: Parameters, n: int, generator: torch.Generator) -> Tensor:
         """n latents [n, d] from N(0, I): the prior where f is 0."""
@@ -98,8 +117,8 @@ class LatentEBM(EnergyModel):
     def init_alpha(self, generator: torch.Generator) -> Parameters | nn.Module:
         return self._new_f() if self._energy_widths else {}
 
-    def init_beta(self, generator: torch.Generator) -> nn.Module:
-        return _network(self._decoder_widths)
+    def init_beta(self, generator: torch.Generator) -> Parameters | nn.Module:
+        return _network(self._decoder_widths) if self._decoder_widths else {}
 
     def observables(self, theta: Parameters, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         """reconstruction_error: mean squared error of a coordinate of the particles' average observation."""
@@ -112,9 +131,9 @@ def planar(dataset: str, n: int, seed: int) -> Tensor:
 
 
 def _mixture(n: int, g: torch.Generator) -> Tensor:
-    """8 Gaussians of standard deviation 0.1 on a circle."""
+    """8 Gaussians of standard deviation 0.25 on a circle."""
     angle = 2 * pi / 8 * torch.randint(8, (n,), generator=g)
-    return sqrt(2 * 0.99) * _circle(angle) + 0.1 * _normal(n, g)
+    return sqrt(2 * (1 - 0.25**2)) * _circle(angle) + 0.25 * _normal(n, g)
 
 
 def _rings(n: int, g: torch.Generator) -> Tensor:

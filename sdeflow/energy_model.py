@@ -22,8 +22,8 @@ class EnergyModel(Model):
 
     A user states `energy` and `log_likelihood`, with parameters from `init_alpha` and `init_beta`. As a Model
     it has parameters 'alpha.NAME' and 'beta.NAME', and the log-joint without log Z(alpha). Where `init_alpha`
-    gives nothing the prior is fixed, and `energy` should be normalised: such a model is an ordinary one, which
-    every system takes.
+    gives nothing the prior is fixed, and `energy` should be normalised: such a model is an ordinary one,
+    for every system.
 
     Source: Marks, Wang, Akyildiz 2025, arXiv:2510.12311; Pang et al. 2020, arXiv:2006.08205.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,34 +39,39 @@ def write_grid(path: Path, images: Tensor, columns: int) -> None:
     imsave(path, picture.repeat(zoom, axis=0).repeat(zoom, axis=1))
 
 
-def write_planar(
-    path: Path,
-    data: Points,
-    samples: Points,
-    latents: Mapping[str, Points] | None = None,
-    energy: Callable[[Points], Points] | None = None,
-) -> None:
-    """Draws points in the plane: data and samples of the model [n, 2], and below them, where latents are
-    points in the plane too, clouds of them by title over the energy [n] of points [n, 2]."""
+@dataclass(frozen=True)
+class Latents:
+    """Latents in the plane: pooled particles of the data, prior particles by title, and the energy.
+
+    energy   U [n] of points [n, 2]
+    """
+
+    posterior: Points
+    prior: Mapping[str, Points]
+    energy: Callable[[Points], Points]
+
+
+def write_planar(path: Path, data: Points, samples: Points, latents: Latents | None = None) -> None:
+    """Draws data and samples of a model, points [n, 2], and the latents behind them where there are any."""
     from matplotlib.figure import Figure
 
-    latents = latents or {}
-    columns = max(2, len(latents))
-    figure = Figure(figsize=(2.6 * columns, 2.75 * (2 if latents else 1)), layout="constrained")
-    panels = figure.subplots(2 if latents else 1, columns, squeeze=False)
-    reach = 1.1 * float(np.abs(data).max())
-    for panel, title, points in zip(
-        panels[0], ("data", "samples of the model"), (data, samples), strict=False
-    ):
-        _scatter(panel, title, points, reach)
-    for panel in panels[0, 2:]:
-        panel.axis("off")
-    if latents:
-        reach = 1.1 * max(float(np.quantile(np.abs(cloud), 0.999)) for cloud in latents.values())
-        for panel, (title, cloud) in zip(panels[1], latents.items(), strict=False):
-            if energy is not None:
-                _surface(panel, energy, reach)
-            _scatter(panel, title, cloud, reach, colour="white" if energy is not None else "C0")
+    columns = 2 if latents is None else 4
+    rows = 1 if latents is None else 2
+    figure = Figure(figsize=(2.6 * columns, 2.75 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False)
+    reach = 1.15 * float(np.abs(data).max())
+    _scatter(panels[0, 0], "data", data, reach)
+    _scatter(panels[0, 1], "samples of the model", samples, reach)
+    if latents is not None:
+        clouds = [latents.posterior, *latents.prior.values()]
+        reach = 1.15 * max(float(np.quantile(np.abs(cloud), 0.999)) for cloud in clouds)
+        _scatter(panels[0, 2], "latents: posterior particles", latents.posterior, reach)
+        _surface(panels[0, 3], latents.energy, reach)
+        panels[0, 3].set_title("learned prior exp(−U)/Z", fontsize="medium")
+        for panel, (title, cloud) in zip(panels[1], latents.prior.items(), strict=False):
+            _scatter(panel, title, cloud, reach, colour="C1")
+        for panel in panels[1, len(latents.prior) :]:
+            panel.axis("off")
     figure.savefig(path, dpi=150)
 
 
@@ -86,5 +92,5 @@ def _surface(panel: Axes, energy: Callable[[Points], Points], reach: float) -> N
         extent=(-reach, reach, -reach, reach),
         origin="lower",
         cmap="viridis",
-        aspect="auto",
     )
+    panel.tick_params(labelsize="x-small")

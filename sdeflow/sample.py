@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import xarray as xr
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -21,7 +22,7 @@ from sdeflow.forces import Field
 from sdeflow.model import Model
 from sdeflow.noise import generator
 from sdeflow.parts import encode
-from sdeflow.pictures import write_grid, write_planar
+from sdeflow.pictures import Latents, write_grid, write_planar
 from sdeflow.prior import continued
 from sdeflow.problem import build
 from sdeflow.provenance import stamp
@@ -151,22 +152,26 @@ def _images(run: Path, found: Learned, latents: Tensor) -> list[Path]:
 
 
 def _planar(run: Path, found: Learned, observed: Tensor, replica: int) -> Path:
-    """Data and samples; where latents are in the plane, the prior particles over time on the last density."""
-    clouds = {}
-    forces, energy = found.forces, None
-    if isinstance(forces, EnergyForces) and forces.prior is not None and forces.posterior.latent == 2:
-        trajectory = open_run(run)
-        if "Z" in trajectory:
-            z = trajectory["Z"]
-            z = z.isel(replica=replica) if "replica" in z.dims else z
-            at = np.unique(np.linspace(0, z.sizes["time"] - 1, CLOUDS).round().astype(int))
-            clouds = {f"prior, step {int(z.step[i]):,}": z.isel(time=i).to_numpy() for i in at}
-
-        def energy(points: np.ndarray) -> np.ndarray:
-            x = torch.from_numpy(points).to(found.state["X"].dtype).view(-1, *found.model.latent_shape)
-            with torch.no_grad():
-                return forces.model.energy(forces.parameters["alpha"].views(found.state["alpha"]), x).numpy()
-
     data = found.model.data.flatten(1).numpy()
-    write_planar(run / SAMPLES, data, observed.flatten(1).numpy(), clouds, energy)
+    write_planar(run / SAMPLES, data, observed.flatten(1).numpy(), _latents(run, found, replica))
     return run / SAMPLES
+
+
+def _latents(run: Path, found: Learned, replica: int) -> Latents | None:
+    """What there is to see of latents in the plane whose prior was learned."""
+    forces, x = found.forces, found.state["X"]
+    trajectory = open_run(run)
+    if not isinstance(forces, EnergyForces) or x.shape[-1] != 2 or "Z" not in trajectory:
+        return None
+    alpha = forces.parameters["alpha"].views(found.state["alpha"])
+
+    def energy(points: NDArray[np.floating]) -> NDArray[np.floating]:
+        at = torch.from_numpy(points).to(x.dtype).view(-1, *found.model.latent_shape)
+        with torch.no_grad():
+            return forces.model.energy(alpha, at).numpy()
+
+    z = trajectory["Z"]
+    z = z.isel(replica=replica) if "replica" in z.dims else z
+    at = np.unique(np.linspace(0, z.sizes["time"] - 1, CLOUDS).round().astype(int))
+    prior = {f"prior particles, step {int(z.step[i]):,}": z.isel(time=i).to_numpy() for i in at}
+    return Latents(x.flatten(0, 1).numpy(), prior, energy)
