@@ -413,7 +413,9 @@ def test_evidence_of_the_linear_model_is_the_closed_form() -> None:
 
 def test_evidence_of_a_neural_energy_is_the_quadrature() -> None:
     """log Z and log p(y) in the plane on a fine grid, 5 data: within 4 of the estimate's standard errors."""
-    model = LatentEBM(**(SMALL | {"points": 5, "sigma": 0.3, "gain": 1.5})).to(torch.float64, torch.device("cpu"))
+    model = LatentEBM(**(SMALL | {"points": 5, "sigma": 0.3, "gain": 1.5})).to(
+        torch.float64, torch.device("cpu")
+    )
     theta = {f"alpha.{k}": v.double() for k, v in model.f.named_parameters()}
     axis = torch.linspace(-7, 7, 701, dtype=torch.float64)
     points = torch.cartesian_prod(axis, axis)
