@@ -14,10 +14,10 @@ import numpy as np
 import xarray as xr
 
 from sdeflow.analysis.compare import Entry, Row
+from sdeflow.analysis.convergence import curve
 from sdeflow.units import duration
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 STYLE = """
@@ -95,7 +95,8 @@ def curves(entries: Sequence[Entry], series: Callable[[Entry], xr.DataArray | No
             continue
         scales = (1.0, float(entry.evaluations), entry.seconds_a_step)
         for panel, scale in zip(panels, scales, strict=True):
-            _curve(panel, values, scale, entry.label, f"C{number}")
+            later = values.isel(time=slice(1, None))  # at no cost the log axes have no place
+            curve(panel, later, entry.label, colour=f"C{number}", scale=scale, positive=True)
     for panel, name in zip(panels, AXES, strict=True):
         panel.set(xlabel=name, yscale="log", xscale="linear" if name == "steps" else "log")
         panel.spines[["top", "right"]].set_visible(False)
@@ -130,18 +131,6 @@ def against(rows: Sequence[Row]) -> Figure:
     panel.spines[["top", "right"]].set_visible(False)
     panel.legend(frameon=False, fontsize="small")
     return figure
-
-
-def _curve(panel: Axes, values: xr.DataArray, scale: float, label: str, colour: str) -> None:
-    """Mean and range over replicas, but for the start, which has no place on a logarithmic axis."""
-    wide = values if "replica" in values.dims else values.expand_dims("replica", axis=1)
-    y = wide.transpose("time", "replica").to_numpy()[1:]
-    x = values["step"].to_numpy()[1:] * scale
-    shown = np.isfinite(y).all(1) & (y.mean(1) > 0)
-    mean, low, high = (np.where(shown, part, np.nan) for part in (y.mean(1), y.min(1), y.max(1)))
-    if y.shape[1] > 1:
-        panel.fill_between(x, np.where(low > 0, low, mean), high, color=colour, alpha=0.2, lw=0)
-    panel.plot(x, mean, color=colour, lw=1.4, label=label)
 
 
 def _loss(entry: Entry) -> xr.DataArray | None:
