@@ -77,7 +77,8 @@ def page(
 _RATES = (
     "Rates are of the error, per step, in units of 10⁻³: the error falls by exp(−rate) a step, E − E* by its "
     "square. Fitted: to theta's way to its limit, mean over replicas with standard error. Predicted: from "
-    "the spectrum of the scheme's own step near the equilibrium."
+    "the spectrum of the scheme's own step near the equilibrium. Underdamped: theta turns by a radian or "
+    "more within an e-fold."
 )
 _LOSS = "Mean over replicas; the band is their range."
 _ENERGY = "From the particles' moments; below the noise of the estimate the curve means nothing."
@@ -168,6 +169,8 @@ def _table(rows: Sequence[Row]) -> str:
         "ended",
         "fitted",
         "predicted",
+        "regime",
+        "turns a 1000 steps",
         "fitted per gradient",
         "e-folds a second",
         "loss",
@@ -175,21 +178,29 @@ def _table(rows: Sequence[Row]) -> str:
     )
     lines = ["<tr>" + "".join(f"<th>{name}</th>" for name in head) + "</tr>"]
     for row in rows:
-        rate = None if row.fitted is None else row.fitted.mean
+        turns = None if row.frequency is None else 1e3 * row.frequency.mean / (2 * np.pi)
         label, ended, fitted, predicted, loss, told = plain_cells(row)
         cells = [
             escape(label),
             ended,
             fitted,
             predicted,
-            "" if rate is None else f"{1e3 * rate / row.evaluations:.3f}",
-            "" if rate is None else f"{rate / row.seconds_a_step:.2f}",
+            row.regime,
+            "" if turns is None else f"{turns:.3g}",
+            *("" if np.isnan(rate) else told for rate, told in _per(row)),
             loss,
         ]
         note = f"<td class=note>{escape(told)}</td>"
         bad = "" if row.retcode == "success" else " class=bad"
         lines.append(f"<tr{bad}>" + "".join(f"<td>{cell}</td>" for cell in cells) + note + "</tr>")
     return f"<div class=scroll><table>{''.join(lines)}</table></div>"
+
+
+def _per(row: Row) -> list[tuple[float, str]]:
+    """The fitted rate per gradient evaluation and per second, as told."""
+    evaluation = row.fitted_per(1 / max(1, row.evaluations))[0]
+    second = row.fitted_per(1 / row.seconds_a_step)[0]
+    return [(evaluation, f"{1e3 * evaluation:.3f}"), (second, f"{second:.2f}")]
 
 
 def _rate(rate: float) -> str:
