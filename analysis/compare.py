@@ -192,9 +192,8 @@ def joined(
         ("second", [1 / row.seconds_a_step for row in found]),
     ):
         pairs = [row.fitted_per(step) for row, step in zip(found, steps, strict=True)]
-        columns[f"fitted_rate_per_{unit}"], columns[f"fitted_rate_per_{unit}_error"] = map(
-            list, zip(*pairs, strict=True)
-        )
+        rates, errors = zip(*pairs, strict=True)
+        columns[f"fitted_rate_per_{unit}"], columns[f"fitted_rate_per_{unit}_error"] = [*rates], [*errors]
         columns[f"predicted_rate_per_{unit}"] = [r.predicted * s for r, s in zip(found, steps, strict=True)]
     return whole.assign({name: ("integrator", np.asarray(values)) for name, values in columns.items()})
 
