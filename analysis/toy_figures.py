@@ -48,11 +48,13 @@ class Experiment(NamedTuple):
     panels: Mapping[str, Mapping[str, Choice]]
 
 
-def _grid(variants: Mapping[str, str], **by: tuple[str, ...]) -> dict[str, dict[str, Choice]]:
-    """A panel for each variant, by title; a curve for each system or integrator."""
-    ((what, names),) = by.items()
+def _grid(
+    variants: Mapping[str, str], *, system: Sequence[str] = (), integrator: Sequence[str] = ()
+) -> dict[str, dict[str, Choice]]:
+    """A panel for each variant, by title; a curve for each system, or for each integrator."""
     return {
-        title: {name: Choice(variant=variant)._replace(**{what: name}) for name in names}
+        title: {name: Choice(variant, system=name) for name in system}
+        | {name: Choice(variant, integrator=name) for name in integrator}
         for title, variant in variants.items()
     }
 
