@@ -33,4 +33,4 @@ def posterior_w2(dataset: xr.Dataset, model: Hierarchical) -> xr.DataArray:
     spread = x.std("particle", ddof=1) - v**0.5
     squares: xr.DataArray = (shift**2 + spread**2).sum(("datum", "latent"), skipna=False)
     steps = {name: dataset[name] for name in ("step",) if name in dataset.coords}
-    return np.sqrt(squares).rename("posterior_w2").assign_coords(steps)
+    return (squares**0.5).rename("posterior_w2").assign_coords(steps)
