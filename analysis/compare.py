@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mode
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from sdeflow import durable
 from sdeflow.analysis.free_energy import energy_along, toy_minimum
-from sdeflow.analysis.rates import Interval, fit_decay, over_replicas
+from sdeflow.analysis.rates import Decay, Interval, fit_decay, over_replicas
 from sdeflow.analysis.stability import State, contraction, equilibrium
 from sdeflow.catalogue import integrator_named
 from sdeflow.config import parse_config
@@ -65,6 +66,8 @@ class Row(NamedTuple):
 
     loss        at the end
     fitted      over replicas, from theta's way to its limit
+    frequency   of its oscillation, radians a step, likewise; 0 where it does not oscillate
+    regime      'underdamped' or 'overdamped', as most replicas are (sdeflow.analysis.rates)
     predicted   -log of the contraction of the scheme's step near the equilibrium
     """
 
@@ -76,6 +79,14 @@ class Row(NamedTuple):
     fitted: Interval | None
     predicted: float
     note: str
+    frequency: Interval | None = None
+    regime: str = ""
+
+    def fitted_per(self, steps: float) -> tuple[float, float]:
+        """The fitted rate and its standard error per so many steps; NaN where there is none."""
+        return (
+            (np.nan, np.nan) if self.fitted is None else (self.fitted.mean * steps, self.fitted.error * steps)
+        )
 
 
 def open_entries(folders: Sequence[Path]) -> list[Entry]:
@@ -171,8 +182,19 @@ def joined(
         "fitted_rate": [row.fitted.mean if row.fitted else np.nan for row in found],
         "fitted_rate_error": [row.fitted.error if row.fitted else np.nan for row in found],
         "predicted_rate": [row.predicted for row in found],
+        "fitted_frequency": [row.frequency.mean if row.frequency else np.nan for row in found],
+        "fitted_frequency_error": [row.frequency.error if row.frequency else np.nan for row in found],
+        "regime": [row.regime for row in found],
         "note": [row.note for row in found],
     }
+    for unit, steps in (
+        ("gradient_evaluation", [1 / max(1, row.evaluations) for row in found]),
+        ("second", [1 / row.seconds_a_step for row in found]),
+    ):
+        pairs = [row.fitted_per(step) for row, step in zip(found, steps, strict=True)]
+        rates, errors = zip(*pairs, strict=True)
+        columns[f"fitted_rate_per_{unit}"], columns[f"fitted_rate_per_{unit}_error"] = [*rates], [*errors]
+        columns[f"predicted_rate_per_{unit}"] = [r.predicted * s for r, s in zip(found, steps, strict=True)]
     return whole.assign({name: ("integrator", np.asarray(values)) for name, values in columns.items()})
 
 
@@ -194,14 +216,17 @@ def _row(entry: Entry, system: BlockSystem | None, z: State | None, why: str) ->
             predicted = -float(np.log(contraction(system, scheme, z)))
     else:
         notes.append(why)
-    fitted = None
+    fitted, frequency, regime = None, None, ""
     if entry.retcode == "diverged":
         notes.append(str(dataset.attrs["message"]).partition(". ")[0])
     else:
         if entry.retcode != "success":
             notes.append(f"{entry.retcode} after {dataset.attrs['steps_taken']:,} steps")
         try:
-            fitted = _fitted(dataset)
+            decays = _decays(dataset)
+            fitted = _interval([decay.rate for decay in decays])
+            frequency = _interval([decay.frequency for decay in decays])
+            regime = mode(decay.regime for decay in decays)
         except SdeflowError as error:
             notes.append(str(error))
     return Row(
@@ -213,16 +238,22 @@ def _row(entry: Entry, system: BlockSystem | None, z: State | None, why: str) ->
         fitted,
         predicted,
         "; ".join(notes),
+        frequency,
+        regime,
     )
 
 
-def _fitted(dataset: xr.Dataset) -> Interval:
-    """theta's rate of convergence a step, over replicas; of one replica without an error."""
+def _decays(dataset: xr.Dataset) -> list[Decay]:
+    """theta's way to its limit, of every replica, per step."""
     series = coordinate(dataset).to_numpy()
     columns = series[:, None] if series.ndim == 1 else series
     steps: NDArray[np.float64] = dataset["step"].to_numpy().astype(np.float64)
-    found = [fit_decay(steps, column).rate for column in columns.T]
-    return over_replicas(found) if len(found) > 1 else Interval(found[0], np.nan, np.nan, np.nan)
+    return [fit_decay(steps, column) for column in columns.T]
+
+
+def _interval(values: Sequence[float]) -> Interval:
+    """Over replicas; of one replica without an error."""
+    return over_replicas(values) if len(values) > 1 else Interval(values[0], np.nan, np.nan, np.nan)
 
 
 def _two_particles(config: str) -> BlockSystem | None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import xarray as xr
 
 from sdeflow.folder import open_run
@@ -44,8 +45,8 @@ def draw(runs: Mapping[str, xr.Dataset]) -> Figure:
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for label, run in runs.items():
-        _curve(left, parameter_curve(run), label)
-        _curve(right, run["loss"], label)
+        curve(left, parameter_curve(run), label)
+        curve(right, run["loss"], label)
     left.set(xlabel="step", ylabel="theta")
     positive = all((run["loss"] > 0).all() for run in runs.values())
     right.set(xlabel="step", ylabel="loss", yscale="log" if positive else "linear")
@@ -56,11 +57,31 @@ def draw(runs: Mapping[str, xr.Dataset]) -> Figure:
     return figure
 
 
-def _curve(panel: Axes, values: xr.DataArray, label: str) -> None:
-    if "replica" in values.dims:
-        panel.fill_between(values["step"], values.min("replica"), values.max("replica"), alpha=0.2, lw=0)
-        values = values.mean("replica")
-    panel.plot(values["step"], values, label=label, lw=1.4)
+def curve(
+    panel: Axes,
+    values: xr.DataArray,
+    label: str,
+    *,
+    colour: str | None = None,
+    style: str = "-",
+    scale: float = 1.0,
+    positive: bool = False,
+) -> None:
+    """A series (time[, replica]) against steps times `scale`: mean over replicas, and their range as a band.
+
+    positive   for a log axis: left out where the mean is not positive, the band cut at the mean where the
+               least is not
+    """
+    x = values["step"].to_numpy() * scale
+    y = values.transpose("time", ...).to_numpy().reshape(len(x), -1)
+    mean, low, high = y.mean(1), y.min(1), y.max(1)
+    if positive:
+        shown = np.isfinite(y).all(1) & (mean > 0)
+        low = np.where(low > 0, low, mean)
+        mean, low, high = (np.where(shown, part, np.nan) for part in (mean, low, high))
+    (line,) = panel.plot(x, mean, label=label, lw=1.4, color=colour, ls=style)
+    if y.shape[1] > 1:
+        panel.fill_between(x, low, high, color=line.get_color(), alpha=0.2, lw=0)
 
 
 def main() -> None:

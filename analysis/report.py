@@ -14,10 +14,10 @@ import numpy as np
 import xarray as xr
 
 from sdeflow.analysis.compare import Entry, Row
+from sdeflow.analysis.convergence import curve
 from sdeflow.units import duration
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 STYLE = """
@@ -77,7 +77,8 @@ def page(
 _RATES = (
     "Rates are of the error, per step, in units of 10⁻³: the error falls by exp(−rate) a step, E − E* by its "
     "square. Fitted: to theta's way to its limit, mean over replicas with standard error. Predicted: from "
-    "the spectrum of the scheme's own step near the equilibrium."
+    "the spectrum of the scheme's own step near the equilibrium. Underdamped: theta turns by a radian or "
+    "more within an e-fold."
 )
 _LOSS = "Mean over replicas; the band is their range."
 _ENERGY = "From the particles' moments; below the noise of the estimate the curve means nothing."
@@ -95,7 +96,8 @@ def curves(entries: Sequence[Entry], series: Callable[[Entry], xr.DataArray | No
             continue
         scales = (1.0, float(entry.evaluations), entry.seconds_a_step)
         for panel, scale in zip(panels, scales, strict=True):
-            _curve(panel, values, scale, entry.label, f"C{number}")
+            later = values.isel(time=slice(1, None))  # at no cost the log axes have no place
+            curve(panel, later, entry.label, colour=f"C{number}", scale=scale, positive=True)
     for panel, name in zip(panels, AXES, strict=True):
         panel.set(xlabel=name, yscale="log", xscale="linear" if name == "steps" else "log")
         panel.spines[["top", "right"]].set_visible(False)
@@ -130,18 +132,6 @@ def against(rows: Sequence[Row]) -> Figure:
     panel.spines[["top", "right"]].set_visible(False)
     panel.legend(frameon=False, fontsize="small")
     return figure
-
-
-def _curve(panel: Axes, values: xr.DataArray, scale: float, label: str, colour: str) -> None:
-    """Mean and range over replicas, but for the start, which has no place on a logarithmic axis."""
-    wide = values if "replica" in values.dims else values.expand_dims("replica", axis=1)
-    y = wide.transpose("time", "replica").to_numpy()[1:]
-    x = values["step"].to_numpy()[1:] * scale
-    shown = np.isfinite(y).all(1) & (y.mean(1) > 0)
-    mean, low, high = (np.where(shown, part, np.nan) for part in (y.mean(1), y.min(1), y.max(1)))
-    if y.shape[1] > 1:
-        panel.fill_between(x, np.where(low > 0, low, mean), high, color=colour, alpha=0.2, lw=0)
-    panel.plot(x, mean, color=colour, lw=1.4, label=label)
 
 
 def _loss(entry: Entry) -> xr.DataArray | None:
@@ -179,6 +169,8 @@ def _table(rows: Sequence[Row]) -> str:
         "ended",
         "fitted",
         "predicted",
+        "regime",
+        "turns a 1000 steps",
         "fitted per gradient",
         "e-folds a second",
         "loss",
@@ -186,21 +178,29 @@ def _table(rows: Sequence[Row]) -> str:
     )
     lines = ["<tr>" + "".join(f"<th>{name}</th>" for name in head) + "</tr>"]
     for row in rows:
-        rate = None if row.fitted is None else row.fitted.mean
+        turns = None if row.frequency is None else 1e3 * row.frequency.mean / (2 * np.pi)
         label, ended, fitted, predicted, loss, told = plain_cells(row)
         cells = [
             escape(label),
             ended,
             fitted,
             predicted,
-            "" if rate is None else f"{1e3 * rate / row.evaluations:.3f}",
-            "" if rate is None else f"{rate / row.seconds_a_step:.2f}",
+            row.regime,
+            "" if turns is None else f"{turns:.3g}",
+            *("" if np.isnan(rate) else told for rate, told in _per(row)),
             loss,
         ]
         note = f"<td class=note>{escape(told)}</td>"
         bad = "" if row.retcode == "success" else " class=bad"
         lines.append(f"<tr{bad}>" + "".join(f"<td>{cell}</td>" for cell in cells) + note + "</tr>")
     return f"<div class=scroll><table>{''.join(lines)}</table></div>"
+
+
+def _per(row: Row) -> list[tuple[float, str]]:
+    """The fitted rate per gradient evaluation and per second, as told."""
+    evaluation = row.fitted_per(1 / max(1, row.evaluations))[0]
+    second = row.fitted_per(1 / row.seconds_a_step)[0]
+    return [(evaluation, f"{1e3 * evaluation:.3f}"), (second, f"{second:.2f}")]
 
 
 def _rate(rate: float) -> str:

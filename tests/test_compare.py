@@ -10,10 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from support import affine_map
 
-from sdeflow.analysis.compare import coordinate, open_entries, rows
+from sdeflow.analysis.compare import Entry, coordinate, open_entries, rows
+from sdeflow.catalogue import problem_file
 from sdeflow.cli import main
+from sdeflow.config import load_config
 from sdeflow.errors import SdeflowError
+from sdeflow.problem import build
+from sdeflow.simulation import solve
 
 OPTIONS = ["-q", "--steps", "900", "--set", "system.particles=20", "--set", "save.every=3"]
 OPTIONS += ["--set", "save.data=all", "--set", "save.particles=all"]
@@ -53,11 +58,19 @@ def test_the_dataset_has_curves_and_the_table(compared: Path) -> None:
             assert str(row.retcode.values) == "success"
             assert abs(float(row.fitted_rate - row.predicted_rate)) < 4 * float(row.fitted_rate_error)
             assert float(row.fitted_rate_error) < 0.05 * float(row.predicted_rate)
+            assert str(row.regime.values) == "overdamped"  # the leading eigenvalue of the step is real
+            assert float(row.fitted_frequency) < float(row.fitted_rate)
+            evaluations, seconds = row.gradient_evaluations_per_step, row.seconds_per_step
+            per_gradient, per_second = row.fitted_rate_per_gradient_evaluation, row.fitted_rate_per_second
+            assert float(per_gradient * evaluations) == pytest.approx(float(row.fitted_rate), rel=1e-12)
+            assert float(per_second * seconds) == pytest.approx(float(row.fitted_rate), rel=1e-12)
         for name in DIVERGING:
             row = found.sel(integrator=name)
             assert str(row.retcode.values) == "diverged"
             assert float(row.predicted_rate) < 0
             assert bool(row.fitted_rate.isnull())
+            assert bool(row.fitted_rate_per_second.isnull())
+            assert str(row.regime.values) == ""
             assert "past the bound" in str(row.note.values) or "not finite" in str(row.note.values)
         energy = found.excess_energy.sel(integrator="expint").mean("replica")
         assert float(energy[0]) > 1e4
@@ -162,3 +175,23 @@ def test_theta_of_many_parameters_is_one_number() -> None:
     np.testing.assert_allclose(np.abs(found - found[-1]), 5 * (way - way[-1]), atol=1e-12)
     with pytest.raises(SdeflowError, match="theta was not saved whole"):
         coordinate(xr.Dataset({"theta_norm": ("time", way)}))
+
+
+def test_the_regime_and_the_frequency_are_those_of_the_leading_eigenvalue() -> None:
+    """Underdamped settings of the toy model: theta turns by the eigenvalue's angle, within 4 errors."""
+    tables = {
+        "run": {"replicas": 6, "steps": 1200, "dtype": "float64"},
+        "system": {"particles": 100},
+        "save": {"every": 2},
+    }
+    run = build(load_config(problem_file("regimes"), variant="underdamped", overrides=[tables]))
+    (row,) = rows([Entry("expint", solve(run).dataset)], None)
+    few = load_config(
+        problem_file("regimes"), variant="underdamped", overrides=[{"system": {"particles": 1}}]
+    )
+    eigenvalues = np.linalg.eigvals(affine_map(build(few).system, "expint").A)
+    leading = eigenvalues[np.abs(eigenvalues).argmax()]
+    assert row.regime == "underdamped"
+    assert row.frequency is not None
+    assert row.frequency.mean == pytest.approx(abs(np.angle(leading)), abs=4 * row.frequency.error)
+    assert row.frequency.error < 0.01 * row.frequency.mean

@@ -71,6 +71,8 @@ def test_the_catalogue_of_problems_is_complete() -> None:
         "enrichment": ["start-5", "start-20", "start-100"],
         "breast_cancer": [],
         "digits": [],
+        "ill_conditioned": ["pgd"],
+        "two_modes": ["pgd"],
         "double_well": [],
         "ornstein_uhlenbeck": [],
     }
