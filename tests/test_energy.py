@@ -6,6 +6,9 @@ model; exact samples; and of what cannot be had in closed form, a quadrature in 
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,8 @@ import pytest
 import scipy.linalg
 import scipy.stats
 import torch
+import xarray as xr
+from matplotlib.image import imread
 from support import INTEGRATORS, Matrix, affine_map, exponent, places
 
 import sdeflow
@@ -23,8 +28,10 @@ from sdeflow.analysis.rates import fit_decay, over_replicas
 from sdeflow.analysis.stability import contraction, equilibrium
 from sdeflow.block import Block
 from sdeflow.catalogue import find, integrator_named
+from sdeflow.cli import main
 from sdeflow.energy_forces import EnergyForces
 from sdeflow.errors import DivergenceWarning, SdeflowError
+from sdeflow.prior import continued
 from sdeflow.problems.hierarchical import Hierarchical
 from sdeflow.problems.latent_ebm import LatentEBM
 from sdeflow.problems.linear_energy import LinearEnergy
@@ -431,3 +438,62 @@ def test_evidence_of_a_neural_energy_is_the_quadrature() -> None:
     assert abs(found.log_z.value - log_z) < 4 * found.log_z.error
     assert (abs(found.value - truth) < 4 * np.hypot(found.joint.error, found.log_z.error)).all()
     assert found.mean.error < 0.05
+
+
+# Samples -------------------------------------------------------------------------------------------
+
+
+def command(*arguments: object) -> int:
+    argv, sys.argv = sys.argv, ["sdeflow", *map(str, arguments)]
+    try:
+        main()
+    except SystemExit as exit_:
+        return int(exit_.code or 0)
+    finally:
+        sys.argv = argv
+    return 0
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_continued_prior_particles_have_the_law_of_the_scheme(name: str) -> None:
+    """8000 samples from 4 particles: mean alpha, variance as probed of the block alone; 4.5 errors."""
+    system, n = build(name, 4.0), 8000
+    z = system.start(0) | {"alpha": torch.tensor([0.7], dtype=torch.float64)}
+    drawn = continued(system, z, n, steps=400, seed=1).numpy()[:, 0]
+    (block,) = (b for b in system.blocks if b.name == "z")
+    alone = BlockSystem([replace(block, shape=(1, 1))], lambda t, z, names: {"z": 0.7 - z["Z"]}, h=system.h)
+    variance = affine_map(alone, "expint" if block.kinetic else "euler_maruyama").stationary[0, 0]
+    assert abs(drawn.mean() - 0.7) < 4.5 * (variance / n) ** 0.5
+    assert abs(drawn.var() - variance) < 4.5 * variance * (2 / n) ** 0.5
+    again = continued(system, z, n, steps=400, seed=1).numpy()[:, 0]
+    np.testing.assert_array_equal(drawn, again)
+    assert not np.array_equal(drawn, continued(system, z, n, steps=400, seed=2).numpy()[:, 0])
+
+
+def test_samples_of_points_in_the_plane(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A NetCDF of latents and of observations about them, and a picture; none without a trajectory of Z."""
+    monkeypatch.chdir(tmp_path)
+    size = ["--set", "model.points=30", "--set", "model.held_out=0", "--set", "system.prior_particles=9"]
+    options = [*size, "--steps", 20, "--set", "save.every=5", "--quiet", "--out"]
+    assert command("run", "latent_ebm_2d", *options, "run", "--replicas", 2) == 0
+    assert command("sample", "run", "--n", 500, "--steps", 5, "--replica", 1) == 0
+    with xr.open_dataset("run/samples.nc") as found:
+        assert dict(found.sizes) == {"sample": 500, "latent": 2, "coordinate": 2}
+        spread = (found.y - found.x.rename(latent="coordinate")).values
+    assert abs(spread.std() - 0.1) < 4.5 * 0.1 / 2000**0.5
+    assert imread("run/samples.png").shape[:2] == (825, 1560)
+    assert command("run", "latent_ebm_2d", "--variant", "gaussian", *options, "base") == 0
+    assert command("sample", "base", "--n", 10) == 0
+    assert imread("base/samples.png").shape[:2] == (412, 780)
+
+
+def test_samples_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    size = ["--set", "model.points=40", "--set", "model.held_out=0", "--set", "system.prior_particles=9"]
+    assert command("run", "latent_ebm_digits", *size, "--steps", 4, "--out", "run", "--quiet") == 0
+    assert command("sample", "run", "--n", 9, "--steps", 3) == 0
+    zoom = 800 // 26
+    assert imread("run/samples.png").shape[:2] == (26 * zoom, 26 * zoom)
+    assert Path("run/reconstructions.png").is_file()
+    with xr.open_dataset("run/samples.nc") as found:
+        assert found.y.shape == (9, 64)
