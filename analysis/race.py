@@ -149,8 +149,8 @@ def row(finish: Finish) -> dict[str, str]:
         "": finish.entrant.label,
         "h of theta, X": f"{h * blocks['theta'].rate:.3g}, {h * x.rate:.3g}",
         "friction": f"{x.gamma * x.eta:.3g}" if x.kinetic else "",
-        "steps": told if steps is None else _pm(steps),
-        "gradient evaluations": told if steps is None else _pm(steps, finish.evaluations),
+        "steps": told if steps is None else pm(steps),
+        "gradient evaluations": told if steps is None else pm(steps, finish.evaluations),
     }
 
 
@@ -198,6 +198,9 @@ def _blocks(run: Run) -> Sequence[Any]:
     return run.system.blocks
 
 
-def _pm(steps: Interval, factor: int = 1) -> str:
-    digits = max(0, int(1 - np.floor(np.log10(factor * steps.error)))) if steps.error > 0 else 0
-    return f"{factor * steps.mean:,.{min(digits, 1)}f} ± {factor * steps.error:,.{min(digits, 1)}f}"
+def pm(value: Interval, factor: int = 1, digits: int | None = None) -> str:
+    """A mean with its standard error, both times a factor; by default to a decimal at most."""
+    error = factor * value.error
+    if digits is None:
+        digits = min(1, max(0, int(1 - np.floor(np.log10(error))))) if error > 0 else 0
+    return f"{factor * value.mean:,.{digits}f} ± {error:,.{digits}f}"

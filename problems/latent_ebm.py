@@ -87,7 +87,7 @@ class LatentEBM(EnergyModel):
         network = _network(self._energy_widths, constant=False)
         with torch.no_grad():
             for parameter in network[:1].parameters():
-                parameter *= self.gain
+                parameter.mul_(self.gain)
         return network
 
     def energy(self, alpha: Parameters, x: Tensor) -> Tensor:
@@ -137,10 +137,10 @@ def _mixture(n: int, g: torch.Generator) -> Tensor:
 
 
 def _rings(n: int, g: torch.Generator) -> Tensor:
-    """Two concentric circles, one of half the radius of the other, with noise of 0.05."""
-    radius = sqrt(2 * (1 - 0.05**2) / 0.625) * torch.where(torch.rand(n, generator=g) < 0.5, 0.5, 1.0)
+    """Two concentric circles, one of half the radius of the other, with noise of 0.15."""
+    radius = sqrt(2 * (1 - 0.15**2) / 0.625) * torch.where(torch.rand(n, generator=g) < 0.5, 0.5, 1.0)
     angle = 2 * pi * torch.rand(n, generator=g)
-    return radius.double()[:, None] * _circle(angle) + 0.05 * _normal(n, g)
+    return radius.double()[:, None] * _circle(angle) + 0.15 * _normal(n, g)
 
 
 def _moons(n: int, g: torch.Generator) -> Tensor:
