@@ -128,17 +128,21 @@ def rows(entries: Sequence[Entry], system: BlockSystem | None) -> list[Row]:
 def coordinate(dataset: xr.Dataset) -> xr.DataArray:
     """theta as one signed number, (time[, replica]): itself, or along the direction in which it moves most.
 
+    Of an energy-based prior it is alpha, where that is learned.
+
     Raises SdeflowError where theta was not saved whole.
     """
-    if "theta" not in dataset:
+    name = next((name for name in ("theta", "alpha", "beta") if name in dataset), None)
+    if name is None:
         raise SdeflowError("theta was not saved whole: raise save.theta_max")
-    theta = dataset["theta"]
-    if theta.sizes["param"] == 1:
-        return theta.isel(param=0, drop=True)
+    theta = dataset[name]
+    param = str(theta.dims[-1])
+    if theta.sizes[param] == 1:
+        return theta.isel({param: 0}, drop=True)
     path = theta if "replica" not in theta.dims else theta.mean("replica")
     way = (path - path.isel(time=-1)).to_numpy()
     direction = np.linalg.svd(way, full_matrices=False)[2][0]
-    return (theta * xr.DataArray(direction, dims="param")).sum("param")
+    return (theta * xr.DataArray(direction, dims=param)).sum(param)
 
 
 def excess_energy(entry: Entry, model: Model | None) -> xr.DataArray | None:
@@ -163,8 +167,11 @@ def joined(
         names = [
             name for name in entry.dataset.data_vars if set(entry.dataset[name].dims) <= {"time", "replica"}
         ]
-        if "theta" in entry.dataset and entry.dataset.sizes["param"] <= 16:
-            names.append("theta")
+        names += [
+            name
+            for name in ("theta", "alpha", "beta")
+            if name in entry.dataset and entry.dataset.sizes[entry.dataset[name].dims[-1]] <= 16
+        ]
         part = entry.dataset[names].load()
         if entry.label in energies:
             part = part.assign(excess_energy=energies[entry.label].reset_coords(drop=True))
@@ -257,8 +264,7 @@ def _interval(values: Sequence[float]) -> Interval:
 
 
 def _two_particles(config: str) -> BlockSystem | None:
-    few = {"system": {"particles": 2}}
-    system = build(parse_config(config, Path("config.toml"), overrides=[few])).system
+    system = build(parse_config(config, Path("config.toml")).with_particles(2)).system
     system = system.to(torch.float64, torch.device("cpu"))
     return system if isinstance(system, BlockSystem) else None
 

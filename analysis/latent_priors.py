@@ -80,7 +80,7 @@ def measure(
     entrants: Sequence[Entrant] = ENTRANTS,
     *,
     dataset: str = "mixture",
-    evaluations: int = 8000,
+    evaluations: int = 12_000,
     replicas: int = 5,
     overrides: Sequence[dict[str, Any]] = (),
 ) -> list[Result]:
@@ -221,12 +221,15 @@ def main() -> None:
     )
     parser.add_argument("--dataset", choices=["mixture", "rings", "moons"], default="mixture")
     parser.add_argument("--out", type=Path, default=Path("latent_priors.svg"), help="figure to write")
+    parser.add_argument("--entrants", help="numbers of those to run, from 0, separated by commas")
     parser.add_argument("--replicas", type=int, default=5)
-    parser.add_argument("--evaluations", type=int, default=8000, help="gradient evaluations of each")
+    parser.add_argument("--evaluations", type=int, default=12_000, help="gradient evaluations of each")
     parser.add_argument("--level", type=float, default=0.3, help="of W2, for the time to it")
     given = parser.parse_args()
     try:
-        found = measure(dataset=given.dataset, evaluations=given.evaluations, replicas=given.replicas)
+        chosen = range(len(ENTRANTS)) if given.entrants is None else map(int, given.entrants.split(","))
+        entrants = [ENTRANTS[i] for i in chosen]
+        found = measure(entrants, dataset=given.dataset, evaluations=given.evaluations, replicas=given.replicas)
     except SdeflowError as error:
         parser.error(str(error))
     floor = between_data(given.dataset)

@@ -284,8 +284,7 @@ def stability(
     path = problem_file(problem)
     config = _config(path, variant, settings, {"system": {"use": system}})
     if at is None and config.model is not None:  # two particles carry all modes
-        two: dict[str, Any] = {"use": system, "particles": 2}
-        config = _config(path, variant, settings, {"system": two})
+        config = config.with_particles(2)
     run = build(config)
     able = [name for name in integrators_for(run.system) if not name.startswith("torchsde:")]
     names = _names(integrators) or able

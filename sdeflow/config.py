@@ -94,6 +94,11 @@ class Config(_Strict):
     save: SaveSection = SaveSection()
     evaluate: EvaluateSection | None = None
 
+    def with_particles(self, n: int) -> Config:
+        """The same with n particles a datum, and as many of a prior where there are any."""
+        counts = {key: n for key in ("particles", "prior_particles") if key in self.system.arguments}
+        return self.model_copy(update={"system": self.system.model_copy(update=counts)})
+
     def toml(self) -> str:
         """The configuration as TOML; running it gives the same numbers."""
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
