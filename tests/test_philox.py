@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import kstest
+from support import needs_kernel
 from torch import Tensor
 
 from sdeflow.flow import kinetic_flow
@@ -20,7 +21,6 @@ from sdeflow.native import Draw, Native, native
 from sdeflow.philox import normals, philox
 
 KERNEL = native()
-needs_kernel = pytest.mark.skipif(isinstance(KERNEL, str), reason=str(KERNEL))
 SE = 4.5
 DTYPES = (torch.float32, torch.float64)
 KEYS = (0x9E3779B97F4A7C15, 3, 2**64 - 1)
@@ -164,13 +164,13 @@ def test_updates_are_their_equations(size: int, force: bool, dtype: torch.dtype)
 
 @needs_kernel
 def test_every_instruction_set_gives_the_same_bits(tmp_path: Path) -> None:
-    """The file built for one set each, as far as compiler and machine know it, against what is installed."""
+    """The file built for one set alone against what is installed, which takes the best that is there."""
     compiler, source = shutil.which("g++"), Path(__file__).parent.parent / "sdeflow" / "fused.cpp"
     if compiler is None:
         pytest.skip("no g++")
     flags = "-std=c++17 -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -pthread -shared -fPIC"
     known = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    for level, needs in (("x86-64", "sse2"), ("x86-64-v3", "avx2"), ("x86-64-v4", "avx512vl")):
+    for level, needs in (("x86-64", "sse2"), ("x86-64-v3", "avx2")):
         if needs not in known:
             continue
         built = tmp_path / f"{level}.so"
