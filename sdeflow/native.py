@@ -114,4 +114,13 @@ def native() -> Native | str:
 
 def kernel(device: torch.device) -> Kernel | str:
     """The kernels for a device, or why there are none."""
-    return native() if device.type == "cpu" else "there is no kernel for CUDA"
+    return native() if device.type == "cpu" else _triton()
+
+
+@cache
+def _triton() -> Kernel | str:
+    try:
+        from sdeflow.fused_cuda import Cuda
+    except ImportError as error:
+        return f"the kernels for CUDA are written in Triton, which is not to be had: {error}"
+    return Cuda()
