@@ -8,6 +8,7 @@ first row of its size. Rows that this machine cannot run are left out, with the 
     fused, eager    sdeflow's engines with the noise they take by default; the model's own scores, or autograd
     script          the plain way: coefficients rebuilt every step, two autograd calls, new tensors
     torchsde euler  torchsde's Euler on the same system, with its step told to the Brownian interval
+    JAX, Diffrax    as tests/benchmarks/speed_jax.py says, where the `bench` extra is installed
     C++             the toy model's whole step in one C++ loop, by the same generator
     streaming       X and U read and written once, by torch
 """
@@ -41,8 +42,8 @@ from sdeflow.problems.decoder import Decoder
 from sdeflow.problems.hierarchical import Hierarchical
 from sdeflow.run import Run
 
-Steps = Callable[[int], object]
-"""Takes that many steps."""
+Steps = Callable[[int], int | None]
+"""Takes that many steps, or where it gives a number, so many."""
 
 LogJoint = Callable[[list[Tensor], Tensor], Tensor]
 """l_i by the parameters and X [D, N, d]; [D, N]."""
@@ -165,6 +166,14 @@ def torchsde_euler(data: int) -> Steps:
     return take
 
 
+def jax_rows(name: str, data: int) -> Steps:
+    """The toy model by JAX or Diffrax, where they are installed."""
+    import speed_jax
+
+    y = Hierarchical(data=data).data.float().numpy()
+    return getattr(speed_jax, name)(y, PARTICLES, ETA, GAMMA, motions(data))
+
+
 # The floor -----------------------------------------------------------------------------------------
 
 
@@ -217,6 +226,8 @@ def toys(data: int) -> dict[str, Callable[[], Steps]]:
         "eager torch, autograd": lambda: toy(Autograd, data, noise="torch"),
         "script": lambda: toy_script(data),
         "torchsde euler": lambda: torchsde_euler(data),
+        "JAX, jit and scan": lambda: jax_rows("scan", data),
+        "Diffrax Euler": lambda: jax_rows("euler", data),
         "C++": lambda: all_cpp(data),
         "streaming": lambda: streaming(data),
     }
@@ -252,7 +263,12 @@ def replicas() -> dict[str, Callable[[], Steps]]:
 
     def in_turn() -> Steps:
         each = [toy_script(100) for _ in range(64)]
-        return lambda count: [take(count) for take in each]
+
+        def take(count: int) -> None:
+            for one in each:
+                one(count)
+
+        return take
 
     return {
         "fused, own scores": lambda: toy(Hierarchical, 100, engine="fused", replicas=64),
@@ -281,14 +297,14 @@ def measure(rows: dict[str, Callable[[], Steps]], rounds: int, seconds: float) -
             continue
         take(2)
         began = time.perf_counter()
-        take(2)
-        ready[name] = take, max(1, int(2 * seconds / (time.perf_counter() - began)))
+        taken = take(2) or 2
+        ready[name] = take, max(1, int(taken * seconds / (time.perf_counter() - began)))
     times: dict[str, list[float]] = {name: [] for name in ready}
     for _ in range(rounds):
         for name, (take, count) in ready.items():
             began = time.perf_counter()
-            take(count)
-            times[name].append((time.perf_counter() - began) / count * 1e6)
+            taken = take(count) or count
+            times[name].append((time.perf_counter() - began) / taken * 1e6)
     return times
 
 
