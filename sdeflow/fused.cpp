@@ -12,7 +12,7 @@
 //
 // Plain C ABI on raw pointers; arrays [replicas, size] are contiguous, outputs may be inputs. Every loop over
 // lanes is written for the compiler to vectorise. Only correctly rounded operations are used, and built with
-// -ffp-contract=off each clone gives the same bits.
+// -ffp-contract=off each instruction set gives the same bits.
 
 #include <algorithm>
 #include <cmath>
@@ -32,10 +32,25 @@
 #else
 #define INLINE inline
 #endif
-#if defined(SDEFLOW_ONE_CLONE) || !defined(__x86_64__) || !defined(__GLIBC__) || defined(__clang__) || __GNUC__ < 12
-#define CLONES
+
+// A share of the blocks, compiled for several instruction sets of which the best is taken.
+#if defined(SDEFLOW_ONE_CLONE) || !defined(__x86_64__) || !defined(__GLIBC__) || defined(__clang__) || \
+    __GNUC__ < 12
+#define PART(NAME, T, JOB) \
+    void NAME(const JOB& job, i64 from, i64 to) { blocks<T, u32>(job, from, to); }
 #else
-#define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#define PART(NAME, T, JOB)                                                                                   \
+    __attribute__((target("arch=x86-64-v4"))) void NAME##_wide(const JOB& job, i64 from, i64 to) {           \
+        blocks<T, u64>(job, from, to);                                                                       \
+    }                                                                                                        \
+    __attribute__((target_clones("arch=x86-64-v3", "default"))) void NAME##_narrow(                          \
+        const JOB& job, i64 from, i64 to                                                                     \
+    ) {                                                                                                      \
+        blocks<T, u32>(job, from, to);                                                                       \
+    }                                                                                                        \
+    void NAME(const JOB& job, i64 from, i64 to) {                                                            \
+        __builtin_cpu_supports("x86-64-v4") ? NAME##_wide(job, from, to) : NAME##_narrow(job, from, to);     \
+    }
 #endif
 
 using u32 = uint32_t;
@@ -62,7 +77,8 @@ template <>
 struct Real<double> {
     using Bits = u64;
     static constexpr int normals = 2, fraction = 52, log_terms = 12, turn_terms = 9;
-    static constexpr Bits one = 0x3ff0000000000000u, root_half = 0x3fe6a09e667f3bcdu, integer = 0x4330000000000000u;
+    static constexpr Bits one = 0x3ff0000000000000u, root_half = 0x3fe6a09e667f3bcdu;
+    static constexpr Bits integer = 0x4330000000000000u;
 };
 
 template <class T>
@@ -81,22 +97,29 @@ struct Words {
     u32 w[4][LANES];
 };
 
+// Ten rounds on lanes of 32 or of 64 bits: the latter save packing where 64-bit products are at hand.
+template <class Lane>
 INLINE void philox(Words& x, u32 k0, u32 k1) {
+    Lane w[4][LANES];
+    for (int i = 0; i < 4; ++i)
+        for (int l = 0; l < LANES; ++l) w[i][l] = x.w[i][l];
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC unroll 10
 #endif
     for (int round = 0; round < 10; ++round) {
         for (int l = 0; l < LANES; ++l) {
-            u64 a = u64(0xD2511F53u) * x.w[0][l], b = u64(0xCD9E8D57u) * x.w[2][l];
-            u32 first = u32(b >> 32) ^ x.w[1][l] ^ k0, third = u32(a >> 32) ^ x.w[3][l] ^ k1;
-            x.w[0][l] = first;
-            x.w[1][l] = u32(b);
-            x.w[2][l] = third;
-            x.w[3][l] = u32(a);
+            u64 a = u64(0xD2511F53u) * u32(w[0][l]), b = u64(0xCD9E8D57u) * u32(w[2][l]);
+            Lane first = Lane(b >> 32) ^ w[1][l] ^ k0, third = Lane(a >> 32) ^ w[3][l] ^ k1;
+            w[0][l] = first;
+            w[1][l] = Lane(b);
+            w[2][l] = third;
+            w[3][l] = Lane(a);
         }
         k0 += 0x9E3779B9u;
         k1 += 0xBB67AE85u;
     }
+    for (int i = 0; i < 4; ++i)
+        for (int l = 0; l < LANES; ++l) x.w[i][l] = u32(w[i][l]);
 }
 
 // Normals ----------------------------------------------------------------------------------------------
@@ -128,7 +151,8 @@ INLINE T radius(T u) {
     using B = typename R::Bits;
     B shifted = bits<B>(u) + (R::one - R::root_half);
     constexpr B fraction = (B(1) << R::fraction) - 1;
-    T exponent = bits<T>(B((shifted >> R::fraction) | R::integer)) - T((B(1) << R::fraction) + (R::one >> R::fraction));
+    constexpr B bias = (B(1) << R::fraction) + (R::one >> R::fraction);
+    T exponent = bits<T>(B((shifted >> R::fraction) | R::integer)) - T(bias);
     T m = bits<T>(B((shifted & fraction) + R::root_half));  // in [sqrt(1/2), sqrt(2))
     T s = (m - 1) / (m + 1);
     T log_m = s * log_series<T>(s * s) + 2 * s;
@@ -179,7 +203,7 @@ struct Draw {
     u32 slot;
 };
 
-template <class T>
+template <class Lane, class T>
 INLINE void draw(const Draw& d, u64 key, i64 block, u32 slot, T* x) {
     Words w;
     for (int l = 0; l < LANES; ++l) {
@@ -188,7 +212,7 @@ INLINE void draw(const Draw& d, u64 key, i64 block, u32 slot, T* x) {
         w.w[2][l] = u32(d.step >> 32);
         w.w[3][l] = slot;
     }
-    philox(w, u32(key), u32(key >> 32));
+    philox<Lane>(w, u32(key), u32(key >> 32));
     normals(w, x);
 }
 
@@ -207,9 +231,10 @@ struct Normals {
     Draw d;
     T* out;
 
+    template <class Lane>
     INLINE void block(u64 key, i64 block, i64 at, i64 count) const {
         T x[BLOCK<T>];
-        draw(d, key, block, d.slot, x);
+        draw<Lane>(d, key, block, d.slot, x);
         copy(out + at, x, count);
     }
 };
@@ -222,10 +247,11 @@ struct Linear {
     const T *x, *f;
     T a, c, s, t;
 
+    template <class Lane>
     INLINE void block(u64 key, i64 block, i64 at, i64 count) const {
         T v[BLOCK<T>] = {}, g[BLOCK<T>] = {}, xi[BLOCK<T>];
         copy(v, x + at, count);
-        draw(d, key, block, d.slot, xi);
+        draw<Lane>(d, key, block, d.slot, xi);
         for (int l = 0; l < BLOCK<T>; ++l) v[l] = a * v[l] + s * (t * xi[l]);
         if (f) {
             copy(g, f + at, count);
@@ -243,12 +269,13 @@ struct Kinetic {
     const T *q, *p, *f;
     T free, push, w, kick, s, q1, q2, p1, p2;
 
+    template <class Lane>
     INLINE void block(u64 key, i64 block, i64 at, i64 count) const {
         T a[BLOCK<T>] = {}, b[BLOCK<T>] = {}, g[BLOCK<T>] = {}, x[BLOCK<T>], y[BLOCK<T>];
         copy(a, q + at, count);
         copy(b, p + at, count);
-        draw(d, key, block, d.slot, x);
-        draw(d, key, block, d.slot + 1, y);
+        draw<Lane>(d, key, block, d.slot, x);
+        draw<Lane>(d, key, block, d.slot + 1, y);
         for (int l = 0; l < BLOCK<T>; ++l) {
             a[l] = a[l] + free * b[l] + s * (q1 * x[l] + q2 * y[l]);
             b[l] = w * b[l] + s * (p1 * x[l] + p2 * y[l]);
@@ -265,12 +292,12 @@ struct Kinetic {
     }
 };
 
-template <class T, class Job>
+template <class T, class Lane, class Job>
 INLINE void blocks(const Job& job, i64 from, i64 to) {
     const i64 size = job.d.size, a_replica = (size + BLOCK<T> - 1) / BLOCK<T>;
     for (i64 i = from; i < to; ++i) {
         i64 replica = i / a_replica, block = i % a_replica, first = block * BLOCK<T>;
-        job.block(job.d.keys[replica], block, replica * size + first, std::min<i64>(BLOCK<T>, size - first));
+        job.template block<Lane>(job.d.keys[replica], block, replica * size + first, std::min<i64>(BLOCK<T>, size - first));
     }
 }
 
@@ -299,29 +326,28 @@ void shared(const Job& job, i64 threads, void (*part)(const Job&, i64, i64)) {
 #define DRAW const u64 *keys, i64 replicas, i64 size, u64 step, u32 slot, i32 threads
 #define THE_DRAW {keys, replicas, size, step, slot}
 
-// A share of the blocks is compiled for several instruction sets.
-#define INTERFACE(T, SUFFIX)                                                                                     \
-    namespace {                                                                                                  \
-    CLONES void normals_##SUFFIX(const Normals<T>& j, i64 from, i64 to) { blocks<T>(j, from, to); }              \
-    CLONES void linear_##SUFFIX(const Linear<T>& j, i64 from, i64 to) { blocks<T>(j, from, to); }                \
-    CLONES void kinetic_##SUFFIX(const Kinetic<T>& j, i64 from, i64 to) { blocks<T>(j, from, to); }              \
-    }                                                                                                            \
-    EXPORT void sdeflow_normals_##SUFFIX(T* out, DRAW) {                                                         \
-        shared<T>(Normals<T>{THE_DRAW, out}, threads, normals_##SUFFIX);                                         \
-    }                                                                                                            \
-    EXPORT void sdeflow_linear_##SUFFIX(                                                                         \
-        T* out, const T* x, const T* f, double a, double c, double s, double t, DRAW                             \
-    ) {                                                                                                          \
-        Linear<T> job{THE_DRAW, out, x, f, T(a), T(c), T(s), T(t)};                                              \
-        shared<T>(job, threads, linear_##SUFFIX);                                                                \
-    }                                                                                                            \
-    EXPORT void sdeflow_kinetic_##SUFFIX(                                                                        \
+#define INTERFACE(T, SUFFIX)                                                                                 \
+    namespace {                                                                                              \
+    PART(normals_##SUFFIX, T, Normals<T>)                                                                    \
+    PART(linear_##SUFFIX, T, Linear<T>)                                                                      \
+    PART(kinetic_##SUFFIX, T, Kinetic<T>)                                                                    \
+    }                                                                                                        \
+    EXPORT void sdeflow_normals_##SUFFIX(T* out, DRAW) {                                                     \
+        shared<T>(Normals<T>{THE_DRAW, out}, threads, normals_##SUFFIX);                                     \
+    }                                                                                                        \
+    EXPORT void sdeflow_linear_##SUFFIX(                                                                     \
+        T* out, const T* x, const T* f, double a, double c, double s, double t, DRAW                         \
+    ) {                                                                                                      \
+        Linear<T> job{THE_DRAW, out, x, f, T(a), T(c), T(s), T(t)};                                          \
+        shared<T>(job, threads, linear_##SUFFIX);                                                            \
+    }                                                                                                        \
+    EXPORT void sdeflow_kinetic_##SUFFIX(                                                                    \
         T* q_out, T* p_out, const T* q, const T* p, const T* f, double free, double push, double w, double kick, \
-        double s, double q1, double q2, double p1, double p2, DRAW                                               \
-    ) {                                                                                                          \
-        Kinetic<T> job{THE_DRAW, q_out, p_out, q,    p,     f,     T(free), T(push),                             \
-                       T(w),     T(kick), T(s), T(q1), T(q2), T(p1), T(p2)};                                     \
-        shared<T>(job, threads, kinetic_##SUFFIX);                                                               \
+        double s, double q1, double q2, double p1, double p2, DRAW                                           \
+    ) {                                                                                                      \
+        Kinetic<T> job{THE_DRAW, q_out, p_out, q,    p,     f,     T(free), T(push),                         \
+                       T(w),     T(kick), T(s), T(q1), T(q2), T(p1), T(p2)};                                 \
+        shared<T>(job, threads, kinetic_##SUFFIX);                                                           \
     }
 
 INTERFACE(float, f32)

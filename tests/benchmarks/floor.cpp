@@ -13,13 +13,15 @@ struct Toy {
     const float* c;  // free, push, w, kick, q1, q2, p1, p2
     double* sum;
 
+    template <class Lane>
     INLINE void block(u64 key, i64 block, i64 at, i64 count) const {
-        float a[BLOCK<float>] = {}, b[BLOCK<float>] = {}, of[BLOCK<float>] = {}, xi[BLOCK<float>], eta[BLOCK<float>];
+        float a[BLOCK<float>] = {}, b[BLOCK<float>] = {}, of[BLOCK<float>] = {};
+        float xi[BLOCK<float>], eta[BLOCK<float>];
         copy(a, x + at, count);
         copy(b, u + at, count);
         copy(of, y + at, count);
-        draw(d, key, block, d.slot, xi);
-        draw(d, key, block, d.slot + 1, eta);
+        draw<Lane>(d, key, block, d.slot, xi);
+        draw<Lane>(d, key, block, d.slot + 1, eta);
         float partial[LANES] = {};
         for (int l = 0; l < BLOCK<float>; ++l) {
             float f = (theta - a[l]) / variance + (of[l] - a[l]);
@@ -35,7 +37,7 @@ struct Toy {
     }
 };
 
-CLONES void toy(const Toy& job, i64 from, i64 to) { blocks<float>(job, from, to); }
+PART(toy, float, Toy)
 
 }  // namespace
 
