@@ -297,7 +297,8 @@ INLINE void blocks(const Job& job, i64 from, i64 to) {
     const i64 size = job.d.size, a_replica = (size + BLOCK<T> - 1) / BLOCK<T>;
     for (i64 i = from; i < to; ++i) {
         i64 replica = i / a_replica, block = i % a_replica, first = block * BLOCK<T>;
-        job.template block<Lane>(job.d.keys[replica], block, replica * size + first, std::min<i64>(BLOCK<T>, size - first));
+        const i64 count = std::min<i64>(BLOCK<T>, size - first);
+        job.template block<Lane>(job.d.keys[replica], block, replica * size + first, count);
     }
 }
 
