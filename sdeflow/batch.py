@@ -6,7 +6,7 @@ gradient in theta is scaled by D/b and nothing else is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from sdeflow.errors import SdeflowError
 from sdeflow.flow import Flow, kinetic_flow
 from sdeflow.integrator import Integrator
 from sdeflow.maps import exponential
-from sdeflow.noise import Channel, Noise, NoiseSource, TorchNoise, generator
+from sdeflow.noise import Channel, NormalSource, TorchNoise, generator
 from sdeflow.system import BlockSystem
 
 State = dict[str, Tensor]
@@ -75,6 +75,7 @@ class MiniBatches:
         seeds: Sequence[int],
         dtype: torch.dtype,
         device: torch.device,
+        source: Callable[..., NormalSource] = TorchNoise,
     ) -> None:
         if system.model_forces is None:
             raise SdeflowError("minibatches need a model's forces, and this system's are a function")
@@ -93,9 +94,7 @@ class MiniBatches:
         self._variables = [name for b in of_data for name in b.variables]
         step = system.on(torch.zeros(len(seeds), batch.size, dtype=torch.long, device=device))
         common: dict[str, Any] = {"h": system.h, "seeds": seeds, "dtype": dtype, "device": device}
-        self._noise: NoiseSource = TorchNoise(
-            step.channels, kind=integrator.noise, substeps=integrator.substeps, **common
-        )
+        self._noise = source(step.channels, kind=integrator.noise, substeps=integrator.substeps, **common)
         self._late = [_Table(b, system.h, 1 if batch.catch_up == "substeps" else batch.cap) for b in of_data]
         late = [
             replace(c, key=f"{c.key}/catch-up")
@@ -103,7 +102,7 @@ class MiniBatches:
             if c.block is not None and c.block.dims[0] == "datum"
         ]
         substeps = max(1, batch.extra_evaluations)
-        self._late_noise = TorchNoise(late, kind="PQ", substeps=substeps, **common)
+        self._late_noise = source(late, kind="PQ", substeps=substeps, **common)
 
     def start(self, z: State) -> State:
         """The state with what minibatches keep in it."""
@@ -181,7 +180,7 @@ class MiniBatches:
             dtype = z[blocks[0].position].dtype
             late = [table.late(times, dtype) for table in self._late]
             h = system.h * times.to(dtype)[..., None, None]
-            noise: Noise = {
+            noise = {
                 variable: Channel(channel.key, variable, channel.shape, block).increment(
                     xi[:, :, i].unbind(1), h, "PQ"
                 )

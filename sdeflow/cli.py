@@ -43,6 +43,8 @@ EvalEveryOption = Annotated[
     int | None, typer.Option(help="Steps between measurements of the loss on held-out data.")
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+EngineOption = Annotated[str | None, typer.Option(help="auto, eager or fused.")]
+NoiseOption = Annotated[str | None, typer.Option(help="Noise source: auto, torch or philox.")]
 DtypeOption = Annotated[str | None, typer.Option(help="float32 or float64.")]
 
 
@@ -66,6 +68,8 @@ def run(
     replicas: ReplicasOption = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     dtype: DtypeOption = None,
+    engine: EngineOption = None,
+    noise: NoiseOption = None,
     eval_every: EvalEveryOption = None,
     out: Annotated[
         Path | None, typer.Option(help="Run folder (default: runs/PROBLEM-INTEGRATOR-sSEED).")
@@ -97,6 +101,8 @@ def run(
                 "replicas": replicas,
                 "device": device,
                 "dtype": dtype,
+                "engine": engine,
+                "noise": noise,
             },
             "evaluate": {"every": eval_every},
         },
@@ -237,6 +243,8 @@ def show(
     steps: StepsOption = None,
     replicas: ReplicasOption = None,
     dtype: DtypeOption = None,
+    engine: EngineOption = None,
+    noise: NoiseOption = None,
     eval_every: EvalEveryOption = None,
     settings: SetOption = None,
 ) -> None:
@@ -250,11 +258,8 @@ def show(
 
     path = problem_file(problem)
     chosen = {"integrator": integrator, "steps": steps, "replicas": replicas, "dtype": dtype}
-    tables: dict[str, dict[str, Any]] = {
-        "system": {"use": system},
-        "run": chosen,
-        "evaluate": {"every": eval_every},
-    }
+    chosen |= {"engine": engine, "noise": noise}
+    tables: Any = {"system": {"use": system}, "run": chosen, "evaluate": {"every": eval_every}}
     config = _config(path, variant, settings, tables)
     describe(config, build(config), list(variant_tables(tomllib.loads(path.read_text(encoding="utf-8")))))
 
@@ -310,6 +315,7 @@ def compare(
 
     from sdeflow.analysis.compare import compare as compare_runs
     from sdeflow.catalogue import problem_file
+    from sdeflow.display import tell_compared
     from sdeflow.problem import build
     from sdeflow.progress import progress_bar
 
@@ -337,7 +343,9 @@ def compare(
         return nullcontext() if quiet else progress_bar()
 
     title = " ".join(filter(None, [path.stem, variant, system]))
-    _tell_rows(compare_runs(runs, out, title, reporting), out, quiet)
+    rows = compare_runs(runs, out, title, reporting)
+    if not quiet:
+        tell_compared(rows, out)
 
 
 @app.command()
@@ -348,24 +356,15 @@ def report(
 ) -> None:
     """Compare existing runs of one problem; writes a report."""
     from sdeflow.analysis.compare import open_entries, write
+    from sdeflow.display import tell_compared
 
     entries = open_entries(runs)
     if (out / "report.html").exists():
         raise SdeflowError(f"{out / 'report.html'} exists: give another --out")
     title = next(str(entry.dataset.attrs["title"]) for entry in entries if entry.dataset is not None)
-    _tell_rows(write(entries, out, title), out, quiet)
-
-
-def _tell_rows(rows: Any, out: Path, quiet: bool) -> None:
-    if quiet:
-        return
-    from sdeflow.analysis.report import plain_cells
-    from sdeflow.display import out as console
-    from sdeflow.display import table
-
-    columns = ("integrator", "ended", "fitted rate, 1e-3 a step", "predicted", "loss", "")
-    table("Comparison", columns, [plain_cells(row) for row in rows])
-    console.print(f"{out / 'report.html'}\n{out / 'compare.nc'}", markup=False)
+    rows = write(entries, out, title)
+    if not quiet:
+        tell_compared(rows, out)
 
 
 def _config(

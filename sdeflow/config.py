@@ -5,7 +5,7 @@ title = "...", cpu_note = "..." (what to know before running it on a CPU)
 [system]     use = name or file.py:Name
              of a model: particles, optionally h, and a table [system.BLOCK] with h, eta, gamma a block
              of a plain SDE: h, paths, start; the rest are the SDE's own arguments
-[run]        integrator, steps, seed, replicas, dtype, device, noise, bound
+[run]        integrator, steps, seed, replicas, dtype, device, engine, noise, bound
 [batch]      size, catch_up, cap; without it every step sees all data
 [save]       every, data, particles, theta_max, checkpoint
 [evaluate]   every, steps: when a loss on the model's held-out data is measured; without it never
@@ -26,6 +26,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sdeflow.errors import SdeflowError, did_you_mean
 
 Count = Annotated[int, Field(ge=1)]
+EngineName = Literal["auto", "eager", "compiled", "fused"]
+NoiseName = Literal["auto", "torch", "philox"]
 Choice = Literal["all"] | Count | list[Annotated[int, Field(ge=0)]]
 
 
@@ -53,7 +55,8 @@ class RunSection(_Strict):
     replicas: Count = 1
     dtype: Literal["float32", "float64"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    noise: Literal["torch"] = "torch"
+    engine: EngineName = "auto"
+    noise: NoiseName = "auto"
     bound: Annotated[float, Field(gt=0)] = 1e12
 
 
@@ -98,6 +101,10 @@ class Config(_Strict):
         """The same with n particles a datum, and as many of a prior where there are any."""
         counts = {key: n for key in ("particles", "prior_particles") if key in self.system.arguments}
         return self.model_copy(update={"system": self.system.model_copy(update=counts)})
+
+    def on(self, engine: str, noise: str) -> Config:
+        """The configuration with what 'auto' has become for engine and noise source."""
+        return self.model_copy(update={"run": self.run.model_copy(update={"engine": engine, "noise": noise})})
 
     def toml(self) -> str:
         """The configuration as TOML; running it gives the same numbers."""

@@ -27,6 +27,7 @@ def cost(run: Run) -> list[tuple[str, str]]:
             f"{run.steps:,}, {len(recorder.when):,} snapshots, {run.replicas} replica(s), "
             f"{str(run.dtype).removeprefix('torch.')}",
         ),
+        ("computed by", str(run.engine)),
         ("a step", f"{_seen(run)}, {run.gradient_evaluations} gradient evaluation(s)"),
     ]
     if run.evaluate is not None:

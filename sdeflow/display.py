@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -90,3 +91,12 @@ def _describe_cost(run: Run) -> None:
     from sdeflow.cost import cost
 
     table("What a run takes", ("", ""), cost(run))
+
+
+def tell_compared(rows: Sequence[Any], folder: Path) -> None:
+    """Prints what a comparison of runs in a folder found, a row a run."""
+    from sdeflow.analysis.report import plain_cells
+
+    columns = ("integrator", "ended", "fitted rate, 1e-3 a step", "predicted", "loss", "")
+    table("Comparison", columns, [plain_cells(row) for row in rows])
+    out.print(f"{folder / 'report.html'}\n{folder / 'compare.nc'}", markup=False)

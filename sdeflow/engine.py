@@ -1,20 +1,77 @@
-"""Advancing a state: no side effect, no look at a value, nothing but steps."""
+"""Engines: how steps are computed and where their noise comes from; and advancing a state by steps.
+
+    eager      torch's operations one after the other
+    fused      noise and update of a block in one pass over memory, where a map allows it
+    compiled   not built yet
+
+Engines agree within one noise source, to rounding. Nothing here has a side effect or looks at a value.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
+from sdeflow.config import EngineName, NoiseName
+from sdeflow.errors import SdeflowError, did_you_mean
 from sdeflow.integrator import Integrator
-from sdeflow.noise import NoiseSource
+from sdeflow.keyed import PhiloxNoise
+from sdeflow.native import kernel
+from sdeflow.noise import Channel, NoiseSource, NormalSource, TorchNoise
 from sdeflow.system import System
 
 State = dict[str, Tensor]
 
 Step = Callable[[State, int], State]
 """Step n of a run: the state after it, from the state before it, which stays as it was."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What computes a run: the engine's name, the noise source's, and why it is these."""
+
+    name: str = "eager"
+    noise: str = TorchNoise.name
+    why: str = "the default in Python"
+
+    def __str__(self) -> str:
+        return f"engine {self.name}, noise {self.noise}: {self.why}"
+
+    def source(self, channels: Sequence[Channel], **how: Any) -> NormalSource:
+        """Its noise source; `how` as for sdeflow.noise.TorchNoise."""
+        if self.noise == TorchNoise.name:
+            return TorchNoise(channels, **how)
+        return PhiloxNoise(channels, **how, fused=self.name == "fused")
+
+
+def resolve_engine(engine: str, noise: str, device: torch.device) -> Engine:
+    """The engine for names that may be 'auto'; raises SdeflowError where it cannot be had.
+
+    'auto' is philox and fused where there is a kernel for the CPU, and torch and eager where not.
+    """
+    for what, given, names in (("engine", engine, EngineName), ("noise", noise, NoiseName)):
+        if given not in get_args(names):
+            raise SdeflowError(f"unknown {what} '{given}': {did_you_mean(str(given), get_args(names))}")
+    if engine == "compiled":
+        raise SdeflowError("engine 'compiled' is not there yet: give 'auto', 'eager' or 'fused'")
+    if engine == "fused" and noise == "torch":
+        raise SdeflowError("engine 'fused' draws its noise itself: give noise 'philox', not 'torch'")
+    found = kernel(device)
+    if isinstance(found, str):
+        for what, given, wish in (("engine", engine, "fused"), ("noise", noise, "philox")):
+            if given == wish:
+                raise SdeflowError(f"{what} '{wish}' needs a kernel, and {found}: give engine 'eager'")
+        return Engine("eager", "torch", found)
+    if noise == "auto":
+        noise = "philox" if device.type == "cpu" or engine == "fused" else "torch"
+    best = "fused" if noise == "philox" else "eager"
+    if engine == "auto":
+        return Engine(best, noise, f"the best for noise {noise} on {device.type}")
+    return Engine(engine, noise, "as asked for")
 
 
 def full_batch(system: System, integrator: Integrator, noise: NoiseSource) -> Step:

@@ -192,7 +192,8 @@ class ModelForces(Field):
         return {name: value.detach() for name, value in theta.items()}
 
     def _shaped(self, x: Tensor) -> Tensor:
-        return x.view((*x.shape[:-1], *self.model.latent_shape))
+        latent = self.model.latent_shape
+        return x if len(latent) == 1 else x.view((*x.shape[:-1], *latent))
 
     def _data_of(self, replica: int) -> Data:
         return (
@@ -208,13 +209,14 @@ class ModelForces(Field):
 
     def _score_theta(self, theta: Tensor, x: Tensor, y: Data) -> Tensor:
         scores = self.model.score_theta(self.parameters.views(theta), self._shaped(x), y)
-        return torch.cat([scores[name].reshape(-1) for name in self.parameters.shapes])
+        parts = [scores[name].reshape(-1) for name in self.parameters.shapes]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def _each(self, one: Callable[[Tensor, Tensor, Data], Tensor], z: State, first: int = 0) -> Tensor:
         """`one(theta, x, y)` of every replica from `first` on; a lone one never goes through vmap."""
         theta, x = z["theta"], z["X"]
-        if len(theta) == 1:
-            return one(theta[0], x[0], self._data_of(first))[None]
+        if theta.shape[0] == 1:
+            return one(theta.squeeze(0), x.squeeze(0), self._data_of(first)).unsqueeze(0)
         if self._vmap:
             if self._batch is None:
                 return torch.func.vmap(one, in_dims=(0, 0, None))(theta, x, self.model.data)

@@ -12,7 +12,7 @@ from torch import Tensor
 from sdeflow.errors import SdeflowError
 from sdeflow.forces import ModelForces
 from sdeflow.maps import exponential
-from sdeflow.noise import TorchNoise
+from sdeflow.noise import NoiseSource, TorchNoise
 from sdeflow.system import BlockSystem, System, initial_state
 
 State = dict[str, Tensor]
@@ -67,6 +67,7 @@ class HeldOut:
         dtype: torch.dtype,
         device: torch.device,
         at_once: int | None = None,
+        source: Callable[..., NoiseSource] = TorchNoise,
     ) -> None:
         forces = held_out_forces(system)
         blocks = [replace(b, shape=(forces.data, *b.shape[1:])) for b in system.particles]
@@ -78,7 +79,7 @@ class HeldOut:
         pieces = [slice(i, i + size) for i in range(0, forces.data, size)]
         self._pieces = [(piece, forces.on(index[:, piece])) for piece in pieces]
         channels = [replace(c, key=f"{c.key}/held-out") for c in self.system.channels]
-        self._noise = TorchNoise(
+        self._noise = source(
             channels, kind="PQ", substeps=1, h=system.h, seeds=seeds, dtype=dtype, device=device
         )
 

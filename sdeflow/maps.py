@@ -8,6 +8,7 @@ that a caller can see.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,23 @@ if TYPE_CHECKING:
     State = dict[str, Tensor]
     Forces = Mapping[str, Tensor]
     Coefficient = float | Tensor
+
+
+class Described(Mapping[str, "Tensor"]):
+    """An increment that is drawn when it is looked at, and may draw itself within an update.
+
+    Each update gives what `U`, `exponential` or `O` would, in one pass, or None where it cannot.
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def exponential(self, b: Block, z: State, f: Tensor | None, h: Coefficient) -> State | None:
+        """The exponential integrator of a block; U for f = None."""
+
+    @abstractmethod
+    def friction(self, b: Block, z: State, h: Coefficient) -> State | None:
+        """O, the friction and the noise alone."""
 
 
 def plus(x: Tensor, *terms: tuple[Coefficient, Tensor]) -> Tensor:
@@ -50,15 +68,7 @@ def U(blocks: Sequence[Block], z: State, h: Coefficient, noise: Noise) -> State:
     """
     new: State = {}
     for b in blocks:
-        q, xi = z[b.position], noise.get(b.noisy)
-        if b.momentum is None:
-            new[b.position] = q if xi is None else plus(q, (b.diffusion, xi["W"]))
-            continue
-        p, c = z[b.momentum], b.flow(h)
-        new[b.position], new[b.momentum] = plus(q, (c.free, p)), c.w * p
-        if xi is not None:
-            new[b.position].add_(xi["Q"], alpha=math.sqrt(b.temperature))
-            new[b.momentum].add_(xi["P"], alpha=math.sqrt(b.temperature))
+        new |= _in_one_pass(b, z, None, h, noise) or _free(b, z, h, noise)
     return new
 
 
@@ -69,14 +79,36 @@ def exponential(blocks: Sequence[Block], z: State, f: Forces, h: Coefficient, no
 
     Without a momentum this is Euler-Maruyama: q' = q + r h f + sqrt(2 T r) W.
     """
-    new = U(blocks, z, h, noise)
+    new: State = {}
     for b in blocks:
+        if moved := _in_one_pass(b, z, f[b.name], h, noise):
+            new |= moved
+            continue
+        new |= _free(b, z, h, noise)
         if b.momentum is None:
             new[b.position] = plus(new[b.position], (b.rate * h, f[b.name]))
         else:
             new[b.position] = plus(new[b.position], (b.flow(h).push, f[b.name]))
             new[b.momentum] = plus(new[b.momentum], (b.flow(h).kick, f[b.name]))
     return new | remembered(blocks, f)
+
+
+def _in_one_pass(b: Block, z: State, f: Tensor | None, h: Coefficient, noise: Noise) -> State | None:
+    """The exponential integrator of one block, where its noise can draw itself."""
+    xi = noise.get(b.noisy)
+    return xi.exponential(b, z, f, h) if isinstance(xi, Described) else None
+
+
+def _free(b: Block, z: State, h: Coefficient, noise: Noise) -> State:
+    q, xi = z[b.position], noise.get(b.noisy)
+    if b.momentum is None:
+        return {b.position: q if xi is None else plus(q, (b.diffusion, xi["W"]))}
+    p, c, root = z[b.momentum], b.flow(h), math.sqrt(b.temperature)
+    new = {b.position: plus(q, (c.free, p)), b.momentum: c.w * p}
+    if xi is not None:
+        new[b.position].add_(xi["Q"], alpha=root)
+        new[b.momentum].add_(xi["P"], alpha=root)
+    return new
 
 
 def remembered(blocks: Sequence[Block], f: Forces) -> State:
@@ -99,6 +131,9 @@ def O(blocks: Sequence[Block], z: State, h: Coefficient, noise: Noise) -> State:
     new: State = {}
     for b in blocks:
         xi = noise.get(b.noisy)
+        if isinstance(xi, Described) and (moved := xi.friction(b, z, h)) is not None:
+            new |= moved
+            continue
         new[b.noisy] = b.flow(h).w * z[b.noisy]
         if xi is not None:
             new[b.noisy].add_(xi["P"], alpha=math.sqrt(b.temperature))

@@ -26,7 +26,7 @@ Kind = Literal["W", "WH", "P", "PQ", "WPQ"]
 """The increments a scheme needs. P and Q are a kinetic block's; an overdamped block gets W in their place."""
 
 
-Increment = dict[str, Tensor]
+Increment = Mapping[str, Tensor]
 """Noise of one variable over one step: 'W', 'P', 'Q' as asked for, each shaped like it, [R, ...]."""
 
 Noise = Mapping[str, Increment]
@@ -59,7 +59,7 @@ class Channel:
         c = self.block.flow(h)
         if kind == "P":
             return {"P": c.p_std * xi[0]}
-        parts: Increment = {}
+        parts: dict[str, Tensor] = {}
         if "W" in kind:
             parts["W"] = h**0.5 * xi[0]
         if "Q" in kind:
@@ -75,7 +75,7 @@ def compose(channel: Channel, first: Increment, second: Increment, h_second: flo
 
     H, where there is one, needs steps of equal length.
     """
-    whole: Increment = {}
+    whole: dict[str, Tensor] = {}
     if "W" in first:
         whole["W"] = first["W"] + second["W"]
     if "H" in first:
@@ -92,6 +92,13 @@ class NoiseSource(Protocol):
     """Gives the noise of step n as one mapping a substep; a function of n alone, in any order."""
 
     def __call__(self, n: int) -> tuple[Noise, ...]: ...
+
+
+class NormalSource(NoiseSource, Protocol):
+    """A source that also gives what its increments are made of."""
+
+    def normals(self, n: int) -> Iterator[tuple[Channel, Tensor]]:
+        """Standard normals of step n by channel, [R, normal, substep, *shape]; to be used before the next."""
 
 
 def _mix32(x: int) -> int:

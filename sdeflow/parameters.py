@@ -21,7 +21,7 @@ class ParameterLayout:
 
     def views(self, flat: Tensor) -> dict[str, Tensor]:
         """Named views of a flat vector [..., p]."""
-        parts = flat.split(self.sizes, dim=-1)
+        parts = flat.split_with_sizes(self.sizes, -1)  # torch's `split` takes a detour through Python
         return {
             name: part.view((*flat.shape[:-1], *shape))
             for (name, shape), part in zip(self.shapes.items(), parts, strict=True)

@@ -14,7 +14,6 @@ from sdeflow.batch import MiniBatches
 from sdeflow.engine import Step, full_batch
 from sdeflow.errors import SdeflowError, attempt
 from sdeflow.held_out import HeldOut
-from sdeflow.noise import TorchNoise
 from sdeflow.run import Run
 from sdeflow.system import BlockSystem, System, initial_state
 
@@ -65,16 +64,17 @@ def prepare(run: Run) -> Prepared:
     scheme, system = run.integrator, run.system.to(run.dtype, run.device)
     common: dict[str, Any] = {"seeds": run.seeds, "dtype": run.dtype, "device": run.device}
     z = initial_state(system, **common)
-    warning = ""
+    warning, source = "", run.engine.source
     if run.batch is None:
         system.check(z)
-        noise = TorchNoise(system.channels, kind=scheme.noise, substeps=scheme.substeps, h=system.h, **common)
+        how = {"kind": scheme.noise, "substeps": scheme.substeps, "h": system.h}
+        noise = source(system.channels, **how, **common)
         step, observe = full_batch(system, scheme, noise), system.observe
         with torch.no_grad():
             z |= attempt(f"{type(scheme).__name__}.init", scheme.init, system, z)
     else:
         assert isinstance(system, BlockSystem)
-        step = batches = MiniBatches(system, scheme, run.batch, **common)
+        step = batches = MiniBatches(system, scheme, run.batch, source=source, **common)
         batches.check(z)
         with torch.no_grad():
             warning = batches.warning(z)
@@ -83,7 +83,7 @@ def prepare(run: Run) -> Prepared:
     if run.evaluate is not None:
         assert isinstance(system, BlockSystem)
         at_once = None if run.batch is None else run.batch.size
-        held_out = HeldOut(system, run.evaluate, at_once=at_once, **common)
+        held_out = HeldOut(system, run.evaluate, at_once=at_once, source=source, **common)
         z |= held_out.start()
     return Prepared(system, z, step, observe, held_out, warning)
 

@@ -12,6 +12,7 @@ from sdeflow.batch import Batch
 from sdeflow.catalogue import find
 from sdeflow.checkpoint import Facts
 from sdeflow.config import Config, load_config
+from sdeflow.engine import resolve_engine
 from sdeflow.errors import SdeflowError
 from sdeflow.folder import CONFIG
 from sdeflow.held_out import Evaluate
@@ -29,6 +30,7 @@ def build(config: Config) -> Run:
     """The run that a configuration declares; raises SdeflowError where something does not fit."""
     run, batch, evaluate = config.run, config.batch, config.evaluate
     device = resolve_device(run.device)
+    engine = resolve_engine(run.engine, run.noise, device)
     system = _model_system(config) if config.model is not None else _sde_system(config)
     return Run(
         system=system,
@@ -41,8 +43,9 @@ def build(config: Config) -> Run:
         evaluate=None if evaluate is None else Evaluate(**evaluate.model_dump()),
         dtype=getattr(torch, run.dtype),
         device=device,
+        engine=engine,
         bound=run.bound,
-        config=config.toml(),
+        config=config.on(engine.name, engine.noise).toml(),
         title=config.title,
     )
 

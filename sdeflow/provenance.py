@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import sdeflow
-from sdeflow.noise import TorchNoise
+from sdeflow.engine import Engine
 
 
 def _version(package: str) -> str:
@@ -40,13 +40,13 @@ def stamp(what: str) -> str:
     return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {what} by sdeflow {sdeflow.__version__}"
 
 
-def setting(device: torch.device, threads: int) -> dict[str, Any]:
+def setting(device: torch.device, threads: int, engine: Engine) -> dict[str, Any]:
     """What the bits of a run depend on besides what it computes."""
     return {
         "device": device.type,
         "threads": threads,
-        "engine": "eager",
-        "noise_source": TorchNoise.name,
+        "engine": engine.name,
+        "noise_source": engine.noise,
         "torch": torch.__version__,
         "machine": platform.machine(),
     }

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from sdeflow.batch import Batch, evaluations
 from sdeflow.catalogue import integrator_named, integrators_for
+from sdeflow.engine import Engine, resolve_engine
 from sdeflow.errors import Incompatible, SdeflowError
 from sdeflow.held_out import Evaluate, held_out_forces
 from sdeflow.integrator import Integrator
@@ -47,6 +48,7 @@ class Run:
     evaluate: Evaluate | None = None
     dtype: torch.dtype = torch.float32
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    engine: Engine = field(default_factory=Engine)
     bound: float = 1e12
     config: str = ""
     title: str = ""
@@ -84,15 +86,18 @@ class Run:
         *,
         dtype: str | torch.dtype,
         device: str | torch.device,
+        engine: str = "auto",
+        noise: str = "auto",
         **rest: Any,
     ) -> Run:
-        """A run with its scheme, device and dtype given by name."""
-        found = _system(system)
+        """A run with its scheme, device, dtype, engine and noise source given by name."""
+        found, where = _system(system), resolve_device(device)
         return cls(
             system=found,
             integrator=compatible(integrator, found),
             dtype=_dtype(dtype),
-            device=resolve_device(device),
+            device=where,
+            engine=resolve_engine(engine, noise, where),
             **rest,
         )
 
@@ -116,7 +121,7 @@ class Run:
         """What fixes the numbers but for how many there are, by key: the same in a run and its resumption."""
         if self.config:
             keys = flattened(tomllib.loads(self.config))
-            apart = ("run.steps", "run.device", "save.checkpoint")
+            apart = ("run.steps", "run.device", "run.engine", "save.checkpoint")
             return {key: value for key, value in keys.items() if key not in apart}
         return {
             "system": str(self.system),
@@ -128,6 +133,7 @@ class Run:
             "batch": str(self.batch),
             "evaluate": str(self.evaluate),
             "dtype": str(self.dtype),
+            "noise": self.engine.noise,
             "bound": self.bound,
         }
 

@@ -63,6 +63,8 @@ def simulate(
     evaluate: Evaluate | None = None,
     dtype: str | torch.dtype = "float32",
     device: str | torch.device = "auto",
+    engine: str = "auto",
+    noise: str = "auto",
     bound: float = 1e12,
     out: str | Path | None = None,
     overwrite: bool = False,
@@ -76,6 +78,8 @@ def simulate(
     save         what to record (default: every 10 steps, 16 data with 16 particles each)
     batch        how data are subsampled (default: all data in every step)
     evaluate     when the loss on the model's held-out data is measured (default: never)
+    engine       'eager' or 'fused'; 'auto' is fused where there is a kernel for it
+    noise        the noise source, 'torch' or 'philox'; 'auto' is philox where there is a kernel for it
     bound        a loss or kinetic energy past it counts as diverged
     out          a run folder to write; the trajectory is then read from it when it is asked for
     resume       goes on with the run in `out` where there is one, to the same numbers as in one piece
@@ -95,6 +99,8 @@ def simulate(
         evaluate=evaluate,
         dtype=dtype,
         device=device,
+        engine=engine,
+        noise=noise,
         bound=bound,
     )
     folder = None if out is None else Path(out)
@@ -130,7 +136,7 @@ def solve(
         steps=run.steps,
         parts=(),
         settings={} if folder is None else run.settings,
-        setting=setting(run.device, threads_for(prepared.state)),
+        setting=setting(run.device, threads_for(prepared.state), run.engine),
         code=run.code,
         history=(stamp("written"),),
         warnings=(prepared.warning,) if prepared.warning else (),
@@ -139,7 +145,7 @@ def solve(
     if folder is None:
         return _march(run, prepared, facts, recorder, None, progress)
     try:
-        folder.log(f"{run.title or run.integrator.name}, {run.steps:,} steps, {facts.setting}")
+        folder.log(f"{run.title or run.integrator.name}, {run.steps:,} steps, {facts.setting}, {run.engine}")
         for warning in facts.warnings:
             folder.log(f"warning: {warning}")
         return _march(run, prepared, facts, recorder, folder, progress)
@@ -312,7 +318,7 @@ def _taken_up(facts: Facts, run: Run, damage: str) -> Facts:
         if count:
             parts.append(part._replace(snapshots=count))
     found = [damage] if damage else []
-    here = setting(run.device, facts.setting["threads"])
+    here = setting(run.device, facts.setting["threads"], run.engine)
     for key in sorted(here):
         if here[key] != facts.setting.get(key):
             found.append(

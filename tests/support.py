@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Self
 
 import numpy as np
+import pytest
 import scipy.linalg
 import torch
 from numpy.typing import NDArray
@@ -13,8 +14,11 @@ from torch import Tensor
 
 from sdeflow.catalogue import entries, find, integrator_named
 from sdeflow.integrator import Integrator
+from sdeflow.native import native
 from sdeflow.noise import Channel, Noise
 from sdeflow.system import System
+
+needs_kernel = pytest.mark.skipif(isinstance(native(), str), reason=str(native()))
 
 Matrix = NDArray[np.float64]
 

@@ -1,4 +1,4 @@
-"""The noise source: a pure function of (seed, block, step), and standard normal.
+"""The noise sources: each a pure function of (seed, block, step), and standard normal.
 
 Reproducibility is exact, bit for bit. Distributions are held to 4.5 standard errors of the statistic,
 which a right source leaves once in 150 000 times.
@@ -6,18 +6,20 @@ which a right source leaves once in 150 000 times.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import kstest
-from support import normals_a_step, toy
+from support import needs_kernel, normals_a_step, toy
 
 from sdeflow.block import Block
 from sdeflow.catalogue import integrator_named
 from sdeflow.engine import advance, full_batch
-from sdeflow.noise import Channel, TorchNoise, step_key, stream
+from sdeflow.keyed import PhiloxNoise
+from sdeflow.noise import Channel, NormalSource, TorchNoise, step_key, stream
 
 SE = 4.5
 MOTION = {"h": 0.1, "eta": 2.0, "gamma": 0.5}
@@ -32,10 +34,13 @@ def kinetic(key: str = "x", size: int = 4) -> Channel:
     return Channel(key, f"p_{key}", (size,), block)
 
 
-def source(
-    channels: Sequence[Channel], seeds: Sequence[int] = (0,), *, kind: str = "WPQ", substeps: int = 1
-) -> TorchNoise:
-    return TorchNoise(
+Source = Callable[..., NormalSource]
+
+
+def made(
+    which: Source, channels: Sequence[Channel], seeds: Sequence[int] = (0,), *, kind: str = "WPQ", substeps=1
+) -> NormalSource:
+    return which(
         channels,
         kind=kind,
         substeps=substeps,
@@ -44,6 +49,12 @@ def source(
         dtype=torch.float64,
         device=torch.device("cpu"),
     )
+
+
+@pytest.fixture(params=[TorchNoise, pytest.param(PhiloxNoise, marks=needs_kernel)])
+def source(request: pytest.FixtureRequest) -> Source:
+    """Makes a noise source of one of the two kinds."""
+    return partial(made, request.param)
 
 
 def flat(noise: tuple) -> dict[str, torch.Tensor]:
@@ -64,7 +75,7 @@ def same(one: tuple, other: tuple) -> bool:
 # Reproducibility -----------------------------------------------------------------------------------
 
 
-def test_step_n_does_not_depend_on_the_order_of_calls() -> None:
+def test_step_n_does_not_depend_on_the_order_of_calls(source: Source) -> None:
     channels = [kinetic("x"), overdamped("y")]
     forward = source(channels, [3, 4], substeps=2)
     inorder = [forward(n) for n in range(6)]
@@ -73,7 +84,7 @@ def test_step_n_does_not_depend_on_the_order_of_calls() -> None:
         assert same(backward(n), inorder[n])
 
 
-def test_earlier_noise_is_not_overwritten_by_a_later_call() -> None:
+def test_earlier_noise_is_not_overwritten_by_a_later_call(source: Source) -> None:
     draw = source([kinetic("x"), overdamped("y")])
     first = draw(0)
     copy = {name: value.clone() for name, value in flat(first).items()}
@@ -81,7 +92,7 @@ def test_earlier_noise_is_not_overwritten_by_a_later_call() -> None:
     assert all(torch.equal(value, copy[name]) for name, value in flat(first).items())
 
 
-def test_torch_global_generator_is_left_alone() -> None:
+def test_torch_global_generator_is_left_alone(source: Source) -> None:
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
@@ -90,7 +101,7 @@ def test_torch_global_generator_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize("integrator", ["expint", "obabo", "ubu", "euler_maruyama"])
-def test_a_run_does_not_depend_on_its_chunks(integrator: str) -> None:
+def test_a_run_does_not_depend_on_its_chunks(source: Source, integrator: str) -> None:
     system = toy("kiplmc", data=3, particles=2, theta=MOTION, x=MOTION)
     scheme = integrator_named(integrator)
     z = {name: torch.ones(1, *axes.shape, dtype=torch.float64) for name, axes in system.axes.items()}
@@ -105,7 +116,7 @@ def test_a_run_does_not_depend_on_its_chunks(integrator: str) -> None:
 
 @pytest.mark.parametrize("kind", ["W", "P", "PQ", "WPQ"])
 @pytest.mark.parametrize("substeps", [1, 2, 3])
-def test_replica_i_of_seed_s_is_seed_s_plus_i(kind: str, substeps: int) -> None:
+def test_replica_i_of_seed_s_is_seed_s_plus_i(source: Source, kind: str, substeps: int) -> None:
     channels = [kinetic("x"), overdamped("y", 5)]
     together = flat(source(channels, range(7, 10), kind=kind, substeps=substeps)(12))
     for i in range(3):
@@ -114,7 +125,7 @@ def test_replica_i_of_seed_s_is_seed_s_plus_i(kind: str, substeps: int) -> None:
         assert all(torch.equal(together[name][i], alone[name][0]) for name in alone)
 
 
-def test_a_block_draws_the_same_whatever_blocks_are_beside_it() -> None:
+def test_a_block_draws_the_same_whatever_blocks_are_beside_it(source: Source) -> None:
     alone, beside = source([kinetic("x")])(5), source([overdamped("y"), kinetic("x")])(5)
     assert torch.equal(alone[0]["p_x"]["P"], beside[0]["p_x"]["P"])
 
@@ -123,7 +134,7 @@ def test_a_block_draws_the_same_whatever_blocks_are_beside_it() -> None:
     "substeps",
     [1, 2],
 )
-def test_schemes_of_one_seed_share_the_brownian_path(substeps: int) -> None:
+def test_schemes_of_one_seed_share_the_brownian_path(source: Source, substeps: int) -> None:
     """W is the same whatever else is drawn, and P alone is made of the normals that W is made of."""
     drawn = {
         kind: [part["p_x"] for part in source([kinetic("x")], kind=kind, substeps=substeps)(3)]
@@ -138,7 +149,7 @@ def test_schemes_of_one_seed_share_the_brownian_path(substeps: int) -> None:
         assert torch.allclose(drawn["P"][i]["P"] / p_std, w * np.sqrt(substeps), rtol=1e-14, atol=0)
 
 
-def test_blocks_steps_seeds_and_substeps_differ() -> None:
+def test_blocks_steps_seeds_and_substeps_differ(source: Source) -> None:
     """No normal is used twice: all W are distinct numbers over 2 blocks, 2 substeps, 50 steps, 20 seeds."""
     draw = source([overdamped("x"), overdamped("y")], range(20), kind="W", substeps=2)
     values = torch.cat([value.flatten() for n in range(50) for value in flat(draw(n)).values()])
@@ -148,7 +159,7 @@ def test_blocks_steps_seeds_and_substeps_differ() -> None:
 
 def test_draws_are_those_of_torch_seeded_for_seed_block_and_step() -> None:
     """The whole 63-bit key reaches the generator, and substeps follow one another in one stream."""
-    draw = source([overdamped("y"), overdamped("x")], [8, 9], kind="W", substeps=2)(70_001)
+    draw = made(TorchNoise, [overdamped("y"), overdamped("x")], [8, 9], kind="W", substeps=2)(70_001)
     g = torch.Generator().manual_seed(step_key(stream(9, "noise", "x"))(70_001))
     xi = torch.empty(2, 4, dtype=torch.float64).normal_(generator=g)
     for part, normals in zip(draw, xi, strict=True):
@@ -190,7 +201,9 @@ def test_stream_depends_on_seed_and_every_name() -> None:
 # Distribution --------------------------------------------------------------------------------------
 
 
-def normals(steps: int, size: int, *, seeds: Sequence[int] = (0,), substeps: int = 1) -> np.ndarray:
+def normals(
+    source: Source, steps: int, size: int, *, seeds: Sequence[int] = (0,), substeps: int = 1
+) -> np.ndarray:
     """W / sqrt(length of a substep) as [step, substep, seed, coordinate]."""
     draw = source([overdamped("x", size)], seeds, kind="W", substeps=substeps)
     drawn = [torch.stack([part["X"]["W"] for part in draw(n)]) for n in range(steps)]
@@ -198,9 +211,9 @@ def normals(steps: int, size: int, *, seeds: Sequence[int] = (0,), substeps: int
 
 
 @pytest.mark.parametrize("substeps", [1, 2])
-def test_moments_are_those_of_a_standard_normal(substeps: int) -> None:
+def test_moments_are_those_of_a_standard_normal(source: Source, substeps: int) -> None:
     """The k-th sample moment has variance (E x^2k - (E x^k)^2) / n; and no test of shape objects."""
-    x = normals(2000, 50, substeps=substeps).ravel()
+    x = normals(source, 2000, 50, substeps=substeps).ravel()
     even = {2: 1, 4: 3, 6: 15, 8: 105}
     for k in (1, 2, 3, 4):
         mean = even.get(k, 0)
@@ -209,9 +222,9 @@ def test_moments_are_those_of_a_standard_normal(substeps: int) -> None:
     assert kstest(x, "norm").pvalue > 1e-5
 
 
-def test_first_normals_of_the_steps_are_normal_too() -> None:
+def test_first_normals_of_the_steps_are_normal_too(source: Source) -> None:
     """One number a step: nearby generator seeds must not give nearby draws."""
-    x = normals(20_000, 1).ravel()
+    x = normals(source, 20_000, 1).ravel()
     assert abs(x.mean()) < SE / np.sqrt(x.size)
     assert abs(x.var() - 1) < SE * np.sqrt(2 / x.size)
     assert kstest(x, "norm").pvalue > 1e-5
@@ -219,8 +232,8 @@ def test_first_normals_of_the_steps_are_normal_too() -> None:
         assert abs((x[lag:] * x[:-lag]).mean()) < SE / np.sqrt(x.size - lag), lag
 
 
-def test_no_correlation_between_steps_substeps_seeds_and_coordinates() -> None:
-    x = normals(300, 40, seeds=range(8), substeps=2)
+def test_no_correlation_between_steps_substeps_seeds_and_coordinates(source: Source) -> None:
+    x = normals(source, 300, 40, seeds=range(8), substeps=2)
     halves = {
         "step": (x[1:], x[:-1]),
         "substep": (x[:, 1], x[:, 0]),
@@ -232,14 +245,14 @@ def test_no_correlation_between_steps_substeps_seeds_and_coordinates() -> None:
         assert abs((a * b).mean()) < SE / np.sqrt(a.size), name
 
 
-def test_no_correlation_between_blocks() -> None:
+def test_no_correlation_between_blocks(source: Source) -> None:
     draw = source([overdamped("x", 500), overdamped("y", 500)], kind="W")
     product = torch.stack([(step := draw(n)[0])["X"]["W"] * step["Y"]["W"] for n in range(100)])
     assert abs(product.mean()) < SE / np.sqrt(product.numel())
 
 
 @pytest.mark.parametrize("substeps", [1, 2, 4])
-def test_each_substep_has_its_share_of_the_step(substeps: int) -> None:
+def test_each_substep_has_its_share_of_the_step(source: Source, substeps: int) -> None:
     """Var W = h / substeps and Var P = (1 - w^2)/eta over that length."""
     n = 40_000
     step = source([kinetic("x", n)], substeps=substeps)(0)
@@ -250,7 +263,7 @@ def test_each_substep_has_its_share_of_the_step(substeps: int) -> None:
             assert part["p_x"][name].square().mean() == pytest.approx(variance, rel=SE * np.sqrt(2 / n))
 
 
-def test_p_alone_has_the_variance_of_p_with_q() -> None:
+def test_p_alone_has_the_variance_of_p_with_q(source: Source) -> None:
     n = 40_000
     (part,) = source([kinetic("x", n)], kind="P")(0)
     assert set(part["p_x"]) == {"P"}
@@ -271,7 +284,7 @@ def test_p_alone_has_the_variance_of_p_with_q() -> None:
         ("kiplmc", ["m", "U"]),
     ],
 )
-def test_blocks_at_zero_temperature_have_no_entry(system: str, variables: list[str]) -> None:
+def test_blocks_at_zero_temperature_have_no_entry(source: Source, system: str, variables: list[str]) -> None:
     built = toy(system, data=3, particles=2, theta=MOTION, x=MOTION)
     (noise,) = source(built.channels, kind="PQ")(0)
     assert list(noise) == variables
@@ -283,7 +296,9 @@ def test_blocks_at_zero_temperature_have_no_entry(system: str, variables: list[s
     ("integrator", "kinetic_names", "normals_each"),
     [("euler_maruyama", {"W"}, 1), ("baoab", {"P"}, 1), ("obabo", {"P"}, 2), ("ubu", {"P", "Q"}, 4)],
 )
-def test_a_scheme_gets_what_it_asks_for(integrator: str, kinetic_names: set[str], normals_each: int) -> None:
+def test_a_scheme_gets_what_it_asks_for(
+    source: Source, integrator: str, kinetic_names: set[str], normals_each: int
+) -> None:
     built = toy("kiplmc", data=3, particles=2, theta=MOTION, x=MOTION)
     scheme = integrator_named(integrator)
     noise = source(built.channels, kind=scheme.noise, substeps=scheme.substeps)(0)

@@ -49,6 +49,7 @@ x = {h = 1e-2, eta = 2.0, gamma = 0.5}
 [run]
 steps = 3
 dtype = "float64"
+noise = "torch"
 [save]
 every = 4
 data = "all"
@@ -107,6 +108,7 @@ def run(system: Any, integrator: str = "expint", **options: Any) -> Solution:
         "save": Save(every=1, data="all", particles="all"),
         "dtype": "float64",
         "device": "cpu",
+        "noise": "torch",
     }
     out = options.pop("out", None)
     return solve(Run.declare(system, integrator, **(chosen | options)), out=out)
@@ -525,6 +527,7 @@ def test_plain_sde_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "ramp.toml").write_text(
         "[system]\nuse = 'ramp.py:Ramp'\nh = 0.1\npaths = 3\nstart = [0.5, -1.0]\n"
         "[run]\nintegrator = 'euler_maruyama'\nsteps = 6\nseed = 4\ndtype = 'float64'\nreplicas = 2\n"
+        "noise = 'torch'\n"
         "[save]\nevery = 1\n"
     )
     ds = solve(build(load_config(tmp_path / "ramp.toml"))).dataset

@@ -1,0 +1,207 @@
+"""The kernels of sdeflow/fused.cpp for CUDA, in Triton: the same counters and normals, to the last digits.
+
+Tested through Triton's interpreter on the CPU alone; NOT YET RUN ON A DEVICE, and so not tuned for one.
+
+A program takes `GROUPS` groups of one replica, that is as many calls of Philox, and as many normals of
+each of the 4 kinds (2 in float64) that a call gives; see sdeflow.philox for which element they belong to.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sdeflow.flow import Flow
+from sdeflow.native import Draw
+
+GROUPS = 256
+_LOOSE = ["low", "high", "slot"]
+"""Integers that change from step to step, for which no kernel is to be compiled anew."""
+
+
+@triton.jit
+def _philox(group, low, high, slot, key):
+    """Four words a group."""
+    k0, k1 = key.to(tl.uint32), (key >> 32).to(tl.uint32)
+    a = group.to(tl.uint32)
+    b, c, d = tl.zeros_like(a) + low.to(tl.uint32), tl.zeros_like(a) + high.to(tl.uint32), a * 0
+    d += slot.to(tl.uint32)
+    for _ in tl.static_range(10):
+        high_a, low_a = tl.umulhi(a, 0xD2511F53), a * 0xD2511F53
+        high_c, low_c = tl.umulhi(c, 0xCD9E8D57), c * 0xCD9E8D57
+        a, b, c, d = high_c ^ b ^ k0, low_c, high_a ^ d ^ k1, low_a
+        k0 += 0x9E3779B9
+        k1 += 0xBB67AE85
+    return a, b, c, d
+
+
+@triton.jit
+def _radius(u, TERMS: tl.constexpr):
+    """sqrt(-2 log u) of u in (0, 1], from log m = 2 artanh s, s = (m-1)/(m+1), u = m 2^e."""
+    if u.dtype == tl.float32:
+        shifted = u.to(tl.int32, bitcast=True) + 0x004AFB0D  # less sqrt(1/2), more 1
+        e = ((shifted >> 23) - 127).to(tl.float32)
+        m = ((shifted & 0x7FFFFF) + 0x3F3504F3).to(tl.float32, bitcast=True)
+    else:
+        shifted = u.to(tl.int64, bitcast=True) + 0x00095F619980C433
+        e = ((shifted >> 52) - 1023).to(tl.float64)
+        m = ((shifted & 0xFFFFFFFFFFFFF) + 0x3FE6A09E667F3BCD).to(tl.float64, bitcast=True)
+    s = (m - 1) / (m + 1)
+    t = s * s
+    series = t * 0
+    for i in tl.static_range(TERMS):
+        series = t * (2.0 / (2 * (TERMS - i) + 1) + series)
+    return tl.sqrt(-2 * (e * 0.69314718055994530942 + (s * series + 2 * s)))
+
+
+@triton.jit
+def _polar(r, quarter, z, TERMS: tl.constexpr):
+    """r cos and r sin of quarter pi/2 + z, |z| <= pi/4, by their series."""
+    s = z * z
+    cosine, sine = s * 0 + 1, s * 0 + 1
+    for i in tl.static_range(TERMS):
+        cosine = 1 - s * cosine * (1.0 / ((2 * (TERMS - i) - 1) * (2 * (TERMS - i))))
+        sine = 1 - s * sine * (1.0 / ((2 * (TERMS - i)) * (2 * (TERMS - i) + 1)))
+    sine *= z
+    swap = (quarter & 1) == 1
+    x, y = tl.where(swap, sine, cosine), tl.where(swap, cosine, sine)
+    x = tl.where(((quarter + 1) & 2) == 2, -x, x)
+    y = tl.where((quarter & 2) == 2, -y, y)
+    return r * x, r * y
+
+
+@triton.jit
+def _pair32(a, b):
+    u = ((a >> 16).to(tl.float32) * 65536.0 + ((a & 0xFFFF).to(tl.float32) + 0.5)) * 2.3283064365386963e-10
+    quarter = (b + 0x20000000) >> 30
+    z = (b - (quarter << 30)).to(tl.int32, bitcast=True).to(tl.float32) * 1.4629180792671596e-09
+    return _polar(_radius(u, 5), quarter, z, 5)
+
+
+@triton.jit
+def _pair64(a, b, c, d):
+    u = ((a >> 5).to(tl.float64) * 67108864.0 + (b >> 6).to(tl.float64) + 1) * 1.1102230246251565e-16
+    quarter = (c + 0x20000000) >> 30
+    rest = (c - (quarter << 30)).to(tl.int32, bitcast=True).to(tl.float64)
+    z = (rest + (d >> 1).to(tl.float64) * 4.656612873077393e-10) * 1.4629180792671596e-09
+    return _polar(_radius(u, 12), quarter, z, 9)
+
+
+@triton.jit
+def _normals(keys, low, high, slot, GROUPS: tl.constexpr, DOUBLE: tl.constexpr):
+    """The normals of this program's groups, of kinds 0 and 1, and 2 and 3 in float32."""
+    group = tl.program_id(0) * GROUPS + tl.arange(0, GROUPS)
+    a, b, c, d = _philox(group, low, high, slot, tl.load(keys + tl.program_id(1)))
+    if DOUBLE:
+        x, y = _pair64(a, b, c, d)
+        return x, y, x, y
+    else:  # noqa: RET505 (to Triton only this makes it one type that is returned)
+        x, y = _pair32(a, b)
+        v, w = _pair32(c, d)
+        return x, y, v, w
+
+
+@triton.jit
+def _place(i, size, GROUPS: tl.constexpr, DOUBLE: tl.constexpr):
+    """Where normal i of each group lies, and whether it is there."""
+    group = (tl.program_id(0) * GROUPS + tl.arange(0, GROUPS)).to(tl.int64)
+    each: tl.constexpr = 32 if DOUBLE else 64
+    element = (group // 16) * each + i * 16 + group % 16
+    return tl.program_id(1).to(tl.int64) * size + element, element < size
+
+
+@triton.jit(do_not_specialize=_LOOSE)
+def _fill(out, keys, size, low, high, slot, GROUPS: tl.constexpr, DOUBLE: tl.constexpr):
+    xi = _normals(keys, low, high, slot, GROUPS, DOUBLE)
+    for i in tl.static_range(2 if DOUBLE else 4):
+        at, there = _place(i, size, GROUPS, DOUBLE)
+        tl.store(out + at, xi[i], there)
+
+
+@triton.jit(do_not_specialize=_LOOSE)
+def _linear(
+    out, x, f, c, keys, size, low, high, slot,
+    FORCE: tl.constexpr, GROUPS: tl.constexpr, DOUBLE: tl.constexpr,
+):  # fmt: skip
+    xi = _normals(keys, low, high, slot, GROUPS, DOUBLE)
+    for i in tl.static_range(2 if DOUBLE else 4):
+        at, there = _place(i, size, GROUPS, DOUBLE)
+        v = tl.load(c) * tl.load(x + at, there) + tl.load(c + 2) * (tl.load(c + 3) * xi[i])
+        if FORCE:
+            v += tl.load(c + 1) * tl.load(f + at, there)
+        tl.store(out + at, v, there)
+
+
+@triton.jit(do_not_specialize=_LOOSE)
+def _kinetic(
+    q_out, p_out, q, p, f, c, keys, size, low, high, slot,
+    FORCE: tl.constexpr, GROUPS: tl.constexpr, DOUBLE: tl.constexpr,
+):  # fmt: skip
+    xi = _normals(keys, low, high, slot, GROUPS, DOUBLE)
+    eta = _normals(keys, low, high, slot + 1, GROUPS, DOUBLE)
+    free, push, w, kick, s = tl.load(c), tl.load(c + 1), tl.load(c + 2), tl.load(c + 3), tl.load(c + 4)
+    q1, q2, p1, p2 = tl.load(c + 5), tl.load(c + 6), tl.load(c + 7), tl.load(c + 8)
+    for i in tl.static_range(2 if DOUBLE else 4):
+        at, there = _place(i, size, GROUPS, DOUBLE)
+        a, b = tl.load(q + at, there), tl.load(p + at, there)
+        a = a + free * b + s * (q1 * xi[i] + q2 * eta[i])
+        b = w * b + s * (p1 * xi[i] + p2 * eta[i])
+        if FORCE:
+            g = tl.load(f + at, there)
+            a += push * g
+            b += kick * g
+        tl.store(q_out + at, a, there)
+        tl.store(p_out + at, b, there)
+
+
+@lru_cache(maxsize=1024)
+def _coefficients(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """On the device, as Triton would take a number itself for a float32."""
+    return torch.tensor(values, dtype=dtype, device=device)
+
+
+class Cuda:
+    """The Triton kernels; see sdeflow.native.Kernel."""
+
+    def normals(self, out: Tensor, draw: Draw) -> None:
+        grid, rest, options = _launch(out, draw)
+        _fill[grid](out, *rest, **options)
+
+    def linear(
+        self, x: Tensor, f: Tensor | None, a: float, c: float, s: float, t: float, draw: Draw
+    ) -> Tensor:
+        out, (grid, rest, options) = torch.empty_like(x), _launch(x, draw)
+        numbers = _coefficients((a, c, s, t), x.dtype, x.device)
+        _linear[grid](out, x, x if f is None else f, numbers, *rest, FORCE=f is not None, **options)
+        return out
+
+    def kinetic(
+        self, q: Tensor, p: Tensor, f: Tensor | None, flow: Flow, noise: Flow, s: float, draw: Draw
+    ) -> tuple[Tensor, Tensor]:
+        q_out, p_out, (grid, rest, options) = torch.empty_like(q), torch.empty_like(p), _launch(q, draw)
+        values: Any = flow.free, flow.push, flow.w, flow.kick, s, noise.q1, noise.q2, noise.p1, noise.p2
+        numbers = _coefficients(values, q.dtype, q.device)
+        force = q if f is None else f
+        _kinetic[grid](q_out, p_out, q, p, force, numbers, *rest, FORCE=f is not None, **options)
+        return q_out, p_out
+
+
+def _launch(x: Tensor, draw: Draw) -> tuple[tuple[int, int], tuple[Tensor | int, ...], dict[str, int | bool]]:
+    replicas, double = len(draw.keys), x.dtype == torch.float64
+    size = x.numel() // replicas
+    groups = 16 * -(-size // (32 if double else 64))
+    words = [_signed(draw.step & 0xFFFFFFFF), _signed(draw.step >> 32), _signed(draw.slot)]
+    return (
+        (-(-groups // GROUPS), replicas),
+        (draw.keys, size, *words),
+        {"GROUPS": GROUPS, "DOUBLE": double, "enable_fp_fusion": False},
+    )
+
+
+def _signed(word: int) -> int:
+    return word - (word >> 31 << 32)

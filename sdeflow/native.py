@@ -1,0 +1,126 @@
+"""The compiled kernels: where they are, and how a tensor reaches them."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+import sdeflow
+from sdeflow.flow import Flow
+
+
+class Draw(NamedTuple):
+    """Normals of one step: a key a replica [R], int64 by its bits, and a slot; see sdeflow.philox."""
+
+    keys: Tensor
+    step: int
+    slot: int
+
+
+class Kernel(Protocol):
+    """Normals, and updates that draw their own; tensors are contiguous, [R, ...], and of one dtype."""
+
+    def normals(self, out: Tensor, draw: Draw) -> None:
+        """Fills `out` with xi."""
+
+    def linear(
+        self, x: Tensor, f: Tensor | None, a: float, c: float, s: float, t: float, draw: Draw
+    ) -> Tensor:
+        """a x + s (t xi) + c f."""
+
+    def kinetic(
+        self, q: Tensor, p: Tensor, f: Tensor | None, flow: Flow, noise: Flow, s: float, draw: Draw
+    ) -> tuple[Tensor, Tensor]:
+        """q + free p + s (q1 xi1 + q2 xi2) + push f,  w p + s (p1 xi1 + p2 xi2) + kick f.
+
+        xi1 has the draw's slot, xi2 the one after it; p1, p2, q1, q2 are those of `noise`.
+        """
+
+
+_POINTER, _REAL = ctypes.c_void_p, ctypes.c_double
+_DRAW = [_POINTER, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_int32]
+_ARGUMENTS: dict[str, list[Any]] = {
+    "normals": [_POINTER, *_DRAW],
+    "linear": [*[_POINTER] * 3, *[_REAL] * 4, *_DRAW],
+    "kinetic": [*[_POINTER] * 5, *[_REAL] * 9, *_DRAW],
+}
+
+
+class Native:
+    """The C++ kernels on the CPU, by as many threads as torch uses."""
+
+    def __init__(self, path: Path) -> None:
+        library = ctypes.CDLL(str(path))
+        self._normals, self._linear, self._kinetic = (_both(library, name) for name in _ARGUMENTS)
+
+    def normals(self, out: Tensor, draw: Draw) -> None:
+        self._normals[out.dtype](out.data_ptr(), *_drawn(out, draw))
+
+    def linear(
+        self, x: Tensor, f: Tensor | None, a: float, c: float, s: float, t: float, draw: Draw
+    ) -> Tensor:
+        out = torch.empty_like(x)
+        force = None if f is None else f.data_ptr()
+        self._linear[x.dtype](out.data_ptr(), x.data_ptr(), force, a, c, s, t, *_drawn(x, draw))
+        return out
+
+    def kinetic(
+        self, q: Tensor, p: Tensor, f: Tensor | None, flow: Flow, noise: Flow, s: float, draw: Draw
+    ) -> tuple[Tensor, Tensor]:
+        q_out, p_out = torch.empty_like(q), torch.empty_like(p)
+        self._kinetic[q.dtype](
+            *(q_out.data_ptr(), p_out.data_ptr(), q.data_ptr(), p.data_ptr()),
+            None if f is None else f.data_ptr(),
+            *(flow.free, flow.push, flow.w, flow.kick, s, noise.q1, noise.q2, noise.p1, noise.p2),
+            *_drawn(q, draw),
+        )
+        return q_out, p_out
+
+
+def _both(library: ctypes.CDLL, name: str) -> dict[torch.dtype, Any]:
+    """A function of the library by dtype."""
+    found = {}
+    for dtype, suffix in ((torch.float32, "f32"), (torch.float64, "f64")):
+        found[dtype] = function = library[f"sdeflow_{name}_{suffix}"]
+        function.argtypes, function.restype = _ARGUMENTS[name], None
+    return found
+
+
+def _drawn(x: Tensor, draw: Draw) -> tuple[int, ...]:
+    replicas = len(draw.keys)
+    threads = torch.get_num_threads()
+    return draw.keys.data_ptr(), replicas, x.numel() // replicas, draw.step, draw.slot, threads
+
+
+@cache
+def native() -> Native | str:
+    """The C++ kernels, or why they are not there."""
+    for folder in sdeflow.__path__:
+        for suffix in EXTENSION_SUFFIXES:
+            path = Path(folder) / f"_fused{suffix}"
+            if path.is_file():
+                try:
+                    return Native(path)
+                except (OSError, AttributeError) as error:
+                    return f"the compiled kernel cannot be loaded: {error}"
+    return "the kernel was not compiled when sdeflow was installed, which takes a C++ compiler"
+
+
+def kernel(device: torch.device) -> Kernel | str:
+    """The kernels for a device, or why there are none."""
+    return native() if device.type == "cpu" else _triton()
+
+
+@cache
+def _triton() -> Kernel | str:
+    try:
+        from sdeflow.fused_cuda import Cuda
+    except ImportError as error:
+        return f"the kernels for CUDA are written in Triton, which is not to be had: {error}"
+    return Cuda()

@@ -1,0 +1,345 @@
+"""What a step costs: sdeflow's engines, what others do, and the floor, by turns in one process.
+
+    python tests/benchmarks/speed.py --rounds 15 --threads 1 --out speed.json
+
+Prints microseconds a step, the median over rounds, and the median over rounds of each row's ratio to the
+first row of its size. Rows that this machine cannot run are left out, with the reason.
+
+    fused, eager    sdeflow's engines with the noise they take by default; the model's own scores, or autograd
+    script          the plain way: coefficients rebuilt every step, two autograd calls, new tensors
+    torchsde euler  torchsde's Euler on the same system, with its step told to the Brownian interval
+    JAX, Diffrax    as tests/benchmarks/speed_jax.py says, where the `bench` extra is installed
+    C++             the toy model's whole step in one C++ loop, by the same generator
+    streaming       X and U read and written once, by torch
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import math
+import platform
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdeflow import Batch, mpgd
+from sdeflow.flow import kinetic_flow
+from sdeflow.model import Model
+from sdeflow.native import native
+from sdeflow.noise import stream
+from sdeflow.prepared import prepare
+from sdeflow.problems.decoder import Decoder
+from sdeflow.problems.hierarchical import Hierarchical
+from sdeflow.run import Run
+
+Steps = Callable[[int], int | None]
+"""Takes that many steps, or where it gives a number, so many."""
+
+LogJoint = Callable[[list[Tensor], Tensor], Tensor]
+"""l_i by the parameters and X [D, N, d]; [D, N]."""
+
+PARTICLES, GAMMA, ETA = 100, 0.1, 2000.0
+
+
+class Autograd(Hierarchical):
+    """The toy model without its analytic scores."""
+
+    score_x = None
+    score_theta = None
+
+
+def motions(data: int) -> dict[str, dict[str, float]]:
+    """Steps that stay stable for any number of data."""
+    motion = {"eta": ETA, "gamma": GAMMA}
+    return {"theta": {"h": 1e-2 / data, **motion}, "x": {"h": 1e-2, **motion}}
+
+
+def ours(system: Any, integrator: str = "expint", **options: Any) -> Steps:
+    """sdeflow's own step, without saving."""
+    prepared = prepare(Run.declare(system, integrator, steps=1, dtype="float32", device="cpu", **options))
+    at = [0, prepared.state]
+
+    def take(count: int) -> None:
+        n, z = at
+        with torch.no_grad():
+            for _ in range(count):
+                z = prepared.step(z, n)
+                n += 1
+        at[:] = n, z
+
+    return take
+
+
+def toy(model: type[Model], data: int, **options: Any) -> Steps:
+    return ours(mpgd(model(data=data), particles=PARTICLES, **motions(data)), **options)
+
+
+# What others do ------------------------------------------------------------------------------------
+
+
+def script(log_joint: LogJoint, theta: list[Tensor], X: Tensor, h: Any) -> Steps:
+    """Momentum particle descent as a research script has it."""
+    m, U = [torch.zeros_like(p) for p in theta], torch.randn_like(X) / ETA**0.5
+    at = [theta, m, X, U]
+    N = X.shape[1]
+
+    def flow(h: float) -> tuple[Tensor, ...]:
+        k = torch.tensor(GAMMA * ETA)
+        w = torch.exp(-k * h)
+        return k, w, (1 - w) / GAMMA, (h - (1 - w) / k) / GAMMA, (1 - w) / k
+
+    def take(count: int) -> None:
+        theta, m, X, U = at
+        for _ in range(count):
+            k, w, free, push, kick = flow(h["theta"]["h"])
+            bar = [(p + free * v).detach().requires_grad_() for p, v in zip(theta, m, strict=True)]
+            f = [g / N for g in torch.autograd.grad(log_joint(bar, X).sum(), bar)]
+            m = [w * v + kick * g for v, g in zip(m, f, strict=True)]
+            theta = [(p + push * g).detach() for p, g in zip(bar, f, strict=True)]
+            k, w, free, push, kick = flow(h["x"]["h"])
+            at_x = X.detach().requires_grad_()
+            (score,) = torch.autograd.grad(log_joint(theta, at_x).sum(), at_x)
+            t = torch.tensor(h["x"]["h"])
+            var_q = (2 * t - 3 / k + 4 * w / k - w**2 / k) / GAMMA
+            var_p, cov = (1 - w**2) / ETA, (1 - w) ** 2 / k
+            root = torch.linalg.cholesky(torch.stack([torch.stack([var_p, cov]), torch.stack([cov, var_q])]))
+            xi = torch.randn(2, *X.shape)
+            P, Q = root[0, 0] * xi[0], root[1, 0] * xi[0] + root[1, 1] * xi[1]
+            X, U = X + free * U + push * score + Q, w * U + kick * score + P
+        at[:] = theta, m, X, U
+
+    return take
+
+
+def toy_script(data: int) -> Steps:
+    y = Hierarchical(data=data).data.float()[:, None]
+    normal = torch.distributions.Normal
+
+    def log_joint(theta: list[Tensor], x: Tensor) -> Tensor:
+        return (normal(theta[0], 1.0).log_prob(x) + normal(x, 1.0).log_prob(y)).sum(-1)
+
+    return script(log_joint, [torch.zeros(1)], torch.randn(data, PARTICLES, 1), motions(data))
+
+
+def torchsde_euler(data: int) -> Steps:
+    """The same system as one vector (theta, m, X, U), with analytic scores."""
+    import torchsde
+
+    y, n = Hierarchical(data=data).data.float(), data * PARTICLES
+    h = motions(data)["theta"]["h"]
+    rate = motions(data)["x"]["h"] / h
+    diffusion = torch.zeros(1, 2 + 2 * n)
+    diffusion[:, 2 + n :] = math.sqrt(2 * GAMMA * rate)
+
+    class SDE:
+        noise_type, sde_type = "diagonal", "ito"
+
+        def f(self, t: Tensor, z: Tensor) -> Tensor:
+            theta, m, x, u = z[:, :1], z[:, 1:2], z[:, 2 : 2 + n], z[:, 2 + n :]
+            f_theta = (x.sum(1, keepdim=True) - n * theta) / PARTICLES
+            f_x = theta - x + (y - x.view(data, PARTICLES)).view(1, n)
+            return torch.cat(
+                [ETA * m, f_theta - GAMMA * ETA * m, rate * ETA * u, rate * (f_x - GAMMA * ETA * u)], 1
+            )
+
+        def g(self, t: Tensor, z: Tensor) -> Tensor:
+            return diffusion
+
+    at = [torch.randn(1, 2 + 2 * n) * 0.01]
+
+    def take(count: int) -> None:
+        with torch.no_grad():
+            bm = torchsde.BrownianInterval(0.0, (count + 1) * h, size=at[0].shape, dt=h)
+            ts = torch.tensor([0.0, count * h])
+            at[0] = torchsde.sdeint(SDE(), at[0], ts, bm=bm, method="euler", dt=h)[-1]
+
+    return take
+
+
+def jax_rows(name: str, data: int) -> Steps:
+    """The toy model by JAX or Diffrax, where they are installed."""
+    import speed_jax
+
+    y = Hierarchical(data=data).data.float().numpy()
+    return getattr(speed_jax, name)(y, PARTICLES, ETA, GAMMA, motions(data))
+
+
+# The floor -----------------------------------------------------------------------------------------
+
+
+def all_cpp(data: int) -> Steps:
+    compiler = shutil.which("g++")
+    if compiler is None:
+        raise RuntimeError("no g++")
+    folder = tempfile.mkdtemp()
+    flags = "-std=c++17 -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -pthread -shared -fPIC"
+    source, built = Path(__file__).with_name("floor.cpp"), f"{folder}/floor.so"
+    subprocess.run([compiler, *flags.split(), str(source), "-o", built], check=True)
+    function = ctypes.CDLL(built).toy_steps
+    h, model = motions(data), Hierarchical(data=data)
+    c, t = (kinetic_flow(GAMMA, ETA, h[block]["h"]) for block in ("x", "theta"))
+    x, u = torch.randn(data * PARTICLES), torch.randn(data * PARTICLES) / ETA**0.5
+    y, place = model.data.float().flatten().repeat_interleave(PARTICLES), torch.zeros(2).double()
+    of_x = torch.tensor([c.free, c.push, c.w, c.kick, c.q1, c.q2, c.p1, c.p2], dtype=torch.float32)
+    of_theta = torch.tensor([t.free, t.push, t.w, t.kick], dtype=torch.float64)
+    key, taken = ctypes.c_uint64(stream(0, "noise", "x") & 2**64 - 1), [0]
+
+    def take(count: int) -> None:
+        tensors = [ctypes.c_void_p(v.data_ptr()) for v in (x, u, y, place, of_x, of_theta)]
+        numbers = ctypes.c_int64(data), PARTICLES, ctypes.c_double(model.variance)
+        function(*tensors[:4], *numbers, *tensors[4:], key, ctypes.c_uint64(taken[0]), count)
+        taken[0] += count
+
+    return take
+
+
+def streaming(data: int) -> Steps:
+    x, u = torch.randn(data * PARTICLES), torch.randn(data * PARTICLES)
+    x_new, u_new = torch.empty_like(x), torch.empty_like(u)
+
+    def take(count: int) -> None:
+        for _ in range(count):
+            x_new.copy_(x)
+            u_new.copy_(u)
+
+    return take
+
+
+# Sizes ---------------------------------------------------------------------------------------------
+
+
+def toys(data: int) -> dict[str, Callable[[], Steps]]:
+    return {
+        "fused, own scores": lambda: toy(Hierarchical, data, engine="fused"),
+        "fused, autograd": lambda: toy(Autograd, data, engine="fused"),
+        "eager torch, own scores": lambda: toy(Hierarchical, data, noise="torch"),
+        "eager torch, autograd": lambda: toy(Autograd, data, noise="torch"),
+        "script": lambda: toy_script(data),
+        "torchsde euler": lambda: torchsde_euler(data),
+        "JAX, jit and scan": lambda: jax_rows("scan", data),
+        "Diffrax Euler": lambda: jax_rows("euler", data),
+        "C++": lambda: all_cpp(data),
+        "streaming": lambda: streaming(data),
+    }
+
+
+def decoder() -> dict[str, Callable[[], Steps]]:
+    """Latent 8, hidden 64, output 64, D = 1797, minibatches of 128, N = 10."""
+    motion = {"theta": {"h": 1e-5, "eta": 3e4, "gamma": 0.5}, "x": {"h": 1e-2, "eta": 100.0, "gamma": 1.0}}
+
+    def of_ours(integrator: str, **options: Any) -> Steps:
+        return ours(mpgd(Decoder(), particles=10, **motion), integrator, batch=Batch(128), **options)
+
+    def plain() -> Steps:
+        model = Decoder()
+        theta = {name: value.detach() for name, value in model._new_network().named_parameters()}
+        y = model.data.float()[:128]
+
+        def log_joint(values: list[Tensor], x: Tensor) -> Tensor:
+            return model.log_joint(dict(zip(theta, values, strict=True)), x, y)
+
+        return script(log_joint, list(theta.values()), torch.randn(128, 10, 8), motion)
+
+    return {
+        "fused, expint_shared": lambda: of_ours("expint_shared", engine="fused"),
+        "fused, expint": lambda: of_ours("expint", engine="fused"),
+        "eager torch, expint_shared": lambda: of_ours("expint_shared", noise="torch"),
+        "script (no gathering)": plain,
+    }
+
+
+def replicas() -> dict[str, Callable[[], Steps]]:
+    """64 replicas of the toy model; the script takes them one after the other."""
+
+    def in_turn() -> Steps:
+        each = [toy_script(100) for _ in range(64)]
+
+        def take(count: int) -> None:
+            for one in each:
+                one(count)
+
+        return take
+
+    return {
+        "fused, own scores": lambda: toy(Hierarchical, 100, engine="fused", replicas=64),
+        "eager torch, own scores": lambda: toy(Hierarchical, 100, noise="torch", replicas=64),
+        "script, 64 runs": in_turn,
+    }
+
+
+SIZES: dict[str, tuple[Callable[[], dict[str, Callable[[], Steps]]], float]] = {
+    "toy, D=100": (lambda: toys(100), 0.02),
+    "toy, D=1000": (lambda: toys(1000), 0.03),
+    "toy, D=10000": (lambda: toys(10_000), 0.15),
+    "decoder, batches of 128": (decoder, 0.05),
+    "64 replicas of D=100": (replicas, 0.1),
+}
+
+
+def measure(rows: dict[str, Callable[[], Steps]], rounds: int, seconds: float) -> dict[str, list[float]]:
+    """Microseconds a step by row and round, the rows by turns; a round of a row takes about `seconds`."""
+    ready: dict[str, tuple[Steps, int]] = {}
+    for name, make in rows.items():
+        try:
+            take = make()
+        except (ImportError, RuntimeError) as error:
+            print(f"  {name}: left out, {error}")
+            continue
+        take(2)
+        began = time.perf_counter()
+        taken = take(2) or 2
+        ready[name] = take, max(1, int(taken * seconds / (time.perf_counter() - began)))
+    times: dict[str, list[float]] = {name: [] for name in ready}
+    for _ in range(rounds):
+        for name, (take, count) in ready.items():
+            began = time.perf_counter()
+            taken = take(count) or count
+            times[name].append((time.perf_counter() - began) / taken * 1e6)
+    return times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--sizes", nargs="*", default=list(SIZES), help="names, or parts of them")
+    parser.add_argument("--out", type=Path, help="where the numbers go, JSON")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if isinstance(reason := native(), str):
+        raise SystemExit(f"the rows of the fused engine need the kernel: {reason}")
+    found: dict[str, Any] = {
+        "machine": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "threads": options.threads,
+        "rounds": options.rounds,
+        "microseconds": {},
+    }
+    for size, (rows, seconds) in SIZES.items():
+        if not any(part in size for part in options.sizes):
+            continue
+        print(f"{size}, {options.threads} thread(s)")
+        times = measure(rows(), options.rounds, seconds)
+        first = next(iter(times.values()))
+        for name, taken in times.items():
+            ratio = statistics.median(b / a for a, b in zip(first, taken, strict=True))
+            print(f"  {name:28s}{statistics.median(taken):12,.1f} us{ratio:9.2f} x")
+        found["microseconds"][size] = times
+    if options.out is not None:
+        options.out.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""The Triton kernels, by Triton's interpreter on the CPU: what a device computes is not tested here.
+
+Where Triton is installed they are also compiled for a device, which needs none to be there.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+import torch
+from support import needs_kernel
+
+from sdeflow.engine import resolve_engine
+from sdeflow.errors import SdeflowError
+
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+
+INTERPRETED = """
+import torch
+from sdeflow.flow import kinetic_flow
+from sdeflow.fused_cuda import Cuda
+from sdeflow.native import Draw, native
+
+torch.manual_seed(0)
+cpu, cuda = native(), Cuda()
+keys = torch.tensor([0x1E3779B97F4A7C15, -5])
+c, noise = kinetic_flow(0.3, 2.0, 0.1), kinetic_flow(0.3, 2.0, 0.2)
+for dtype in (torch.float32, torch.float64):
+    for size in (1, 100, 5000):
+        q, p, f = (torch.randn(2, size, dtype=dtype) for _ in range(3))
+        draw = Draw(keys, 3 * 2**32 + 2**31 + 7, 2**31 + 4)
+        one, other = torch.empty_like(q), torch.empty_like(q)
+        cpu.normals(one, draw)
+        cuda.normals(other, draw)
+        pairs = [(one, other)]
+        for force in (f, None):
+            linear = (q, force, 0.9, 0.2, 0.7, 0.5, draw)
+            kinetic = (q, p, force, c, noise, 0.7, draw)
+            pairs += [(cpu.linear(*linear), cuda.linear(*linear))]
+            pairs += zip(cpu.kinetic(*kinetic), cuda.kinetic(*kinetic))
+        print(max(float((a - b).abs().max()) for a, b in pairs) / torch.finfo(dtype).eps)
+"""
+
+COMPILED = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from sdeflow import fused_cuda
+
+draw = {"keys": "*i64", "size": "i32", "low": "i32", "high": "i32", "slot": "i32"}
+for real in ("*fp32", "*fp64"):
+    for function in (fused_cuda._fill, fused_cuda._linear, fused_cuda._kinetic):
+        fixed = {"GROUPS": fused_cuda.GROUPS, "DOUBLE": real == "*fp64", "FORCE": True}
+        fixed = {name: value for name, value in fixed.items() if name in function.arg_names}
+        kinds = {n: "constexpr" if n in fixed else draw.get(n, real) for n in function.arg_names}
+        at = {(function.arg_names.index(name),): value for name, value in fixed.items()}
+        source = ASTSource(fn=function, signature=kinds, constexprs=at)
+        done = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": False})
+        print(len(done.asm["ptx"]))
+"""
+
+
+def output(program: str, **environment: str) -> list[float]:
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return [float(line) for line in done.stdout.split()]
+
+
+@needs_triton
+@needs_kernel
+def test_interpreted_kernels_agree_with_the_native_ones() -> None:
+    """Normals and updates of both precisions, with and without a force, to 2 units in the last place of 4."""
+    assert all(difference <= 8 for difference in output(INTERPRETED, TRITON_INTERPRET="1"))
+
+
+@needs_triton
+def test_kernels_compile_for_a_device() -> None:
+    assert len(output(COMPILED)) == 6
+
+
+def test_without_triton_fused_is_refused_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sdeflow.native._triton", lambda: "Triton is not to be had")
+    cuda = torch.device("cuda")
+    with pytest.raises(SdeflowError, match="'fused' needs a kernel, and Triton is not to be had"):
+        resolve_engine("fused", "auto", cuda)
+    assert resolve_engine("auto", "auto", cuda).noise == "torch"
+
+
+def test_on_cuda_fused_has_to_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sdeflow.native._triton", object)
+    cuda = torch.device("cuda")
+    chosen = {e: resolve_engine(e, "auto", cuda) for e in ("auto", "fused")}
+    assert [(c.name, c.noise) for c in chosen.values()] == [("eager", "torch"), ("fused", "philox")]

@@ -1,0 +1,182 @@
+"""Philox normals and the compiled kernels: known answers, the kernels against the oracle, independence.
+
+Distributions are held to 4.5 standard errors of the statistic, as those of the other source are.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import kstest
+from support import needs_kernel
+from torch import Tensor
+
+from sdeflow.flow import kinetic_flow
+from sdeflow.native import Draw, Native, native
+from sdeflow.philox import normals, philox
+
+KERNEL = native()
+SE = 4.5
+DTYPES = (torch.float32, torch.float64)
+KEYS = (0x9E3779B97F4A7C15, 3, 2**64 - 1)
+
+
+def keys(*values: int) -> Tensor:
+    return torch.tensor([k - (k >> 63 << 64) for k in values])
+
+
+def drawn(size: int, step: int = 0, slot: int = 0, *, of: Native | None = None, dtype: torch.dtype) -> Tensor:
+    """Normals of all KEYS from the kernel, [3, size]."""
+    kernel = of or KERNEL
+    assert not isinstance(kernel, str)
+    out = torch.empty(len(KEYS), size, dtype=dtype)
+    kernel.normals(out, Draw(keys(*KEYS), step, slot))
+    return out
+
+
+# The generator -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "answer"),
+    [
+        ([0] * 4, 0, "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+        ([0xFFFFFFFF] * 4, 2**64 - 1, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+        (
+            [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+            0x299F31D0_A4093822,
+            "d16cfe09 94fdcceb 5001e420 24126ea1",
+        ),
+    ],
+)
+def test_known_answers(counter: list[int], key: int, answer: str) -> None:
+    """The vectors that were published with the generator."""
+    words = philox(torch.tensor(counter), key)
+    assert " ".join(f"{int(word):08x}" for word in words) == answer
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_moments_and_shape_of_the_oracle(dtype: torch.dtype) -> None:
+    x = normals(1, 2, 3, 200_000, dtype).numpy()
+    for k, mean, square in ((1, 0, 1), (2, 1, 3), (3, 0, 15), (4, 3, 105)):
+        assert abs((x**k).mean() - mean) < SE * np.sqrt((square - mean**2) / x.size), k
+    assert kstest(x, "norm").pvalue > 1e-5
+
+
+# The kernel ----------------------------------------------------------------------------------------
+
+
+@needs_kernel
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("step", "slot"), [(0, 0), (3, 1), (2**32 - 1, 2), (10**15, 7), (2**63, 2**31)])
+def test_kernel_agrees_with_the_oracle(step: int, slot: int, dtype: torch.dtype) -> None:
+    """To 4 units in the last place of the radius, which is where an error of sine or cosine comes from."""
+    x = drawn(10_001, step, slot, dtype=dtype)
+    for row, key in zip(x, KEYS, strict=True):
+        exact = normals(key, step, slot, 10_001, dtype)
+        assert (row.double() - exact).abs().max() < 4 * torch.finfo(dtype).eps * exact.abs().max()
+
+
+@needs_kernel
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_number_does_not_depend_on_how_many_there_are(dtype: torch.dtype) -> None:
+    whole = drawn(1000, dtype=dtype)
+    for size in (1, 15, 16, 33, 64, 127, 999):
+        assert torch.equal(drawn(size, dtype=dtype), whole[:, :size])
+
+
+@needs_kernel
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_threads_do_not_matter(dtype: torch.dtype) -> None:
+    """400 000 numbers a replica are enough for several threads, whose borders fall within replicas."""
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 3, 8):
+            torch.set_num_threads(threads)
+            results.append(drawn(400_001, dtype=dtype))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+@needs_kernel
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_moments_tails_and_correlations(dtype: torch.dtype) -> None:
+    """As [step, slot, key, number]: no two of them correlate, and the tail has its share."""
+    x = torch.stack([torch.stack([drawn(500, n, slot, dtype=dtype) for slot in (0, 1)]) for n in range(200)])
+    x = x.double().numpy()
+    for k, mean, square in ((1, 0, 1), (2, 1, 3), (3, 0, 15), (4, 3, 105)):
+        assert abs((x**k).mean() - mean) < SE * np.sqrt((square - mean**2) / x.size), k
+    pairs = {
+        "step": (x[1:], x[:-1]),
+        "slot": (x[:, 1], x[:, 0]),
+        "key": (x[:, :, 1:], x[:, :, :-1]),
+        "neighbour": (x[..., 1:], x[..., :-1]),
+        "sine and cosine": (x[..., 16:], x[..., :-16]),
+        "squares of sine and cosine": (x[..., 16:] ** 2 - 1, x[..., :-16] ** 2 - 1),
+    }
+    for name, (a, b) in pairs.items():
+        spread = np.sqrt((a**2).mean() * (b**2).mean() / a.size)
+        assert abs((a * b).mean()) < SE * spread, name
+    assert kstest(x.ravel(), "norm").pvalue > 1e-5
+    beyond = 2.699796063260189e-3  # P(|x| > 3)
+    assert abs((abs(x) > 3).mean() - beyond) < SE * np.sqrt(beyond / x.size)
+
+
+@needs_kernel
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_number_comes_twice(dtype: torch.dtype) -> None:
+    x = torch.stack([drawn(700, n, slot, dtype=dtype) for n in range(20) for slot in range(4)])
+    repeated = x.numel() - x.unique().numel()
+    assert repeated == 0 if dtype == torch.float64 else repeated < 0.01 * x.numel()
+
+
+@needs_kernel
+@pytest.mark.parametrize("force", [True, False])
+@pytest.mark.parametrize("size", [1, 63, 64, 65, 1000])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_updates_are_their_equations(size: int, force: bool, dtype: torch.dtype) -> None:
+    """In float64 from the oracle's normals, to 8 units in the last place of the largest term."""
+    assert not isinstance(KERNEL, str)
+    g = torch.Generator().manual_seed(size)
+    q, p, f = (torch.randn(len(KEYS), size, generator=g, dtype=dtype) for _ in range(3))
+    before = q.clone(), p.clone(), f.clone()
+    draw, given = Draw(keys(*KEYS), 5, 2), f if force else None
+    c, noise, s = kinetic_flow(0.3, 2.0, 0.1), kinetic_flow(0.3, 2.0, 0.2), 0.7
+    xi1, xi2 = (torch.stack([normals(key, 5, slot, size, dtype) for key in KEYS]) for slot in (2, 3))
+    Q, P = noise.q1 * xi1 + noise.q2 * xi2, noise.p1 * xi1 + noise.p2 * xi2
+    a, b, shove = q.double(), p.double(), f.double() * force
+    close = 8 * torch.finfo(dtype).eps * 5
+
+    q_new, p_new = KERNEL.kinetic(q, p, given, c, noise, s, draw)
+    assert (q_new.double() - (a + c.free * b + s * Q + c.push * shove)).abs().max() < close
+    assert (p_new.double() - (c.w * b + s * P + c.kick * shove)).abs().max() < close
+    new = KERNEL.linear(q, given, 0.9, 0.2, s, 0.5, draw)
+    assert (new.double() - (0.9 * a + s * 0.5 * xi1 + 0.2 * shove)).abs().max() < close
+    assert all(torch.equal(one, other) for one, other in zip((q, p, f), before, strict=True))
+
+
+@needs_kernel
+def test_every_instruction_set_gives_the_same_bits(tmp_path: Path) -> None:
+    """The file built for one set alone against what is installed, which takes the best that is there."""
+    compiler, source = shutil.which("g++"), Path(__file__).parent.parent / "sdeflow" / "fused.cpp"
+    if compiler is None:
+        pytest.skip("no g++")
+    flags = "-std=c++17 -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -pthread -shared -fPIC"
+    known = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    for level, needs in (("x86-64", "sse2"), ("x86-64-v3", "avx2")):
+        if needs not in known:
+            continue
+        built = tmp_path / f"{level}.so"
+        options = [*flags.split(), "-DSDEFLOW_ONE_CLONE", f"-march={level}", str(source), "-o", str(built)]
+        subprocess.run([compiler, *options], check=True)
+        for dtype in DTYPES:
+            assert torch.equal(drawn(20_000, of=Native(built), dtype=dtype), drawn(20_000, dtype=dtype)), (
+                level
+            )
