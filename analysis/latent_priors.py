@@ -229,7 +229,9 @@ def main() -> None:
     try:
         chosen = range(len(ENTRANTS)) if given.entrants is None else map(int, given.entrants.split(","))
         entrants = [ENTRANTS[i] for i in chosen]
-        found = measure(entrants, dataset=given.dataset, evaluations=given.evaluations, replicas=given.replicas)
+        found = measure(
+            entrants, dataset=given.dataset, evaluations=given.evaluations, replicas=given.replicas
+        )
     except SdeflowError as error:
         parser.error(str(error))
     floor = between_data(given.dataset)

@@ -99,7 +99,9 @@ class Config(_Strict):
 
     def with_particles(self, n: int) -> Config:
         """The same with n particles a datum, and as many of a prior where there are any."""
-        counts = {key: n for key in ("particles", "prior_particles") if key in self.system.arguments}
+        counts: dict[str, Any] = {
+            key: n for key in ("particles", "prior_particles") if key in self.system.arguments
+        }
         return self.model_copy(update={"system": self.system.model_copy(update=counts)})
 
     def on(self, engine: str, noise: str) -> Config:
