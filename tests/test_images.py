@@ -20,9 +20,10 @@ from sdeflow.cli import main
 from sdeflow.config import load_config
 from sdeflow.errors import SdeflowError
 from sdeflow.noise import generator
+from sdeflow.pictures import grid
 from sdeflow.problem import build
 from sdeflow.problems.images import Images
-from sdeflow.sample import grid, sample
+from sdeflow.sample import sample
 from sdeflow.simulation import solve
 
 SHAPES = {"cifar10": (3, 32, 32), "mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28)}
