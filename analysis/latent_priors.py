@@ -137,7 +137,7 @@ def _moved_on(run: Run, solution: Solution) -> list[Tensor]:
         state = {name: value[r] for name, value in solution.state.items()}
         z = None
         if forces.prior is not None:
-            z = continued(system, state, forces.prior.particles, MOVED_ON, seed=r)
+            z = continued(system, run.integrator, state, forces.prior.particles, MOVED_ON, seed=r)
         found.append(_observed(model, forces, state, z, seed=r))
     return found
 

@@ -22,6 +22,7 @@ _HOME = {
     "EnergyModel": "sdeflow.energy_model",
     "EnergySystemDeclaration": "sdeflow.systems",
     "Evaluate": "sdeflow.held_out",
+    "Grid": "sdeflow.grid",
     "Integrator": "sdeflow.integrator",
     "Model": "sdeflow.model",
     "Motion": "sdeflow.systems",
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from sdeflow.energy_model import EnergyModel as EnergyModel
     from sdeflow.errors import SdeflowError as SdeflowError
     from sdeflow.folder import open_run as open_run
+    from sdeflow.grid import Grid as Grid
     from sdeflow.held_out import Evaluate as Evaluate
     from sdeflow.integrator import Integrator as Integrator
     from sdeflow.model import Model as Model

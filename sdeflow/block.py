@@ -10,6 +10,7 @@ from sdeflow.errors import SdeflowError
 from sdeflow.flow import Flow, kinetic_flow
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 Role = Literal["parameters", "particles"]
@@ -84,6 +85,25 @@ class Block:
     def momentum_std(self) -> float:
         """sqrt(T/eta), the standard deviation of a momentum coordinate at stationarity."""
         return math.sqrt(self.temperature / self.eta)
+
+    @property
+    def replicas(self) -> tuple[Block, ...]:
+        """The blocks of the replicas where they differ (sdeflow.grid), else this one."""
+        return (self,)
+
+    def of(self, replica: int) -> Block:
+        """The block of one replica."""
+        return self.replicas[replica % len(self.replicas)]
+
+    def to(self, dtype: torch.dtype, device: torch.device) -> Block:
+        """The block with its numbers, where they are tensors, on another device or in another precision."""
+        return self
+
+    def number(self, name: str) -> str:
+        """eta, gamma or another number in words, the least and the most where replicas differ."""
+        values = [getattr(b, name) for b in self.replicas]
+        least, most = min(values), max(values)
+        return f"{least:g}" if least == most or least != least else f"{least:g}..{most:g}"
 
     def flow(self, h: float | Tensor) -> Flow:
         """The exact flow over a reference step h, that is over r h of this block's own time."""

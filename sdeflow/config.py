@@ -9,6 +9,7 @@ title = "...", cpu_note = "..." (what to know before running it on a CPU)
 [batch]      size, catch_up, cap; without it every step sees all data
 [save]       every, data, particles, theta_max, checkpoint
 [evaluate]   every, steps: when a loss on the model's held-out data is measured; without it never
+[grid]       gamma, eta: lists of values for all blocks with a momentum, with `replicas` of each pair
 [variants.NAME]   tables that replace parts of the above under `--variant NAME`
 """
 
@@ -85,6 +86,13 @@ class EvaluateSection(_Strict):
     steps: Count = 10
 
 
+class GridSection(_Strict):
+    """Frictions and inverse masses at which the replicas differ; see sdeflow.grid.Grid."""
+
+    gamma: list[float] = []
+    eta: list[float] = []
+
+
 class Config(_Strict):
     """A problem with everything that was chosen for one run of it."""
 
@@ -96,6 +104,7 @@ class Config(_Strict):
     batch: BatchSection | None = None
     save: SaveSection = SaveSection()
     evaluate: EvaluateSection | None = None
+    grid: GridSection | None = None
 
     def with_particles(self, n: int) -> Config:
         """The same with n particles a datum, and as many of a prior where there are any."""
@@ -119,6 +128,7 @@ _SECTIONS: dict[str, type[BaseModel] | None] = {
     "batch": BatchSection,
     "save": SaveSection,
     "evaluate": EvaluateSection,
+    "grid": GridSection,
 }
 
 

@@ -18,13 +18,13 @@ from sdeflow.units import human
 def cost(run: Run) -> list[tuple[str, str]]:
     """Pairs of what and how much."""
     each = 4 if run.dtype.itemsize == 4 else 8
-    recorder = Recorder(run.system, run.save, replicas=run.replicas, steps=run.steps, buffer=BUFFER)
+    recorder = Recorder(run.system, run.save, replicas=len(run.seeds), steps=run.steps, buffer=BUFFER)
     snapshot = recorder.numbers_per_snapshot * each
     disk, whole = snapshot * len(recorder.when), state_bytes(run)
     rows = [
         (
             "steps",
-            f"{run.steps:,}, {len(recorder.when):,} snapshots, {run.replicas} replica(s), "
+            f"{run.steps:,}, {len(recorder.when):,} snapshots, {len(run.seeds)} replica(s), "
             f"{str(run.dtype).removeprefix('torch.')}",
         ),
         ("computed by", str(run.engine)),
@@ -46,7 +46,7 @@ def cost(run: Run) -> list[tuple[str, str]]:
 
 def state_bytes(run: Run) -> int:
     """Bytes of the state of all replicas."""
-    return run.replicas * sum(prod(a.shape) for a in run.system.axes.values()) * run.dtype.itemsize
+    return len(run.seeds) * sum(prod(a.shape) for a in run.system.axes.values()) * run.dtype.itemsize
 
 
 def data_bytes(run: Run) -> int:
@@ -68,9 +68,9 @@ def peak_bytes(run: Run, *, folder: bool = True) -> int:
     run folder, takes three copies.
     """
     state = state_bytes(run)
-    start = state + state // run.replicas * 8 // run.dtype.itemsize
+    start = state + state // len(run.seeds) * 8 // run.dtype.itemsize
     normals = (
-        run.replicas
+        len(run.seeds)
         * run.dtype.itemsize
         * sum(
             (c.normals(run.integrator.noise) + 2) * run.integrator.substeps * prod(c.shape)

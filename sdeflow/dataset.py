@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -59,14 +60,20 @@ def _long_name(name: str) -> str:
 
 
 def to_dataset(
-    recorder: Recorder, *, seeds: range, attrs: Mapping[str, Any], batch: int | None = None
+    recorder: Recorder,
+    *,
+    seeds: Sequence[int],
+    attrs: Mapping[str, Any],
+    batch: int | None = None,
+    along: Mapping[str, Sequence[float]] = MappingProxyType({}),
 ) -> xr.Dataset:
     """The recorded trajectory with dims time, replica (when there are several) and each variable's own.
 
     batch   the number of data that observables were evaluated on, where it was not all
+    along   numbers in which the replicas differ, by name, one each
     """
     system = recorder.system
-    several = recorder.replicas > 1
+    several = recorder.replicas > 1 or bool(along)
     lead = ("time", "replica") if several else ("time",)
     variables: dict[str, tuple[tuple[str, ...], Any, dict[str, Any]]] = {}
     for name, values in recorder.values().items():
@@ -99,6 +106,9 @@ def to_dataset(
     if several:
         coords["replica"] = ("replica", np.arange(recorder.replicas), {"long_name": "replica"})
         coords["seed"] = ("replica", np.asarray(seeds), {"long_name": "seed that gives this replica alone"})
+    for name, values in along.items():
+        about = {"long_name": f"{name} of every block with a momentum, in this replica", "units": "1"}
+        coords[name] = ("replica", np.asarray(values), about)
     return xr.Dataset(variables, coords, dict(attrs))
 
 

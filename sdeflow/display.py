@@ -77,14 +77,20 @@ def _describe_blocks(system: BlockSystem) -> None:
             b.name,
             "\n".join(equations(b)),
             f"{b.rate * system.h:g}",
-            f"{b.eta:g}" if b.kinetic else "",
-            f"{b.gamma:g}" if b.kinetic else "",
+            b.number("eta") if b.kinetic else "",
+            b.number("gamma") if b.kinetic else "",
             f"{b.temperature:g}",
-            f"{b.gamma * b.eta * b.rate * system.h:g}" if b.kinetic else "",
+            _product(b, system.h) if b.kinetic else "",
         ]
         for b in system.blocks
     ]
     table("Blocks", ("block", "on its own clock", "step h", "η", "γ", "T", "γηh"), rows)
+
+
+def _product(b: Block, h: float) -> str:
+    """gamma eta h, of a grid's blocks from the least to the most."""
+    values = [one.gamma * one.eta * one.rate * h for one in b.replicas]
+    return f"{min(values):g}" if min(values) == max(values) else f"{min(values):g}..{max(values):g}"
 
 
 def _describe_cost(run: Run) -> None:

@@ -2,47 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from sdeflow.energy_forces import EnergyForces
-from sdeflow.maps import exponential
+from sdeflow.engine import advance, full_batch
+from sdeflow.integrator import Integrator
 from sdeflow.noise import TorchNoise
 from sdeflow.system import BlockSystem
 
 State = dict[str, Tensor]
 
 
-def continued(system: BlockSystem, state: State, n: int, steps: int, seed: int = 0) -> Tensor:
-    """n latents [n, d] of exp(-U_alpha)/Z, from prior particles that take `steps` more steps.
+def continued(
+    system: BlockSystem, scheme: Integrator, state: State, n: int, steps: int, seed: int = 0
+) -> Tensor:
+    """n latents [n, d] of exp(-U_alpha)/Z, from prior particles that take `steps` more steps of the scheme.
 
     Each sample starts from a particle of `state` (alpha [a], Z [P, d], and V like it with momenta); where
-    there are more samples than particles some start alike and part by their noise. Steps are of the size of
-    the run's, by the exponential integrator (Euler-Maruyama without momenta).
+    there are more samples than particles some start alike and part by their noise.
     """
     forces = system.force_field
     assert isinstance(forces, EnergyForces)
-    assert forces.prior is not None
     (block,) = (b for b in system.blocks if b.name == "z")
     block = replace(block, shape=(n, *block.shape[1:]))
-    take = torch.linspace(0, len(state["Z"]) - 1, n).round().long()
-    if n > len(state["Z"]):
-        take = torch.arange(n) % len(state["Z"])
-    z = {name: state[name][None, take] for name in block.variables} | {"alpha": state["alpha"][None]}
-    (channel,) = BlockSystem([block], forces, h=system.h).channels
+    alpha = state["alpha"][None]
+
+    def of_z(t: float, z: State, names: Sequence[str]) -> State:
+        return forces(t, {"alpha": alpha, "Z": z["Z"]}, names)
+
+    alone = BlockSystem([block], of_z, h=system.h)
+    count = len(state["Z"])
+    take = torch.arange(n) % count if n > count else torch.linspace(0, count - 1, n).round().long()
+    z = {name: state[name][None, take] for name in block.variables}
     noise = TorchNoise(
-        [replace(channel, key="z/samples")],
-        kind="PQ",
-        substeps=1,
+        [replace(channel, key="z/samples") for channel in alone.channels],
+        kind=scheme.noise,
+        substeps=scheme.substeps,
         h=system.h,
         seeds=[seed],
         dtype=z["Z"].dtype,
         device=z["Z"].device,
     )
     with torch.no_grad():
-        for k in range(steps):
-            (increments,) = noise(k)
-            z |= exponential([block], z, forces(0.0, z, ["z"]), system.h, increments)
-    return z["Z"][0]
+        z |= scheme.init(alone, z)
+    return advance(full_batch(alone, scheme, noise), z, 0, steps)["Z"][0]

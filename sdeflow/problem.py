@@ -15,6 +15,7 @@ from sdeflow.config import Config, load_config
 from sdeflow.engine import resolve_engine
 from sdeflow.errors import SdeflowError
 from sdeflow.folder import CONFIG
+from sdeflow.grid import Grid
 from sdeflow.held_out import Evaluate
 from sdeflow.model import Model
 from sdeflow.progress import Progress
@@ -28,7 +29,7 @@ from sdeflow.systems import Declaration, Motion
 
 def build(config: Config) -> Run:
     """The run that a configuration declares; raises SdeflowError where something does not fit."""
-    run, batch, evaluate = config.run, config.batch, config.evaluate
+    run, batch, evaluate, grid = config.run, config.batch, config.evaluate, config.grid
     device = resolve_device(run.device)
     engine = resolve_engine(run.engine, run.noise, device)
     system = _model_system(config) if config.model is not None else _sde_system(config)
@@ -41,6 +42,7 @@ def build(config: Config) -> Run:
         save=Save(**config.save.model_dump()),
         batch=None if batch is None else Batch(**batch.model_dump()),
         evaluate=None if evaluate is None else Evaluate(**evaluate.model_dump()),
+        grid=None if grid is None else Grid(tuple(grid.gamma), tuple(grid.eta)),
         dtype=getattr(torch, run.dtype),
         device=device,
         engine=engine,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FunctionType
@@ -17,6 +17,7 @@ from sdeflow.batch import Batch, evaluations
 from sdeflow.catalogue import integrator_named, integrators_for
 from sdeflow.engine import Engine, resolve_engine
 from sdeflow.errors import Incompatible, SdeflowError
+from sdeflow.grid import Grid
 from sdeflow.held_out import Evaluate, held_out_forces
 from sdeflow.integrator import Integrator
 from sdeflow.model import Model
@@ -32,6 +33,7 @@ class Run:
     """A system, a scheme that can take it, and all that a trajectory depends on besides.
 
     seed     replica i of a run with seed s is the run of one replica with seed s + i
+    grid     frictions and inverse masses, with `replicas` at each
     bound    a loss or kinetic energy past it counts as diverged
     config   the TOML text that this came from, '' for a run declared in Python
 
@@ -49,6 +51,7 @@ class Run:
     dtype: torch.dtype = torch.float32
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     engine: Engine = field(default_factory=Engine)
+    grid: Grid | None = None
     bound: float = 1e12
     config: str = ""
     title: str = ""
@@ -60,7 +63,7 @@ class Run:
                 raise SdeflowError(f"{name} must be at least {least}, given {value!r}")
             if value > most:
                 raise SdeflowError(f"{name} must be at most {most:,}, given {value:,}")
-        for name, expected in (("save", Save), ("batch", Batch), ("evaluate", Evaluate)):
+        for name, expected in (("save", Save), ("batch", Batch), ("evaluate", Evaluate), ("grid", Grid)):
             value = getattr(self, name)
             if value is not None and not isinstance(value, expected):
                 raise SdeflowError(
@@ -68,6 +71,10 @@ class Run:
                 )
         if not isinstance(self.bound, int | float) or not self.bound > 0:
             raise SdeflowError(f"bound must be positive, given {self.bound!r}")
+        if self.grid is not None:
+            if self.batch is not None or self.evaluate is not None:
+                raise SdeflowError("a grid takes all data in every step and no evaluation: drop either")
+            object.__setattr__(self, "system", self.grid.spread(self.system, self.replicas))
         if self.batch is not None and not isinstance(self.system, BlockSystem):
             raise SdeflowError("minibatches need a system made of blocks, with a model's forces")
         if self.evaluate is not None:
@@ -113,8 +120,13 @@ class Run:
         return evaluations(self.integrator, self.batch)
 
     @property
-    def seeds(self) -> range:
-        return range(self.seed, self.seed + self.replicas)
+    def seeds(self) -> Sequence[int]:
+        """Of all replicas, at every point of the grid the same."""
+        return [*range(self.seed, self.seed + self.replicas)] * self.points
+
+    @property
+    def points(self) -> int:
+        return 1 if self.grid is None else len(self.grid.points)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -132,6 +144,7 @@ class Run:
             "save": str(replace(self.save, checkpoint=0.0)),
             "batch": str(self.batch),
             "evaluate": str(self.evaluate),
+            "grid": str(self.grid),
             "dtype": str(self.dtype),
             "noise": self.engine.noise,
             "bound": self.bound,

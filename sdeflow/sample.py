@@ -19,6 +19,7 @@ from sdeflow.energy_forces import EnergyForces
 from sdeflow.errors import RunError, SdeflowError
 from sdeflow.folder import CONFIG, FINAL, open_run
 from sdeflow.forces import Field
+from sdeflow.integrator import Integrator
 from sdeflow.model import Model
 from sdeflow.noise import generator
 from sdeflow.parts import encode
@@ -35,9 +36,10 @@ CLOUDS = 4
 
 @dataclass(frozen=True)
 class Learned:
-    """What a run has learned: its system on the CPU, and of one replica the parameters and the last state."""
+    """What a run has learned: system (on the CPU), scheme, and of one replica theta and the last state."""
 
     system: BlockSystem
+    scheme: Integrator
     forces: Field
     theta: dict[str, Tensor]
     state: dict[str, Tensor]
@@ -59,16 +61,18 @@ def learned(run: Path, replica: int = 0) -> Learned:
                 f"{run} has no {name}: give the folder of a run that 'sdeflow run' has written"
             )
     config = load_config(run / CONFIG)
-    system = build(config).system
+    built = build(config)
+    system = built.system
     if not isinstance(system, BlockSystem) or system.model_forces is None:
         raise SdeflowError(f"{run} is of a system without a model: there is nothing to sample")
-    if not 0 <= replica < config.run.replicas:
-        raise SdeflowError(f"replica must lie in 0..{config.run.replicas - 1}, given {replica}")
+    count = len(built.seeds)
+    if not 0 <= replica < count:
+        raise SdeflowError(f"replica must lie in 0..{count - 1}, given {replica}")
     try:
         stored = load_file(run / FINAL)
     except (OSError, SafetensorError) as error:
         raise RunError(f"{run / FINAL} cannot be read: {error}") from error
-    if config.run.replicas > 1:
+    if count > 1:
         stored = {name: value[replica] for name, value in stored.items()}
     system = system.to(stored["X"].dtype, torch.device("cpu"))
     assert system.model_forces is not None
@@ -83,7 +87,7 @@ def learned(run: Path, replica: int = 0) -> Learned:
     positions = tuple(f"{b.position}." for b in system.parameters)
     theta = {name: v for name, v in stored.items() if name.startswith(positions)}
     theta = {name.removeprefix("theta."): v for name, v in theta.items()}
-    return Learned(system, system.model_forces, theta, state)
+    return Learned(system, built.integrator, system.model_forces, theta, state)
 
 
 def sample(run: Path, *, n: int = 64, steps: int = 100, seed: int = 0, replica: int = 0) -> list[Path]:
@@ -109,7 +113,7 @@ def sample(run: Path, *, n: int = 64, steps: int = 100, seed: int = 0, replica: 
         )
     with torch.no_grad():
         if with_energy:
-            latents = continued(found.system, found.state, n, steps, seed)
+            latents = continued(found.system, found.scheme, found.state, n, steps, seed)
         else:
             latents = model.sample_prior(theta, n, generator(seed, "samples"))
         latents = latents.reshape(n, *model.latent_shape).to(found.state["X"].dtype)

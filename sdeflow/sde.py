@@ -67,7 +67,7 @@ class SDESystem:
     def to(self, dtype: torch.dtype, device: torch.device) -> SDESystem:
         return SDESystem(moved(self.sde, dtype, device), h=self.h, paths=self.paths, start=self._start)
 
-    def start(self, seed: int) -> State:
+    def start(self, seed: int, replica: int = 0) -> State:
         return {"X": torch.tensor(self._start, dtype=torch.float64).expand(self.axes["X"].shape)}
 
     def check(self, z: State) -> None:

@@ -21,6 +21,7 @@ from sdeflow.durable import DiskFull
 from sdeflow.endings import Stop
 from sdeflow.errors import DivergenceWarning, RunError, SdeflowError, StabilityWarning
 from sdeflow.folder import TRAJECTORY, RunFolder, open_run, refuse_occupied
+from sdeflow.grid import Grid
 from sdeflow.held_out import Evaluate
 from sdeflow.march import March
 from sdeflow.parts import free_space
@@ -61,6 +62,7 @@ def simulate(
     save: Save | None = None,
     batch: Batch | None = None,
     evaluate: Evaluate | None = None,
+    grid: Grid | None = None,
     dtype: str | torch.dtype = "float32",
     device: str | torch.device = "auto",
     engine: str = "auto",
@@ -77,6 +79,7 @@ def simulate(
     seed         replica i of a run with seed s is the run of one replica with seed s + i
     save         what to record (default: every 10 steps, 16 data with 16 particles each)
     batch        how data are subsampled (default: all data in every step)
+    grid         frictions and inverse masses, with `replicas` at each; without it the system's own
     evaluate     when the loss on the model's held-out data is measured (default: never)
     engine       'eager' or 'fused'; 'auto' is fused where there is a kernel for it
     noise        the noise source, 'torch' or 'philox'; 'auto' is philox where there is a kernel for it
@@ -97,6 +100,7 @@ def simulate(
         save=Save() if save is None else save,
         batch=batch,
         evaluate=evaluate,
+        grid=grid,
         dtype=dtype,
         device=device,
         engine=engine,
@@ -185,7 +189,7 @@ def go_on(declare: Callable[[Facts], Run], out: Path, *, progress: Progress | No
 def _join(run: Run, prepared: Prepared, facts: Facts, folder: RunFolder) -> Solution:
     """Finishes a run that has taken all its steps and was kept from joining its segments."""
     attrs, state = _attrs(run, prepared, facts), prepared.state
-    final = None if len(facts.diverged) == run.replicas else final_state(prepared.system, state)
+    final = None if len(facts.diverged) == len(run.seeds) else final_state(prepared.system, state)
     folder.finish(facts, state, attrs, final)
     return Solution(open_run(folder.path), state, facts.retcode, facts.message)
 
@@ -196,7 +200,7 @@ def _recorder(run: Run, prepared: Prepared, facts: Facts, folder: RunFolder | No
         prepared.system,
         run.save,
         observe=prepared.observe,
-        replicas=run.replicas,
+        replicas=len(run.seeds),
         steps=run.steps,
         buffer=None if folder is None else BUFFER,
         taken=facts.snapshots,
@@ -230,7 +234,8 @@ def _march(
     def gathered(facts: Facts) -> xr.Dataset:
         attrs = _attrs(run, prepared, facts)
         size = run.batch.size if run.batch else None
-        return to_dataset(recorder, seeds=run.seeds, attrs=attrs, batch=size)
+        along = {} if run.grid is None else run.grid.coordinates(run.replicas)
+        return to_dataset(recorder, seeds=run.seeds, attrs=attrs, batch=size, along=along)
 
     def keep(march: March, facts: Facts | None = None) -> None:
         assert folder is not None
@@ -266,7 +271,7 @@ def _march(
             else:
                 folder.log(f"{facts.retcode}: {facts.message}")
                 attrs, final = _attrs(run, prepared, facts), final_state(prepared.system, march.state)
-                if len(facts.diverged) == run.replicas and not folder.new:
+                if len(facts.diverged) == len(run.seeds) and not folder.new:
                     facts, march.at = replace(facts, step=folder.facts.step), folder.checkpoint()
                 keep(march, facts)
                 with stop.joining():
@@ -302,7 +307,7 @@ def _refuse_another(run: Run, facts: Facts, path: Path) -> None:
         raise SdeflowError(f"{path} is of another run: {'; '.join(changed)}")
     if run.steps < facts.step:
         raise SdeflowError(f"{path} has taken {facts.step:,} steps already, more than {run.steps:,}")
-    if len(facts.diverged) == run.replicas and not (facts.ended and facts.steps == run.steps):
+    if len(facts.diverged) == len(run.seeds) and not (facts.ended and facts.steps == run.steps):
         raise SdeflowError(f"{path} diverged, and would again: {_where(facts)}")
 
 

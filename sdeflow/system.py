@@ -65,7 +65,7 @@ class System(Protocol):
     def to(self, dtype: torch.dtype, device: torch.device) -> System:
         """The same system on another device or in another precision."""
 
-    def start(self, seed: int) -> State:
+    def start(self, seed: int, replica: int = 0) -> State:
         """The state at the start of one replica, without the replica axis."""
 
     def check(self, z: State) -> None:
@@ -103,12 +103,12 @@ class BlockSystem:
         self.particles = tuple(b for b in blocks if b.role == "particles")
         self.h = h
         self.force_field = forces
-        self._start = start
+        self.given_start = start
 
     def __str__(self) -> str:
         return "; ".join(
             f"{b.name}: {'kinetic' if b.kinetic else 'overdamped'}, h={b.rate * self.h:g}, "
-            + (f"eta={b.eta:g}, gamma={b.gamma:g}, " if b.kinetic else "")
+            + (f"eta={b.number('eta')}, gamma={b.number('gamma')}, " if b.kinetic else "")
             + f"T={b.temperature:g}, {' x '.join(map(str, b.shape))} ({', '.join(b.dims)})"
             for b in self.blocks
         )
@@ -182,19 +182,20 @@ class BlockSystem:
 
         model = self.model_forces
         forces = moved(self.force_field, dtype, device) if model is None else model.to(dtype, device)
-        return BlockSystem(self.blocks, forces, h=self.h, start=self._start)
+        blocks = [b.to(dtype, device) for b in self.blocks]
+        return BlockSystem(blocks, forces, h=self.h, start=self.given_start)
 
-    def start(self, seed: int) -> State:
+    def start(self, seed: int, replica: int = 0) -> State:
         """Positions as given, momenta from N(0, T/eta)."""
         import torch
 
         from sdeflow.noise import generator
 
         model = self.model_forces
-        if callable(self._start):
-            z = dict(self._start(seed))
-        elif self._start is not None:
-            z = dict(self._start)
+        if callable(self.given_start):
+            z = dict(self.given_start(seed))
+        elif self.given_start is not None:
+            z = dict(self.given_start)
         elif model is not None:
             z = model.start(seed)
         else:
@@ -204,7 +205,9 @@ class BlockSystem:
                 z[b.memory] = torch.ones(b.shape, dtype=torch.float64)
             if b.momentum is not None:
                 g = generator(seed, "start", b.momentum)
-                z[b.momentum] = b.momentum_std * torch.randn(b.shape, generator=g, dtype=torch.float64)
+                z[b.momentum] = b.of(replica).momentum_std * torch.randn(
+                    b.shape, generator=g, dtype=torch.float64
+                )
         return z
 
     def check(self, z: State) -> None:
@@ -234,7 +237,8 @@ class BlockSystem:
             for n in b.shape[:-1]:
                 count *= n
             if b.momentum is not None:
-                values[f"kinetic_{b.name}"] = b.eta / 2 * z[b.momentum].flatten(1).square().sum(1) / count
+                energy = b.eta / 2 * z[b.momentum].square()
+                values[f"kinetic_{b.name}"] = energy.flatten(1).sum(1) / count
             values[f"force_{b.name}"] = (f[b.name].flatten(1).square().sum(1) / count).sqrt()
         return values
 
@@ -245,7 +249,7 @@ def initial_state(system: System, seeds: Sequence[int], dtype: torch.dtype, devi
 
     z: State = {}
     for replica, seed in enumerate(seeds):
-        start = system.start(seed)
+        start = system.start(seed, replica)
         for name, axes in system.axes.items():
             given = tuple(start[name].shape) if name in start else None
             if given != axes.shape:
