@@ -55,7 +55,7 @@ class Entrant(NamedTuple):
 ENTRANTS = (
     Entrant("energy, ebipla, euler_maruyama", None, "ebipla", "euler_maruyama"),
     Entrant("energy, kinetic_ebipla, expint_shared", None, "kinetic_ebipla", "expint_shared"),
-    Entrant("energy, kinetic_ebipla, baoab", None, "kinetic_ebipla", "baoab"),
+    Entrant("energy, kinetic_ebipla, baoab", "splitting", "kinetic_ebipla", "baoab"),
     Entrant("Gaussian, affine decoder", "gaussian", "ebipla", "euler_maruyama"),
     Entrant("Gaussian, MLP decoder", "gaussian_mlp", "ebipla", "euler_maruyama"),
 )

@@ -106,9 +106,9 @@ def to_dataset(
     if several:
         coords["replica"] = ("replica", np.arange(recorder.replicas), {"long_name": "replica"})
         coords["seed"] = ("replica", np.asarray(seeds), {"long_name": "seed that gives this replica alone"})
-    for name, values in along.items():
+    for name, numbers in along.items():
         about = {"long_name": f"{name} of every block with a momentum, in this replica", "units": "1"}
-        coords[name] = ("replica", np.asarray(values), about)
+        coords[name] = ("replica", np.asarray(numbers), about)
     return xr.Dataset(variables, coords, dict(attrs))
 
 

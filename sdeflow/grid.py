@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from itertools import product
 from math import inf
@@ -21,8 +22,9 @@ from sdeflow.system import BlockSystem
 class Grid:
     """Values of gamma and of eta, each for all blocks with a momentum; none leaves the blocks' own.
 
-    Every pair is a point, and a run has its replicas at each, from the same seeds. In a dataset gamma and eta are coordinates along `replica`:
-    `run.set_index(replica=["gamma", "eta"]).unstack("replica")` makes them dimensions.
+    Every pair is a point, and a run has its replicas at each, from the same seeds. In a dataset gamma and eta
+    are coordinates along `replica`, which `run.set_index(replica=["gamma", "eta"]).unstack("replica")` makes
+    dimensions.
 
     Raises SdeflowError for values that are no frictions or inverse masses.
     """
@@ -58,12 +60,8 @@ class Grid:
         """
         if not isinstance(system, BlockSystem) or not any(b.kinetic for b in system.blocks):
             raise SdeflowError("a grid of gamma and eta needs a block with a momentum, and there is none")
-        blocks = [
-            b
-            if b.momentum is None
-            else _spread(b, [replace(b, **p) for p in self.points for _ in range(replicas)])
-            for b in system.blocks
-        ]
+        points = [point for point in self.points for _ in range(replicas)]
+        blocks = [b if b.momentum is None else _spread(b, points) for b in system.blocks]
         return BlockSystem(blocks, system.force_field, h=system.h, start=system.given_start)
 
 
@@ -76,7 +74,7 @@ class Spread(Block):
 
     each: tuple[Block, ...] = ()
     dtype: torch.dtype = torch.float64
-    device: torch.device = torch.device("cpu")
+    device: str | torch.device = "cpu"
 
     def __post_init__(self) -> None:
         for name in ("eta", "gamma"):
@@ -107,9 +105,9 @@ class Spread(Block):
         return column.view(-1, *(1 for _ in self.shape))
 
 
-def _spread(b: Block, each: list[Block]) -> Spread:
-    own = {name: getattr(b, name) for name in b.__dataclass_fields__}
-    return Spread(**own, each=tuple(each))
+def _spread(b: Block, points: Sequence[Mapping[str, float]]) -> Spread:
+    own: dict[str, Any] = {f.name: getattr(b.of(0), f.name) for f in fields(Block)}
+    return Spread(**own, each=tuple(Block(**(own | point)) for point in points))
 
 
 @lru_cache(maxsize=64)
