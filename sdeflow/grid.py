@@ -105,9 +105,9 @@ class Spread(Block):
         return column.view(-1, *(1 for _ in self.shape))
 
 
-def _spread(b: Block, points: Sequence[Mapping[str, float]]) -> Spread:
+def _spread(b: Block, points: Sequence[Mapping[str, Any]]) -> Spread:
     own: dict[str, Any] = {f.name: getattr(b.of(0), f.name) for f in fields(Block)}
-    return Spread(**own, each=tuple(Block(**(own | point)) for point in points))
+    return Spread(**own, each=tuple(Block(**{**own, **point}) for point in points))
 
 
 @lru_cache(maxsize=64)
