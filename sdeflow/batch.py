@@ -6,7 +6,7 @@ gradient in theta is scaled by D/b and nothing else is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from sdeflow.block import Block
+from sdeflow.engine import Engine
 from sdeflow.errors import SdeflowError
 from sdeflow.flow import Flow, kinetic_flow
 from sdeflow.integrator import Integrator
 from sdeflow.maps import exponential
-from sdeflow.noise import Channel, NormalSource, TorchNoise, generator
+from sdeflow.noise import Channel, generator
 from sdeflow.system import BlockSystem
 
 State = dict[str, Tensor]
@@ -75,7 +76,7 @@ class MiniBatches:
         seeds: Sequence[int],
         dtype: torch.dtype,
         device: torch.device,
-        source: Callable[..., NormalSource] = TorchNoise,
+        engine: Engine = Engine(),  # noqa: B008 (it cannot change)
     ) -> None:
         if system.model_forces is None:
             raise SdeflowError("minibatches need a model's forces, and this system's are a function")
@@ -92,17 +93,20 @@ class MiniBatches:
         self._epoch, self._order = -1, torch.empty(0)
         of_data = [b for b in system.blocks if b.dims[0] == "datum"]
         self._variables = [name for b in of_data for name in b.variables]
-        step = system.on(torch.zeros(len(seeds), batch.size, dtype=torch.long, device=device))
+        # One system for all steps, whose forces are shown the data of each: a compiled step is of one system.
+        self._part = system.on(torch.zeros(len(seeds), batch.size, dtype=torch.long, device=device))
         common: dict[str, Any] = {"h": system.h, "seeds": seeds, "dtype": dtype, "device": device}
-        self._noise = source(step.channels, kind=integrator.noise, substeps=integrator.substeps, **common)
+        channels = self._part.channels
+        noise = engine.source(channels, kind=integrator.noise, substeps=integrator.substeps, **common)
+        self._step = engine.step(self._part, integrator, noise)
         self._late = [_Table(b, system.h, 1 if batch.catch_up == "substeps" else batch.cap) for b in of_data]
         late = [
             replace(c, key=f"{c.key}/catch-up")
-            for c in step.channels
+            for c in channels
             if c.block is not None and c.block.dims[0] == "datum"
         ]
         substeps = max(1, batch.extra_evaluations)
-        self._late_noise = source(late, kind="PQ", substeps=substeps, **common)
+        self._late_noise = engine.source(late, kind="PQ", substeps=substeps, **common)
 
     def start(self, z: State) -> State:
         """The state with what minibatches keep in it."""
@@ -148,10 +152,11 @@ class MiniBatches:
 
     def __call__(self, z: State, n: int) -> State:
         index = self.index(n)
-        system, part = self.system.on(index), self._gather(z, index)
+        system, part = self._part, self._gather(z, index)
+        system.see(index)
         part = self._catch_up(system, part, n, n - part.pop(VISITED))
         part |= self.integrator.init(system, part)  # forces kept from another batch are of no use
-        part = self.integrator.step(system, n * system.h, part, system.h, self._noise(n))
+        part = self._step(part, n)
         part[VISITED] = torch.full_like(index, n + 1)
         # a new tensor rather than a change in place, so that a step cut short leaves the old state whole;
         # what the integrator keeps for the same data is let go

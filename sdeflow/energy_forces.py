@@ -77,6 +77,9 @@ class EnergyForces(Field):
         part.data = part.posterior.data
         return part
 
+    def see(self, index: Tensor) -> None:
+        self.posterior.see(index)
+
     def start(self, seed: int) -> State:
         joint = self.posterior.start(seed)
         start = self._split(joint["theta"]) | {"X": joint["X"]}

@@ -2,7 +2,8 @@
 
     eager      torch's operations one after the other
     fused      noise and update of a block in one pass over memory, where a map allows it
-    compiled   not built yet
+    compiled   the whole step but for its normals through torch.compile, which takes half a minute at first:
+               for long runs of models whose gradients are automatic
 
 Engines agree within one noise source, to rounding. Nothing here has a side effect or looks at a value.
 """
@@ -16,6 +17,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+from sdeflow.compiled import CompiledStep
 from sdeflow.config import EngineName, NoiseName
 from sdeflow.errors import SdeflowError, did_you_mean
 from sdeflow.integrator import Integrator
@@ -47,6 +49,17 @@ class Engine:
             return TorchNoise(channels, **how)
         return PhiloxNoise(channels, **how, fused=self.name == "fused")
 
+    def step(self, system: System, integrator: Integrator, noise: NormalSource) -> Step:
+        """Steps of a scheme on a system; raises SdeflowError where this engine cannot take them."""
+        if self.name == "compiled":
+            return CompiledStep(system, integrator, noise)
+        return full_batch(system, integrator, noise)
+
+
+def full_batch(system: System, integrator: Integrator, noise: NoiseSource) -> Step:
+    """Steps on whatever the system's forces see."""
+    return lambda z, n: integrator.step(system, n * system.h, z, system.h, noise(n))
+
 
 def resolve_engine(engine: str, noise: str, device: torch.device) -> Engine:
     """The engine for names that may be 'auto'; raises SdeflowError where it cannot be had.
@@ -56,8 +69,6 @@ def resolve_engine(engine: str, noise: str, device: torch.device) -> Engine:
     for what, given, names in (("engine", engine, EngineName), ("noise", noise, NoiseName)):
         if given not in get_args(names):
             raise SdeflowError(f"unknown {what} '{given}': {did_you_mean(str(given), get_args(names))}")
-    if engine == "compiled":
-        raise SdeflowError("engine 'compiled' is not there yet: give 'auto', 'eager' or 'fused'")
     if engine == "fused" and noise == "torch":
         raise SdeflowError("engine 'fused' draws its noise itself: give noise 'philox', not 'torch'")
     found = kernel(device)
@@ -65,18 +76,13 @@ def resolve_engine(engine: str, noise: str, device: torch.device) -> Engine:
         for what, given, wish in (("engine", engine, "fused"), ("noise", noise, "philox")):
             if given == wish:
                 raise SdeflowError(f"{what} '{wish}' needs a kernel, and {found}: give engine 'eager'")
-        return Engine("eager", "torch", found)
+        return Engine("compiled" if engine == "compiled" else "eager", "torch", found)
     if noise == "auto":
         noise = "philox" if device.type == "cpu" or engine == "fused" else "torch"
     best = "fused" if noise == "philox" else "eager"
     if engine == "auto":
         return Engine(best, noise, f"the best for noise {noise} on {device.type}")
     return Engine(engine, noise, "as asked for")
-
-
-def full_batch(system: System, integrator: Integrator, noise: NoiseSource) -> Step:
-    """Steps on all data at once."""
-    return lambda z, n: integrator.step(system, n * system.h, z, system.h, noise(n))
 
 
 def advance(step: Step, z: State, first: int, steps: int) -> State:

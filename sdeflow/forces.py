@@ -57,6 +57,10 @@ class Field(ABC):
         """The forces of a minibatch, data `index` [R, b]: X is [R, b, N, d], gradients of sums times D/b."""
 
     @abstractmethod
+    def see(self, index: Tensor) -> None:
+        """Changes the data of forces made by `on`, in place."""
+
+    @abstractmethod
     def start(self, seed: int) -> State:
         """Positions at the start of one replica, in float64."""
 
@@ -112,10 +116,13 @@ class ModelForces(Field):
 
     def on(self, index: Tensor) -> ModelForces:
         part = copy(self)
-        part._batch = tree_map(lambda values: values[index], self.model.data)
+        part.see(index)
         part.data = index.shape[1]
         part._scale = self._scale * self.data / part.data
         return part
+
+    def see(self, index: Tensor) -> None:
+        self._batch = tree_map(lambda values: values[index], self.model.data)
 
     def start(self, seed: int) -> State:
         """Positions at the start of one replica, theta [p] and X [D, N, d], in float64."""
@@ -242,7 +249,7 @@ class ModelForces(Field):
             at = position | dict(zip(names, leaves, strict=True))
             return self._each(self._total, {"theta": at["theta"], "X": at["x"]}, first).sum()
 
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return torch.func.grad(total, tuple(range(len(names))))(*(position[name] for name in names))
         leaves = [position[name].detach().requires_grad_() for name in names]
         with torch.enable_grad():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,11 +58,11 @@ class PhiloxNoise:
     def normals(self, n: int) -> Iterator[tuple[Channel, Tensor]]:
         """Standard normals of step n by channel, [R, normal, substep, *shape]."""
         for s in self._streams:
-            rows = [
-                torch.stack([s.normals(n, substep, i) for substep in range(self._substeps)], 1)
-                for i in range(s.channel.normals(s.kind))
-            ]
-            yield s.channel, torch.stack(rows, 1)
+            many = s.channel.normals(s.kind), self._substeps
+            xi = torch.empty((*many, *s.shape), dtype=s.dtype, device=s.keys.device)
+            for i, substep in np.ndindex(many):
+                s.fill(xi[i, substep], n, substep, i)
+            yield s.channel, xi.movedim(2, 0)
 
 
 def _keys(channel: Channel, seeds: Sequence[int]) -> Tensor:

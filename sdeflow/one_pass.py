@@ -47,8 +47,12 @@ class Stream:
         """Standard normals, [R, *shape]; constants to any transform of torch that is under way."""
         with temporarily_clear_interpreter_stack():
             out = torch.empty(self.shape, dtype=self.dtype, device=self.keys.device)
-            self.kernel.normals(out, self.draw(step, substep, which))
+            self.fill(out, step, substep, which)
         return out
+
+    def fill(self, out: Tensor, step: int, substep: int, which: int) -> None:
+        """Puts standard normals into a contiguous tensor [R, *shape]."""
+        self.kernel.normals(out, self.draw(step, substep, which))
 
     def draw(self, step: int, substep: int, which: int = 0) -> Draw:
         return Draw(self.keys, step, 2 * substep + which)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sdeflow.batch import MiniBatches
-from sdeflow.engine import Step, full_batch
+from sdeflow.engine import Step
 from sdeflow.errors import SdeflowError, attempt
 from sdeflow.held_out import HeldOut
 from sdeflow.run import Run
@@ -69,12 +69,12 @@ def prepare(run: Run) -> Prepared:
         system.check(z)
         how = {"kind": scheme.noise, "substeps": scheme.substeps, "h": system.h}
         noise = source(system.channels, **how, **common)
-        step, observe = full_batch(system, scheme, noise), system.observe
+        step, observe = run.engine.step(system, scheme, noise), system.observe
         with torch.no_grad():
             z |= attempt(f"{type(scheme).__name__}.init", scheme.init, system, z)
     else:
         assert isinstance(system, BlockSystem)
-        step = batches = MiniBatches(system, scheme, run.batch, source=source, **common)
+        step = batches = MiniBatches(system, scheme, run.batch, engine=run.engine, **common)
         batches.check(z)
         with torch.no_grad():
             warning = batches.warning(z)

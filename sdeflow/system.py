@@ -177,6 +177,11 @@ class BlockSystem:
         blocks = [replace(b, shape=(size, *b.shape[1:])) if b.dims[0] == "datum" else b for b in self.blocks]
         return BlockSystem(blocks, self.model_forces.on(index), h=self.h)
 
+    def see(self, index: Tensor) -> None:
+        """Shows a minibatch's system, made by `on`, other data, as many; in place."""
+        if self.model_forces is not None:
+            self.model_forces.see(index)
+
     def to(self, dtype: torch.dtype, device: torch.device) -> BlockSystem:
         from sdeflow.model import moved
 

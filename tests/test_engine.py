@@ -18,7 +18,7 @@ from sdeflow.batch import MiniBatches
 from sdeflow.block import Block
 from sdeflow.catalogue import integrator_named
 from sdeflow.config import Config
-from sdeflow.engine import advance, full_batch, resolve_engine
+from sdeflow.engine import Engine, advance, full_batch, resolve_engine
 from sdeflow.errors import SdeflowError
 from sdeflow.held_out import HeldOut
 from sdeflow.keyed import PhiloxNoise
@@ -92,6 +92,8 @@ def steps(
         ("eager", "auto", ("eager", "philox")),
         ("eager", "torch", ("eager", "torch")),
         ("fused", "auto", ("fused", "philox")),
+        ("compiled", "auto", ("compiled", "philox")),
+        ("compiled", "torch", ("compiled", "torch")),
     ],
 )
 def test_choice_with_a_kernel(engine: str, noise: str, chosen: tuple[str, str]) -> None:
@@ -116,7 +118,6 @@ def test_choice_without_a_kernel() -> None:
     ("engine", "noise", "told"),
     [
         ("fused", "torch", "draws its noise itself"),
-        ("compiled", "auto", "not there yet"),
         ("fusd", "auto", "did you mean 'fused'"),
         ("auto", "torhc", "did you mean 'torch'"),
     ],
@@ -369,7 +370,7 @@ def test_noise_of_batches_and_held_out_data_is_their_own(calls: Counter[str]) ->
         seeds=[0],
         dtype=torch.float64,
         device=CPU,
-        source=PhiloxNoise,
+        engine=Engine("eager", "philox"),
     )
     (step,), ((_, late),) = batches._noise(2), tuple(batches._late_noise.normals(2))
     assert step["U"]["P"].shape == (1, 3, 2, 1)

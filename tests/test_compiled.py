@@ -1,0 +1,85 @@
+"""The compiled engine: the numbers of the eager one to rounding, on the same noise."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sdeflow import Batch, Save, SdeflowError, SDESystem, kinetic_ebipla, mpgd, simulate
+from sdeflow.problems.decoder import Decoder
+from sdeflow.problems.generic import OrnsteinUhlenbeck
+from sdeflow.problems.hierarchical import Hierarchical
+from sdeflow.problems.latent_ebm import LatentEBM
+
+pytestmark = pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("c++")), reason="torch.compile needs a C++ compiler"
+)
+
+MOTION = {"h": 1e-3, "eta": 300.0, "gamma": 1.0}
+
+
+def decoder() -> Any:
+    return mpgd(Decoder(latent=2, hidden=(5,), images=12), particles=3, theta=MOTION, x=MOTION)
+
+
+def toy() -> Any:
+    return mpgd(Hierarchical(data=6), particles=4, theta=MOTION, x=MOTION)
+
+
+def energy() -> Any:
+    model = LatentEBM(points=12, held_out=0, energy_hidden=(5,), decoder="affine")
+    return kinetic_ebipla(model, particles=2, prior_particles=5, alpha=MOTION, beta=MOTION, x=MOTION)
+
+
+@pytest.mark.parametrize(
+    ("system", "integrator", "options"),
+    [
+        (toy, "expint", {"noise": "torch"}),
+        (decoder, "expint_shared", {"replicas": 3}),
+        (decoder, "ubu", {"batch": Batch(4, "one_step", cap=3)}),
+        (decoder, "baoab", {"batch": Batch(4), "replicas": 2}),
+        (energy, "expint", {}),
+    ],
+)
+def test_numbers_are_those_of_the_eager_engine(system: Any, integrator: str, options: dict[str, Any]) -> None:
+    """Every variable over 12 float64 steps: 1e-9 of its size, for sums are taken in another order."""
+    common: dict[str, Any] = {"steps": 12, "seed": 5, "dtype": "float64", "save": Save(every=3)} | options
+    eager = simulate(system(), integrator, engine="eager", **common)
+    compiled = simulate(system(), integrator, engine="compiled", **common)
+    assert compiled.attrs["engine"] == "compiled"
+    assert compiled.attrs["noise_source"] == eager.attrs["noise_source"]
+    for name in eager.data_vars:
+        scale = float(abs(eager[name]).max())
+        np.testing.assert_allclose(compiled[name], eager[name], rtol=0, atol=1e-9 * scale, err_msg=name)
+    assert float(abs(eager["X"][-1] - eager["X"][0]).min()) > 0
+
+
+def test_a_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"engine": "compiled", "save": Save(every=2)}
+    whole = simulate(decoder(), "expint_shared", steps=9, **options)
+    simulate(decoder(), "expint_shared", steps=4, out=tmp_path / "run", **options)
+    again = simulate(decoder(), "expint_shared", steps=9, out=tmp_path / "run", resume=True, **options)
+    for name in whole.data_vars:
+        np.testing.assert_array_equal(whole[name], again[name])
+
+
+def test_what_it_cannot_compile_is_said() -> None:
+    plain = SDESystem(OrnsteinUhlenbeck(), h=0.1, paths=3, start=[0.0])
+    with pytest.raises(SdeflowError, match="engine 'compiled' needs a system made of a model"):
+        simulate(plain, "euler_maruyama", steps=1, engine="compiled")
+
+    class Branching(Hierarchical):
+        score_x = score_theta = None
+
+        def log_joint(self, theta: Any, x: torch.Tensor, y: Any) -> torch.Tensor:
+            value = super().log_joint(theta, x, y)
+            return value if float(value.detach().sum()) > 0 else 2 * value
+
+    looks = mpgd(Branching(data=3), particles=2, theta=MOTION, x=MOTION)
+    with pytest.raises(SdeflowError, match=r"cannot be compiled.*engine 'eager'"):
+        simulate(looks, "expint", steps=1, engine="compiled")
