@@ -97,8 +97,9 @@ class MiniBatches:
         self._part = system.on(torch.zeros(len(seeds), batch.size, dtype=torch.long, device=device))
         common: dict[str, Any] = {"h": system.h, "seeds": seeds, "dtype": dtype, "device": device}
         channels = self._part.channels
-        noise = engine.source(channels, kind=integrator.noise, substeps=integrator.substeps, **common)
-        self._step = engine.step(self._part, integrator, noise)
+        how: dict[str, Any] = {"kind": integrator.noise, "substeps": integrator.substeps}
+        self._noise = engine.source(channels, **how, **common)
+        self._step = engine.step(self._part, integrator, self._noise)
         self._late = [_Table(b, system.h, 1 if batch.catch_up == "substeps" else batch.cap) for b in of_data]
         late = [
             replace(c, key=f"{c.key}/catch-up")
