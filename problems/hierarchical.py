@@ -56,7 +56,8 @@ class Hierarchical(Model):
         return self._constant - (prior + likelihood) / 2
 
     def score_x(self, theta: Parameters, x: Tensor, y: Tensor) -> Tensor:
-        return (theta["theta"] - x) / self.variance + (y[:, None] - x)
+        # (theta - x)/s^2 + (y - x), in one pass over x
+        return torch.sub(theta["theta"] / self.variance + y[:, None], x, alpha=1 + 1 / self.variance)
 
     def score_theta(self, theta: Parameters, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         return {"theta": (x.sum() - x.numel() * theta["theta"]) / self.variance}

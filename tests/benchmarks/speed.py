@@ -5,7 +5,7 @@
 Prints microseconds a step, the median over rounds, and the median over rounds of each row's ratio to the
 first row of its size. Rows that this machine cannot run are left out, with the reason.
 
-    fused, eager    sdeflow's engines with the noise they take by default; the model's own scores, or autograd
+    fused, compiled, eager   sdeflow's engines; the model's own scores, or autograd
     script          the plain way: coefficients rebuilt every step, two autograd calls, new tensors
     torchsde euler  torchsde's Euler on the same system, with its step told to the Brownian interval
     JAX, Diffrax    as tests/benchmarks/speed_jax.py says, where the `bench` extra is installed
@@ -222,6 +222,8 @@ def toys(data: int) -> dict[str, Callable[[], Steps]]:
     return {
         "fused, own scores": lambda: toy(Hierarchical, data, engine="fused"),
         "fused, autograd": lambda: toy(Autograd, data, engine="fused"),
+        "compiled, own scores": lambda: toy(Hierarchical, data, engine="compiled"),
+        "compiled, autograd": lambda: toy(Autograd, data, engine="compiled"),
         "eager torch, own scores": lambda: toy(Hierarchical, data, noise="torch"),
         "eager torch, autograd": lambda: toy(Autograd, data, noise="torch"),
         "script": lambda: toy_script(data),
@@ -252,6 +254,7 @@ def decoder() -> dict[str, Callable[[], Steps]]:
 
     return {
         "fused, expint_shared": lambda: of_ours("expint_shared", engine="fused"),
+        "compiled, expint_shared": lambda: of_ours("expint_shared", engine="compiled"),
         "fused, expint": lambda: of_ours("expint", engine="fused"),
         "eager torch, expint_shared": lambda: of_ours("expint_shared", noise="torch"),
         "script (no gathering)": plain,
@@ -272,6 +275,7 @@ def replicas() -> dict[str, Callable[[], Steps]]:
 
     return {
         "fused, own scores": lambda: toy(Hierarchical, 100, engine="fused", replicas=64),
+        "compiled, own scores": lambda: toy(Hierarchical, 100, engine="compiled", replicas=64),
         "eager torch, own scores": lambda: toy(Hierarchical, 100, noise="torch", replicas=64),
         "script, 64 runs": in_turn,
     }
@@ -316,6 +320,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--sizes", nargs="*", default=list(SIZES), help="names, or parts of them")
     parser.add_argument("--out", type=Path, help="where the numbers go, JSON")
+    parser.add_argument("--figure", type=Path, help="where they are drawn, SVG or PNG")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if isinstance(reason := native(), str):
@@ -339,6 +344,32 @@ def main() -> None:
         found["microseconds"][size] = times
     if options.out is not None:
         options.out.write_text(json.dumps(found, indent=1))
+    if options.figure is not None:
+        draw(found["microseconds"]).savefig(options.figure)
+
+
+def draw(times: dict[str, dict[str, list[float]]]) -> Any:
+    """Median microseconds a step, a panel for each size, with the range over rounds."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(
+        figsize=(9, 0.6 + 0.24 * sum(len(rows) + 2 for rows in times.values())), layout="constrained"
+    )
+    heights = [len(rows) + 1 for rows in times.values()]
+    panels = figure.subplots(len(times), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
+    for panel, (size, rows) in zip(panels, times.items(), strict=True):
+        names = list(rows)[::-1]
+        medians = [statistics.median(rows[name]) for name in names]
+        colours = ["C0" if name.startswith(("fused", "compiled", "eager")) else "0.7" for name in names]
+        panel.barh(names, medians, color=colours, height=0.7)
+        for i, name in enumerate(names):
+            panel.plot([min(rows[name]), max(rows[name])], [i, i], color="0.2", lw=1)
+            panel.annotate(f"  {medians[i]:,.0f}", (max(rows[name]), i), va="center", fontsize="x-small")
+        panel.set_title(size, loc="left", fontsize="medium")
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.tick_params(labelsize="small")
+    panels[-1].set(xscale="log", xlabel="microseconds a step")
+    return figure
 
 
 if __name__ == "__main__":
