@@ -97,6 +97,11 @@ def open_entries(folders: Sequence[Path]) -> list[Entry]:
     if not folders:
         raise SdeflowError("nothing to compare: give one run folder or more")
     datasets = [open_run(folder) for folder in folders]
+    for folder, dataset in zip(folders, datasets, strict=True):
+        if dataset.attrs.get("grid"):
+            raise SdeflowError(
+                f"{folder} is a grid of gamma and eta: a comparison takes runs at one point each"
+            )
     schemes = [str(dataset.attrs["integrator"]) for dataset in datasets]
     names = schemes if len(set(schemes)) == len(schemes) else [folder.name for folder in folders]
     _refuse_mixed(dict(zip(names, datasets, strict=True)))

@@ -221,14 +221,16 @@ def main() -> None:
     )
     parser.add_argument("--dataset", choices=["mixture", "rings", "moons"], default="mixture")
     parser.add_argument("--out", type=Path, default=Path("latent_priors.svg"), help="figure to write")
-    parser.add_argument("--entrants", help="numbers of those to run, from 0, separated by commas")
+    everyone = range(len(ENTRANTS))
+    parser.add_argument(
+        "--entrants", type=int, nargs="*", choices=everyone, default=everyone, help="which to run"
+    )
     parser.add_argument("--replicas", type=int, default=5)
     parser.add_argument("--evaluations", type=int, default=12_000, help="gradient evaluations of each")
     parser.add_argument("--level", type=float, default=0.3, help="of W2, for the time to it")
     given = parser.parse_args()
     try:
-        chosen = range(len(ENTRANTS)) if given.entrants is None else map(int, given.entrants.split(","))
-        entrants = [ENTRANTS[i] for i in chosen]
+        entrants = [ENTRANTS[i] for i in given.entrants]
         found = measure(
             entrants, dataset=given.dataset, evaluations=given.evaluations, replicas=given.replicas
         )

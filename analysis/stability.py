@@ -79,7 +79,10 @@ def equilibrium(system: BlockSystem, *, tolerance: float = 1e-9) -> State:
     x: Vector
     if model is None:
         find: Any = scipy.optimize.newton_krylov
-        x = find(forces, start, f_tol=tolerance)
+        try:
+            x = find(forces, start, f_tol=tolerance, maxiter=200)
+        except scipy.optimize.NoConvergence as error:
+            x = error.args[0]
     else:
         # the force on theta is a mean over particles, that on a particle is not
         share = {"theta": 1.0, "X": float(model.particles)}

@@ -128,7 +128,8 @@ class MiniBatches:
     def check(self, z: State) -> None:
         """Tries the system on the first batch; raises SdeflowError for what does not fit."""
         index = self.index(0)
-        self.system.on(index).check(self._gather(z, index))
+        self._part.see(index)
+        self._part.check(self._gather(z, index))
 
     def warning(self, z: State) -> str:
         """What to know of catching up by one long step, or ''.
@@ -139,8 +140,11 @@ class MiniBatches:
         if self.batch.catch_up != "one_step":
             return ""
         index = self.index(0)
-        part, system = self._gather(z, index), self.system.on(index)
+        part, system = self._gather(z, index), self._part
+        system.see(index)
         for b in system.particles:
+            if b.dims[0] != "datum":
+                continue
             c = _curvature(system, b, part)
             stable = [k for k in range(1, self.batch.cap + 1) if _contraction(b, k * system.h, c) <= 1]
             if len(stable) < self.batch.cap:
@@ -173,7 +177,8 @@ class MiniBatches:
         """The system's observables on as many data as a batch has, spread evenly and the same every time."""
         index = torch.linspace(0, self.data - 1, self.batch.size, device=self.device).round().long()
         index = index.expand(len(self.seeds), -1)
-        return self.system.on(index).observe(t, self._gather(z, index))
+        self._part.see(index)
+        return self._part.observe(t, self._gather(z, index))
 
     def _catch_up(self, system: BlockSystem, z: State, n: int, missed: Tensor) -> State:
         if self.batch.catch_up == "off":

@@ -43,7 +43,7 @@ EvalEveryOption = Annotated[
     int | None, typer.Option(help="Steps between measurements of the loss on held-out data.")
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
-EngineOption = Annotated[str | None, typer.Option(help="auto, eager or fused.")]
+EngineOption = Annotated[str | None, typer.Option(help="auto, eager, fused or compiled.")]
 NoiseOption = Annotated[str | None, typer.Option(help="Noise source: auto, torch or philox.")]
 DtypeOption = Annotated[str | None, typer.Option(help="float32 or float64.")]
 
@@ -291,6 +291,10 @@ def stability(
     if at is None and config.model is not None:  # two particles carry all modes
         config = config.with_particles(2)
     run = build(config)
+    if run.grid is not None:
+        raise SdeflowError(
+            "stability is of one point: remove [grid]; --out draws a map over friction and step"
+        )
     able = [name for name in integrators_for(run.system) if not name.startswith("torchsde:")]
     names = _names(integrators) or able
     title = " ".join(filter(None, [path.stem, variant, system]))
@@ -331,7 +335,9 @@ def compare(
         }
         label = _slug(name) if ".py:" in name else name
         try:
-            runs[label] = build(_config(path, variant, settings, tables))
+            built = runs[label] = build(_config(path, variant, settings, tables))
+            if built.grid is not None:
+                raise SdeflowError("a comparison is of one point of gamma and eta: remove [grid]")
         except Incompatible as error:
             runs[label] = str(error)
     if not any(not isinstance(run, str) for run in runs.values()):

@@ -75,15 +75,16 @@ class Stop:
 
 
 def not_finite(z: Mapping[str, Tensor]) -> dict[int, str]:
-    """The first variable that is not finite, by replica; one synchronisation."""
+    """The variables that are not finite, by replica; one synchronisation."""
     import torch
 
     names = [name for name, value in z.items() if value.is_floating_point()]
     finite = torch.stack([z[name].flatten(1).isfinite().all(1) for name in names]).cpu()
-    return {
-        replica: f"{names[int((~finite[:, replica]).nonzero()[0])]} is not finite"
-        for replica in (~finite.all(0)).nonzero().flatten().tolist()
-    }
+    found = {}
+    for replica in (~finite.all(0)).nonzero().flatten().tolist():
+        first, *others = [name for name, good in zip(names, finite[:, replica], strict=True) if not good]
+        found[replica] = f"{first} is not finite" + (f" (nor {', '.join(others)})" if others else "")
+    return found
 
 
 def past_bound(observed: Mapping[str, NDArray[np.floating]], bound: float) -> dict[int, str]:

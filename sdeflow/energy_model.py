@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sdeflow.errors import SdeflowError
+from sdeflow.forces import ModelForces
 from sdeflow.model import Data, Model, Parameters
 
 ALPHA, BETA = "alpha.", "beta."
@@ -82,12 +83,13 @@ class Prior(Model):
         return type(self)(self.of.to(dtype, device))
 
 
-def refuse_energy(model: Model, system: str) -> None:
+def refuse_energy(forces: ModelForces, system: str) -> None:
     """Raises SdeflowError for a model whose prior is an energy to be learned, in a system that cannot."""
-    if isinstance(model, EnergyModel) and named(model.init_alpha(torch.Generator())):
+    learned = any(name.startswith(ALPHA) for name in forces.parameters.shapes)
+    if isinstance(forces.model, EnergyModel) and learned:
         raise SdeflowError(
-            f"system '{system}' cannot learn the energy of {type(model).__name__}'s prior, whose constant "
-            "Z(alpha) is not known: take ebipla or kinetic_ebipla, or a fixed prior"
+            f"system '{system}' cannot learn the energy of {type(forces.model).__name__}'s prior, whose "
+            "constant Z(alpha) is not known: take ebipla or kinetic_ebipla, or a fixed prior"
         )
 
 

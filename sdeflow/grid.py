@@ -33,6 +33,9 @@ class Grid:
     eta: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        for values in (self.gamma, self.eta):
+            if not isinstance(values, tuple) or not all(isinstance(v, int | float) for v in values):
+                raise SdeflowError(f"a grid takes tuples of numbers, given {values!r}")
         for name, values, least in (("gamma", self.gamma, "at least 0"), ("eta", self.eta, "positive")):
             good = all(0 <= v < inf if name == "gamma" else 0 < v < inf for v in values)
             if not good or len(set(values)) < len(values):

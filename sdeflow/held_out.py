@@ -133,8 +133,8 @@ def held_out_forces(system: System) -> ModelForces:
     forces = system.model_forces if isinstance(system, BlockSystem) else None
     if forces is not None and not isinstance(forces, ModelForces):
         raise SdeflowError(
-            "a loss on held-out data needs a normalised log-joint, and that of "
-            f"{type(forces.model).__name__} lacks log Z(alpha): remove [evaluate]"
+            "a loss on held-out data needs a normalised log-joint, which an energy without log Z(alpha) does "
+            "not give: remove [evaluate], or with a fixed prior take a system such as ipla or kiplmc"
         )
     if forces is None:
         raise SdeflowError("a loss on held-out data needs a system made of a model")

@@ -52,8 +52,8 @@ class Learned:
 def learned(run: Path, replica: int = 0) -> Learned:
     """Reads a run folder.
 
-    Raises SdeflowError for a folder that is no run with its configuration, a system without a model, or fewer
-    replicas than asked for; RunError for a state that cannot be read.
+    Raises SdeflowError for a folder that is no run with its configuration, a system without a model, fewer
+    replicas than asked for, or one that diverged; RunError for a state that cannot be read.
     """
     for name in (CONFIG, FINAL):
         if not (run / name).is_file():
@@ -74,6 +74,9 @@ def learned(run: Path, replica: int = 0) -> Learned:
         raise RunError(f"{run / FINAL} cannot be read: {error}") from error
     if count > 1:
         stored = {name: value[replica] for name, value in stored.items()}
+    if lost := [name for name, value in stored.items() if not value.isfinite().all()]:
+        raise SdeflowError(f"replica {replica} of {run} diverged: {', '.join(lost)} is not finite at its end")
+    system = BlockSystem([b.of(replica) for b in system.blocks], system.force_field, h=system.h)
     system = system.to(stored["X"].dtype, torch.device("cpu"))
     assert system.model_forces is not None
     state, layouts = {}, system.model_forces.layouts
@@ -114,6 +117,11 @@ def sample(run: Path, *, n: int = 64, steps: int = 100, seed: int = 0, replica: 
     with torch.no_grad():
         if with_energy:
             latents = continued(found.system, found.scheme, found.state, n, steps, seed)
+            if not latents.isfinite().all():
+                raise SdeflowError(
+                    f"the prior particles of {run} diverged within {steps} steps at the parameters that it "
+                    "learned: give fewer --steps, or run it with a smaller system.z.h"
+                )
         else:
             latents = model.sample_prior(theta, n, generator(seed, "samples"))
         latents = latents.reshape(n, *model.latent_shape).to(found.state["X"].dtype)

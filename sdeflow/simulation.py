@@ -81,7 +81,7 @@ def simulate(
     batch        how data are subsampled (default: all data in every step)
     grid         frictions and inverse masses, with `replicas` at each; without it the system's own
     evaluate     when the loss on the model's held-out data is measured (default: never)
-    engine       'eager' or 'fused'; 'auto' is fused where there is a kernel for it
+    engine       'eager', 'fused' or 'compiled'; 'auto' is fused where there is a kernel for it
     noise        the noise source, 'torch' or 'philox'; 'auto' is philox where there is a kernel for it
     bound        a loss or kinetic energy past it counts as diverged
     out          a run folder to write; the trajectory is then read from it when it is asked for
@@ -362,7 +362,8 @@ def _attrs(run: Run, prepared: Prepared, facts: Facts) -> dict[str, Any]:
         "gradient_evaluations_per_step": run.gradient_evaluations,
         "dtype": str(run.dtype).removeprefix("torch."),
         "seed": run.seed,
-        "replicas": run.replicas,
+        "replicas": len(run.seeds),
+        "grid": "" if run.grid is None else str(run.grid),
         "steps": run.steps,
         "steps_taken": facts.last,
         "seconds": round(facts.seconds, 3),

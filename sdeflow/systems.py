@@ -98,8 +98,8 @@ class SystemDeclaration(Declaration):
         from sdeflow.energy_model import refuse_energy
         from sdeflow.forces import ModelForces
 
-        refuse_energy(model, self.name)
         forces = ModelForces(model, particles)
+        refuse_energy(forces, self.name)
         motion = {"theta": _motion("theta", theta), "x": _motion("x", x)}
         block = _Blocks(motion, motion["theta"].h if h is None else h, particles)
         parameters = Axes(("param",), (forces.parameters.size,))

@@ -26,6 +26,8 @@ RESERVED = {
     "particle",
     "latent",
     "param",
+    "gamma",
+    "eta",
     "alpha",
     "m_alpha",
     "beta",

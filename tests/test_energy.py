@@ -389,7 +389,7 @@ def test_what_does_not_fit_is_said() -> None:
         ebipla(model, particles=1, prior_particles=1, x=motion)
     with pytest.raises(SdeflowError, match="prior_particles must be at least 1, given 0"):
         ebipla(model, particles=1, prior_particles=0, alpha=motion, x=motion)
-    with pytest.raises(SdeflowError, match="lacks log Z"):
+    with pytest.raises(SdeflowError, match="an energy without log Z"):
         simulate(small(), steps=2, save=Save(every=1), evaluate=sdeflow.Evaluate(1))
     with pytest.raises(SdeflowError, match="needs both eta and gamma"):
         kinetic_ebipla(model, particles=1, prior_particles=1, alpha=motion, x=motion)
@@ -503,3 +503,47 @@ def test_samples_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert Path("run/reconstructions.png").is_file()
     with xr.open_dataset("run/samples.nc") as found:
         assert found.y.shape == (9, 64)
+
+
+def test_samples_of_a_grid_are_of_one_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    size = ["--set", "model.data=4", "--set", "system.particles=2", "--set", "system.prior_particles=3"]
+    options = [*size, "--steps", 10, "--quiet", "--out"]
+    assert command("run", "linear_energy", *options, "grid", "--set", "grid.gamma=[0.5, 1.0]") == 0
+    assert command("run", "linear_energy", *options, "one", "--set", "system.alpha.gamma=1.0",
+                   "--set", "system.x.gamma=1.0") == 0  # fmt: skip
+    assert command("sample", "grid", "--n", 5, "--replica", 1) == 0
+    assert command("sample", "one", "--n", 5) == 0
+    with xr.open_dataset("grid/samples.nc") as a, xr.open_dataset("one/samples.nc") as b:
+        np.testing.assert_allclose(a.x, b.x, rtol=1e-5)
+
+
+def test_what_cannot_be_sampled_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Prior particles that run away, in the run (the variable is named) and after it; nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    size = ["--set", "model.data=4", "--set", "system.particles=2", "--set", "system.prior_particles=3"]
+    wild = ["--set", "system.z={h=50.0, eta=10.0, gamma=0.5}", "--quiet", "--out"]
+    assert command("run", "linear_energy", *size, "--steps", 0, *wild, "still") == 0
+    assert command("sample", "still", "--n", 5, "--steps", 3000) == 2
+    assert "diverged within 3000 steps" in capsys.readouterr().err
+    assert not Path("still/samples.nc").exists()
+    assert (
+        command("run", "linear_energy", *size, "--steps", 300, "--set", "save.every=300", *wild, "lost") == 3
+    )
+    assert "Z" in capsys.readouterr().err.partition("not finite")[2]
+    assert command("sample", "lost", "--n", 5) == 2
+    assert capsys.readouterr().err
+
+
+def test_a_grid_is_refused_where_one_point_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    grid = ["--set", "grid.gamma=[0.05, 0.5]"]
+    assert command("stability", "hierarchical", *grid) == 2
+    assert command("compare", "hierarchical", "--integrators", "expint", "--out", "c", *grid) == 2
+    assert command("run", "hierarchical", "--steps", 2, "--quiet", "--out", "g", *grid) == 0
+    assert command("report", "g") == 2
+    assert capsys.readouterr().err.count("one point") == 3

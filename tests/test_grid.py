@@ -12,7 +12,7 @@ import xarray as xr
 from sdeflow import Batch, Grid, Save, SdeflowError, mpgd, pgd, simulate
 from sdeflow.catalogue import problem_file
 from sdeflow.config import load_config, override
-from sdeflow.problem import build
+from sdeflow.problem import build, resume
 from sdeflow.problems.hierarchical import Hierarchical
 from sdeflow.simulation import solve
 from sdeflow.system import BlockSystem
@@ -56,7 +56,7 @@ def test_each_point_is_the_run_alone(integrator: str, noise: str) -> None:
 
 
 def test_a_file_of_a_packaged_problem_with_both_coordinates(tmp_path: Path) -> None:
-    """Resumed too, and unstacked into dimensions."""
+    """Unstacked into dimensions; and gone on with, to the same bits."""
     sets = [override("grid.gamma=[0.05, 0.1, 2.0]"), override("grid.eta=[1000.0, 2000.0]")]
     small = {"model": {"data": 6}, "system": {"particles": 3}, "run": {"steps": 20}}
     run = build(load_config(problem_file("hierarchical"), overrides=[small, *sets]))
@@ -67,6 +67,12 @@ def test_a_file_of_a_packaged_problem_with_both_coordinates(tmp_path: Path) -> N
         wide = found["theta"].set_index(replica=["gamma", "eta"]).unstack("replica")
         assert dict(wide.sizes) == {"time": 3, "param": 1, "gamma": 3, "eta": 2}
         one = wide.sel(gamma=0.1, eta=2000.0)
+    short = {"run": {"steps": 11}}
+    solve(
+        build(load_config(problem_file("hierarchical"), overrides=[small, short, *sets])), out=tmp_path / "b"
+    )
+    again = resume(tmp_path / "b", 9).dataset
+    np.testing.assert_array_equal(again["X"], solution.dataset["X"])
     alone = solve(build(load_config(problem_file("hierarchical"), overrides=[small])))
     np.testing.assert_allclose(one, alone.dataset["theta"], rtol=1e-4, atol=1e-5)
 
