@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import NamedTuple, Self
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sdeflow.catalogue import entries, find, integrator_named
+from sdeflow.cli import main
 from sdeflow.integrator import Integrator
 from sdeflow.native import native
 from sdeflow.noise import Channel, Noise
@@ -252,3 +254,15 @@ class ToyEquations:
                 drift[b.q, b.p] = rate * b.eta * one
                 drift[b.p, b.p] = -rate * b.gamma * b.eta * one
         return drift, constant, noise
+
+
+def command(*arguments: object) -> int:
+    """Runs the command line in this process; its exit code."""
+    argv, sys.argv = sys.argv, ["sdeflow", *map(str, arguments)]
+    try:
+        main()
+    except SystemExit as exit_:
+        return int(exit_.code or 0)
+    finally:
+        sys.argv = argv
+    return 0

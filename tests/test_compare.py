@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import re
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray as xr
-from support import affine_map
+from support import affine_map, command
 
 from sdeflow.analysis.compare import Entry, coordinate, open_entries, rows
 from sdeflow.catalogue import problem_file
-from sdeflow.cli import main
 from sdeflow.config import load_config
 from sdeflow.errors import SdeflowError
 from sdeflow.problem import build
@@ -24,17 +22,6 @@ OPTIONS = ["-q", "--steps", "900", "--set", "system.particles=20", "--set", "sav
 OPTIONS += ["--set", "save.data=all", "--set", "save.particles=all"]
 STABLE, DIVERGING, REFUSING = ["expint", "expint_shared", "ubu"], ["nag", "euler_maruyama"], ["torchsde:srk"]
 SCHEMES = [*STABLE, *DIVERGING, *REFUSING]
-
-
-def command(*arguments: str) -> int:
-    argv, sys.argv = sys.argv, ["sdeflow", *arguments]
-    try:
-        main()
-    except SystemExit as exit_:
-        return int(exit_.code or 0)
-    finally:
-        sys.argv = argv
-    return 0
 
 
 @pytest.fixture(scope="module")

@@ -21,13 +21,13 @@ import pytest
 import torch
 import xarray as xr
 from safetensors.torch import load_file
+from support import command
 from torch import Tensor
 
 import sdeflow
 from sdeflow import Batch, Evaluate, Save, SDESystem, checkpoint, open_run, simulate
 from sdeflow.catalogue import entries, integrator_named
 from sdeflow.checkpoint import Damaged
-from sdeflow.cli import main
 from sdeflow.errors import DivergenceWarning, RunError, SdeflowError
 from sdeflow.folder import RunFolder
 from sdeflow.problems.hierarchical import Hierarchical
@@ -171,17 +171,6 @@ def test_steps_are_added_on_the_command_line(tmp_path: Path, monkeypatch: pytest
     assert command("run", "run/config.toml", "-q", "--out", "again") == 0
     with xr.open_dataset("again/trajectory.nc") as again, xr.open_dataset("whole/trajectory.nc") as whole:
         assert_same(again, whole)
-
-
-def command(*arguments: str) -> int:
-    argv, sys.argv = sys.argv, ["sdeflow", *arguments]
-    try:
-        main()
-    except SystemExit as exit_:
-        return int(exit_.code or 0)
-    finally:
-        sys.argv = argv
-    return 0
 
 
 # Refusals --------------------------------------------------------------------------------------------
