@@ -13,16 +13,13 @@ is stable up to h ~ friction/L.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import xarray as xr
 
 from sdeflow.analysis.free_energy import energy_along
-from sdeflow.analysis.race import Entrant, Finish, draw, printed, race, row, write
-from sdeflow.errors import SdeflowError
+from sdeflow.analysis.race import Entrant, Finish, asked, draw, printed, race, row, write
 from sdeflow.problems.ill_conditioned import IllConditioned
 from sdeflow.run import Run
 from sdeflow.system import BlockSystem
@@ -64,20 +61,11 @@ def measure(
 
 def main() -> None:
     """The script."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("conditioning.svg"), help="figure to write")
-    parser.add_argument("--replicas", type=int, default=8)
-    given = parser.parse_args()
-    try:
-        found = measure(given.replicas)
-    except SdeflowError as error:
-        parser.error(str(error))
+    found, out = asked(__doc__, "conditioning.svg", measure)
     print(printed([row(f) | {"predicted steps": f"{predicted(f):,.0f}"} for f in found]))
     figure = draw(found, LEVEL, "E − E*, nats", f"{LEVEL:g} nats", log=True)
     figure.axes[0].set_ylim(bottom=LEVEL / 500)  # below it there is only noise
-    write(given.out, figure)
+    write(out, figure)
 
 
 if __name__ == "__main__":

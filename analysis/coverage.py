@@ -11,16 +11,13 @@ square over coordinates.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import xarray as xr
 
-from sdeflow.analysis.race import Entrant, Finish, draw, printed, race, row, write
+from sdeflow.analysis.race import Entrant, Finish, asked, draw, printed, race, row, write
 from sdeflow.analysis.rates import Interval, over_replicas
-from sdeflow.errors import SdeflowError
 from sdeflow.problems.two_modes import TwoModes
 from sdeflow.run import Run
 from sdeflow.system import BlockSystem
@@ -64,16 +61,7 @@ def measure(replicas: int = 8, entrants: Sequence[Entrant] = ENTRANTS) -> list[F
 
 def main() -> None:
     """The script."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("coverage.svg"), help="figure to write")
-    parser.add_argument("--replicas", type=int, default=8)
-    given = parser.parse_args()
-    try:
-        found = measure(given.replicas)
-    except SdeflowError as error:
-        parser.error(str(error))
+    found, out = asked(__doc__, "coverage.svg", measure)
     lines = []
     for f in found:
         late = late_share(f)
@@ -86,7 +74,7 @@ def main() -> None:
     figure = draw(found, LEVEL, "share in the other mode", "half-coverage", log=False)
     figure.axes[0].axhline(0.5, color="0.4", lw=0.8)
     figure.axes[0].set_ylim(0, 0.6)
-    write(given.out, figure)
+    write(out, figure)
 
 
 if __name__ == "__main__":

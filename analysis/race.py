@@ -7,6 +7,7 @@ on the right side of the level, with a standard error over replicas.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -184,6 +185,18 @@ def draw(finishes: Sequence[Finish], level: float, label: str, told: str, *, log
     panel.grid(alpha=0.25)
     panel.legend(frameon=False, fontsize="small", loc="best")
     return figure
+
+
+def asked(doc: str | None, out: str, measure: Callable[[int], list[Finish]]) -> tuple[list[Finish], Path]:
+    """A race by its command line, --out and --replicas: what came of it, and where its figure goes."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(out), help="figure to write")
+    parser.add_argument("--replicas", type=int, default=8)
+    given = parser.parse_args()
+    try:
+        return measure(given.replicas), given.out
+    except SdeflowError as error:
+        parser.error(str(error))
 
 
 def write(out: Path, figure: Figure) -> None:

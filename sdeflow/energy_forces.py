@@ -113,7 +113,7 @@ class EnergyForces(Field):
     def observe(self, z: State) -> dict[str, Tensor]:
         """The loss without log Z(alpha), the model's own observables, and the mean of U over X and over Z.
 
-        Where the likelihood is largest energy_x and energy_z have the same gradient in alpha.
+        Where the likelihood is largest their gradients in alpha are equal in expectation.
         """
         values = self.posterior.observe(self._joint(z))
         if self.prior is not None:

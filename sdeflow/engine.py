@@ -38,7 +38,7 @@ class Engine:
 
     name: str = "eager"
     noise: str = TorchNoise.name
-    why: str = "the default in Python"
+    why: str = "unless told otherwise"
 
     def __str__(self) -> str:
         return f"engine {self.name}, noise {self.noise}: {self.why}"

@@ -75,7 +75,9 @@ def learned(run: Path, replica: int = 0) -> Learned:
     if count > 1:
         stored = {name: value[replica] for name, value in stored.items()}
     if lost := [name for name, value in stored.items() if not value.isfinite().all()]:
-        raise SdeflowError(f"replica {replica} of {run} diverged: {', '.join(lost)} is not finite at its end")
+        raise SdeflowError(
+            f"replica {replica} of {run} diverged: at its end not finite: {', '.join(sorted(lost))}"
+        )
     system = BlockSystem([b.of(replica) for b in system.blocks], system.force_field, h=system.h)
     system = system.to(stored["X"].dtype, torch.device("cpu"))
     assert system.model_forces is not None

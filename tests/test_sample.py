@@ -105,7 +105,9 @@ def test_what_cannot_be_sampled_is_said(
     )
     assert "Z" in capsys.readouterr().err.partition("not finite")[2]
     assert command("sample", "lost", "--n", 5) == 2
-    assert capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "replica 0 of lost diverged" in told
+    assert "Z" in told.partition("not finite: ")[2]
 
 
 def test_a_grid_is_refused_where_one_point_is_looked_at(
