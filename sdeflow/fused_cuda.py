@@ -8,16 +8,12 @@ each of the 4 kinds (2 in float64) that a call gives; see sdeflow.philox for whi
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from sdeflow.flow import Flow
-from sdeflow.native import Draw
+from sdeflow.native import Draw, stride
 
 GROUPS = 256
 _LOOSE = ["low", "high", "slot"]
@@ -80,7 +76,7 @@ def _pair32(a, b):
     u = ((a >> 16).to(tl.float32) * 65536.0 + ((a & 0xFFFF).to(tl.float32) + 0.5)) * 2.3283064365386963e-10
     quarter = (b + 0x20000000) >> 30
     z = (b - (quarter << 30)).to(tl.int32, bitcast=True).to(tl.float32) * 1.4629180792671596e-09
-    return _polar(_radius(u, 5), quarter, z, 5)
+    return _polar(_radius(u, 4), quarter, z, 4)
 
 
 @triton.jit
@@ -89,7 +85,7 @@ def _pair64(a, b, c, d):
     quarter = (c + 0x20000000) >> 30
     rest = (c - (quarter << 30)).to(tl.int32, bitcast=True).to(tl.float64)
     z = (rest + (d >> 1).to(tl.float64) * 4.656612873077393e-10) * 1.4629180792671596e-09
-    return _polar(_radius(u, 12), quarter, z, 9)
+    return _polar(_radius(u, 10), quarter, z, 8)
 
 
 @triton.jit
@@ -125,10 +121,11 @@ def _fill(out, keys, size, low, high, slot, GROUPS: tl.constexpr, DOUBLE: tl.con
 
 @triton.jit(do_not_specialize=_LOOSE)
 def _linear(
-    out, x, f, c, keys, size, low, high, slot,
+    out, x, f, c, stride, keys, size, low, high, slot,
     FORCE: tl.constexpr, GROUPS: tl.constexpr, DOUBLE: tl.constexpr,
 ):  # fmt: skip
     xi = _normals(keys, low, high, slot, GROUPS, DOUBLE)
+    c += tl.program_id(1) * stride
     for i in tl.static_range(2 if DOUBLE else 4):
         at, there = _place(i, size, GROUPS, DOUBLE)
         v = tl.load(c) * tl.load(x + at, there) + tl.load(c + 2) * (tl.load(c + 3) * xi[i])
@@ -139,11 +136,12 @@ def _linear(
 
 @triton.jit(do_not_specialize=_LOOSE)
 def _kinetic(
-    q_out, p_out, q, p, f, c, keys, size, low, high, slot,
+    q_out, p_out, q, p, f, c, stride, keys, size, low, high, slot,
     FORCE: tl.constexpr, GROUPS: tl.constexpr, DOUBLE: tl.constexpr,
 ):  # fmt: skip
     xi = _normals(keys, low, high, slot, GROUPS, DOUBLE)
     eta = _normals(keys, low, high, slot + 1, GROUPS, DOUBLE)
+    c += tl.program_id(1) * stride
     free, push, w, kick, s = tl.load(c), tl.load(c + 1), tl.load(c + 2), tl.load(c + 3), tl.load(c + 4)
     q1, q2, p1, p2 = tl.load(c + 5), tl.load(c + 6), tl.load(c + 7), tl.load(c + 8)
     for i in tl.static_range(2 if DOUBLE else 4):
@@ -159,12 +157,6 @@ def _kinetic(
         tl.store(p_out + at, b, there)
 
 
-@lru_cache(maxsize=1024)
-def _coefficients(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """On the device, as Triton would take a number itself for a float32."""
-    return torch.tensor(values, dtype=dtype, device=device)
-
-
 class Cuda:
     """The Triton kernels; see sdeflow.native.Kernel."""
 
@@ -172,22 +164,18 @@ class Cuda:
         grid, rest, options = _launch(out, draw)
         _fill[grid](out, *rest, **options)
 
-    def linear(
-        self, x: Tensor, f: Tensor | None, a: float, c: float, s: float, t: float, draw: Draw
-    ) -> Tensor:
+    def linear(self, x: Tensor, f: Tensor | None, numbers: Tensor, draw: Draw) -> Tensor:
         out, (grid, rest, options) = torch.empty_like(x), _launch(x, draw)
-        numbers = _coefficients((a, c, s, t), x.dtype, x.device)
-        _linear[grid](out, x, x if f is None else f, numbers, *rest, FORCE=f is not None, **options)
+        arrays = (x, x if f is None else f, numbers, stride(numbers))
+        _linear[grid](out, *arrays, *rest, FORCE=f is not None, **options)
         return out
 
     def kinetic(
-        self, q: Tensor, p: Tensor, f: Tensor | None, flow: Flow, noise: Flow, s: float, draw: Draw
+        self, q: Tensor, p: Tensor, f: Tensor | None, numbers: Tensor, draw: Draw
     ) -> tuple[Tensor, Tensor]:
         q_out, p_out, (grid, rest, options) = torch.empty_like(q), torch.empty_like(p), _launch(q, draw)
-        values: Any = flow.free, flow.push, flow.w, flow.kick, s, noise.q1, noise.q2, noise.p1, noise.p2
-        numbers = _coefficients(values, q.dtype, q.device)
-        force = q if f is None else f
-        _kinetic[grid](q_out, p_out, q, p, force, numbers, *rest, FORCE=f is not None, **options)
+        arrays = (q, p, q if f is None else f, numbers, stride(numbers))
+        _kinetic[grid](q_out, p_out, *arrays, *rest, FORCE=f is not None, **options)
         return q_out, p_out
 
 

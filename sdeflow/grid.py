@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import product
 from math import inf
 from typing import Any
@@ -97,11 +97,15 @@ class Spread(Block):
     def to(self, dtype: torch.dtype, device: torch.device) -> Block:
         return replace(self, dtype=dtype, device=device)
 
-    def __hash__(self) -> int:
+    @cached_property
+    def _same(self) -> int:
         return hash((self.name, self.each, self.shape, self.dtype, self.device))
 
+    def __hash__(self) -> int:
+        return self._same
+
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Spread) and hash(self) == hash(other)
+        return isinstance(other, Spread) and self._same == other._same
 
     def _column(self, values: list[float]) -> Tensor:
         column = torch.tensor(values, dtype=torch.float64).to(self.device, self.dtype)

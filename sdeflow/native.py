@@ -24,31 +24,38 @@ class Draw(NamedTuple):
 
 
 class Kernel(Protocol):
-    """Normals, and updates that draw their own; tensors are contiguous, [R, ...], and of one dtype."""
+    """Normals, and updates that draw their own; tensors are contiguous, [R, ...], and of one dtype.
+
+    Numbers are [1, k], or [R, k] where replicas have their own.
+    """
 
     def normals(self, out: Tensor, draw: Draw) -> None:
         """Fills `out` with xi."""
 
-    def linear(
-        self, x: Tensor, f: Tensor | None, a: float, c: float, s: float, t: float, draw: Draw
-    ) -> Tensor:
-        """a x + s (t xi) + c f."""
+    def linear(self, x: Tensor, f: Tensor | None, numbers: Tensor, draw: Draw) -> Tensor:
+        """a x + s (t xi) + c f by the numbers (a, c, s, t)."""
 
     def kinetic(
-        self, q: Tensor, p: Tensor, f: Tensor | None, flow: Flow, noise: Flow, s: float, draw: Draw
+        self, q: Tensor, p: Tensor, f: Tensor | None, numbers: Tensor, draw: Draw
     ) -> tuple[Tensor, Tensor]:
         """q + free p + s (q1 xi1 + q2 xi2) + push f,  w p + s (p1 xi1 + p2 xi2) + kick f.
 
-        xi1 has the draw's slot, xi2 the one after it; p1, p2, q1, q2 are those of `noise`.
+        xi1 has the draw's slot, xi2 the one after it; the numbers are as in `kinetic_numbers`.
         """
 
 
-_POINTER, _REAL = ctypes.c_void_p, ctypes.c_double
+def kinetic_numbers(flow: Flow, noise: Flow, s: float) -> tuple[float, ...]:
+    """(free, push, w, kick, s, q1, q2, p1, p2), the last four of the noise's flow."""
+    values: Any = flow.free, flow.push, flow.w, flow.kick, s, noise.q1, noise.q2, noise.p1, noise.p2
+    return tuple(values)
+
+
+_POINTER = ctypes.c_void_p
 _DRAW = [_POINTER, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_int32]
 _ARGUMENTS: dict[str, list[Any]] = {
     "normals": [_POINTER, *_DRAW],
-    "linear": [*[_POINTER] * 3, *[_REAL] * 4, *_DRAW],
-    "kinetic": [*[_POINTER] * 5, *[_REAL] * 9, *_DRAW],
+    "linear": [*[_POINTER] * 4, ctypes.c_int64, *_DRAW],
+    "kinetic": [*[_POINTER] * 6, ctypes.c_int64, *_DRAW],
 }
 
 
@@ -62,22 +69,22 @@ class Native:
     def normals(self, out: Tensor, draw: Draw) -> None:
         self._normals[out.dtype](out.data_ptr(), *_drawn(out, draw))
 
-    def linear(
-        self, x: Tensor, f: Tensor | None, a: float, c: float, s: float, t: float, draw: Draw
-    ) -> Tensor:
+    def linear(self, x: Tensor, f: Tensor | None, numbers: Tensor, draw: Draw) -> Tensor:
         out = torch.empty_like(x)
         force = None if f is None else f.data_ptr()
-        self._linear[x.dtype](out.data_ptr(), x.data_ptr(), force, a, c, s, t, *_drawn(x, draw))
+        self._linear[x.dtype](
+            out.data_ptr(), x.data_ptr(), force, numbers.data_ptr(), stride(numbers), *_drawn(x, draw)
+        )
         return out
 
     def kinetic(
-        self, q: Tensor, p: Tensor, f: Tensor | None, flow: Flow, noise: Flow, s: float, draw: Draw
+        self, q: Tensor, p: Tensor, f: Tensor | None, numbers: Tensor, draw: Draw
     ) -> tuple[Tensor, Tensor]:
         q_out, p_out = torch.empty_like(q), torch.empty_like(p)
         self._kinetic[q.dtype](
             *(q_out.data_ptr(), p_out.data_ptr(), q.data_ptr(), p.data_ptr()),
             None if f is None else f.data_ptr(),
-            *(flow.free, flow.push, flow.w, flow.kick, s, noise.q1, noise.q2, noise.p1, noise.p2),
+            *(numbers.data_ptr(), stride(numbers)),
             *_drawn(q, draw),
         )
         return q_out, p_out
@@ -90,6 +97,11 @@ def _both(library: ctypes.CDLL, name: str) -> dict[torch.dtype, Any]:
         found[dtype] = function = library[f"sdeflow_{name}_{suffix}"]
         function.argtypes, function.restype = _ARGUMENTS[name], None
     return found
+
+
+def stride(numbers: Tensor) -> int:
+    """How far it is from the numbers of a replica to those of the next."""
+    return numbers.shape[1] if len(numbers) > 1 else 0
 
 
 def _drawn(x: Tensor, draw: Draw) -> tuple[int, ...]:

@@ -8,8 +8,10 @@ tensors are drawn when they are asked for; the normals are the same bit for bit.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -17,10 +19,11 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from sdeflow.block import Block
 from sdeflow.maps import Described
-from sdeflow.native import Draw, Kernel
+from sdeflow.native import Draw, Kernel, kinetic_numbers
 from sdeflow.noise import Channel, Kind
 
 State = dict[str, Tensor]
+Make = Callable[[Block, float, Block, float], tuple[float, ...]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,11 +60,14 @@ class Stream:
     def draw(self, step: int, substep: int, which: int = 0) -> Draw:
         return Draw(self.keys, step, 2 * substep + which)
 
-    def moves(self, b: Block, *tensors: Tensor) -> bool:
-        """Whether the kernel can move this block; not one with a step a datum, nor under a transform."""
+    def numbers(self, make: Make, b: Block, h: float) -> Tensor:
+        """Those of an update of a block over h, [1, k], or [R, k] where replicas have their own."""
+        return _numbers(make, b, self.channel.block, h, self.h, self.dtype, self.keys.device)
+
+    def moves(self, *tensors: Tensor) -> bool:
+        """Whether the kernel can move a block; not under a transform."""
         return (
             self.fused
-            and type(b) is Block
             and not traced()
             and all(
                 x.shape == self.shape
@@ -100,27 +106,57 @@ class Keyed(Described):
         return len(self.parts)
 
     def exponential(self, b: Block, z: State, f: Tensor | None, h: float | Tensor) -> State | None:
+        if isinstance(h, Tensor):  # a step a datum
+            return None
         s, force = self._stream, () if f is None else (f,)
         q, draw = z[b.position], s.draw(self._step, self._substep)
         if b.momentum is None:
-            if isinstance(h, Tensor) or not s.moves(b, q, *force):
+            if not s.moves(q, *force):
                 return None
-            return {b.position: s.kernel.linear(q, f, 1.0, b.rate * h, b.diffusion, s.h**0.5, draw)}
+            return {b.position: s.kernel.linear(q, f, s.numbers(_euler, b, h), draw)}
         p = z[b.momentum]
-        if s.channel.block is None or "Q" not in s.kind or not s.moves(b, q, p, *force):
+        if s.channel.block is None or "Q" not in s.kind or not s.moves(q, p, *force):
             return None
-        noise, root = s.channel.block.flow(s.h), math.sqrt(b.temperature)
-        new = s.kernel.kinetic(q, p, f, b.flow(h), noise, root, draw)
-        return dict(zip((b.position, b.momentum), new, strict=True))
+        q, p = s.kernel.kinetic(q, p, f, s.numbers(_exponential, b, h), draw)
+        return {b.position: q, b.momentum: p}
 
     def friction(self, b: Block, z: State, h: float | Tensor) -> State | None:
         s, p = self._stream, z[b.noisy]
-        if s.channel.block is None or s.kind != "P" or not s.moves(b, p):
+        if isinstance(h, Tensor) or s.channel.block is None or s.kind != "P" or not s.moves(p):
             return None
-        w, std, root = b.flow(h).w, s.channel.block.flow(s.h).p_std, math.sqrt(b.temperature)
-        assert not isinstance(w, Tensor)
-        assert not isinstance(std, Tensor)
-        return {b.noisy: s.kernel.linear(p, None, w, 0.0, root, std, s.draw(self._step, self._substep))}
+        numbers = s.numbers(_friction, b, h)
+        return {b.noisy: s.kernel.linear(p, None, numbers, s.draw(self._step, self._substep))}
+
+
+# Numbers of an update for one replica: its block over h, and the noise over h_noise of its own block.
+
+
+def _euler(b: Block, h: float, noise: Block, h_noise: float) -> tuple[float, ...]:
+    return 1.0, b.rate * h, b.diffusion, h_noise**0.5
+
+
+def _exponential(b: Block, h: float, noise: Block, h_noise: float) -> tuple[float, ...]:
+    return kinetic_numbers(b.flow(h), noise.flow(h_noise), math.sqrt(b.temperature))
+
+
+def _friction(b: Block, h: float, noise: Block, h_noise: float) -> tuple[float, ...]:
+    w, std = cast("tuple[float, float]", (b.flow(h).w, noise.flow(h_noise).p_std))
+    return w, 0.0, math.sqrt(b.temperature), std
+
+
+@lru_cache(maxsize=256)
+def _numbers(
+    make: Make,
+    b: Block,
+    noise: Block | None,
+    h: float,
+    h_noise: float,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    noise = noise or b
+    rows = [make(one, h, noise.of(r), h_noise) for r, one in enumerate(b.replicas)]
+    return torch.tensor(rows, dtype=torch.float64).to(device, dtype)
 
 
 def traced() -> bool:

@@ -20,6 +20,7 @@ from sdeflow.catalogue import integrator_named
 from sdeflow.config import Config
 from sdeflow.engine import Engine, advance, full_batch, resolve_engine
 from sdeflow.errors import SdeflowError
+from sdeflow.grid import Grid
 from sdeflow.held_out import HeldOut
 from sdeflow.keyed import PhiloxNoise
 from sdeflow.maps import U
@@ -182,6 +183,14 @@ def test_updates_are_made_in_one_pass(
     calls.clear()
     steps(built, integrator, fused=False, n=4)
     assert set(calls) == {"normals"}
+
+
+@needs_kernel
+def test_replicas_with_friction_of_their_own_are_moved_in_one_pass_too(calls: Counter[str]) -> None:
+    built = Grid(gamma=(0.0, 0.8)).spread(toy("kiplmc", data=5, particles=3, theta=MOTION, x=MOTION), 1)
+    eager, fused = (steps(built, "ubu", fused=fused, n=4) for fused in (False, True))
+    assert calls["kinetic"] == 4 * 4
+    assert all(torch.allclose(eager[name], fused[name], rtol=0, atol=1e-13) for name in eager)
 
 
 @needs_kernel

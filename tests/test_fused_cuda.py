@@ -23,12 +23,13 @@ INTERPRETED = """
 import torch
 from sdeflow.flow import kinetic_flow
 from sdeflow.fused_cuda import Cuda
-from sdeflow.native import Draw, native
+from sdeflow.native import Draw, kinetic_numbers, native
 
 torch.manual_seed(0)
 cpu, cuda = native(), Cuda()
 keys = torch.tensor([0x1E3779B97F4A7C15, -5])
-c, noise = kinetic_flow(0.3, 2.0, 0.1), kinetic_flow(0.3, 2.0, 0.2)
+flows = kinetic_flow(0.3, 2.0, 0.1), kinetic_flow(0.3, 2.0, 0.2)
+rows = [kinetic_numbers(*flows, 0.7), kinetic_numbers(*flows[::-1], 0.6)]
 for dtype in (torch.float32, torch.float64):
     for size in (1, 100, 5000):
         q, p, f = (torch.randn(2, size, dtype=dtype) for _ in range(3))
@@ -38,8 +39,8 @@ for dtype in (torch.float32, torch.float64):
         cuda.normals(other, draw)
         pairs = [(one, other)]
         for force in (f, None):
-            linear = (q, force, 0.9, 0.2, 0.7, 0.5, draw)
-            kinetic = (q, p, force, c, noise, 0.7, draw)
+            linear = (q, force, torch.tensor([[0.9, 0.2, 0.7, 0.5]], dtype=dtype), draw)
+            kinetic = (q, p, force, torch.tensor(rows, dtype=dtype), draw)
             pairs += [(cpu.linear(*linear), cuda.linear(*linear))]
             pairs += zip(cpu.kinetic(*kinetic), cuda.kinetic(*kinetic))
         print(max(float((a - b).abs().max()) for a, b in pairs) / torch.finfo(dtype).eps)
@@ -51,7 +52,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from sdeflow import fused_cuda
 
-draw = {"keys": "*i64", "size": "i32", "low": "i32", "high": "i32", "slot": "i32"}
+draw = {"keys": "*i64", "stride": "i32", "size": "i32", "low": "i32", "high": "i32", "slot": "i32"}
 for real in ("*fp32", "*fp64"):
     for function in (fused_cuda._fill, fused_cuda._linear, fused_cuda._kinetic):
         fixed = {"GROUPS": fused_cuda.GROUPS, "DOUBLE": real == "*fp64", "FORCE": True}

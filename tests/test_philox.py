@@ -17,11 +17,12 @@ from support import needs_kernel
 from torch import Tensor
 
 from sdeflow.flow import kinetic_flow
-from sdeflow.native import Draw, Native, native
+from sdeflow.native import Draw, Native, kinetic_numbers, native
 from sdeflow.philox import normals, philox
 
 KERNEL = native()
 SE = 4.5
+NAMES = ("free", "push", "w", "kick")
 DTYPES = (torch.float32, torch.float64)
 KEYS = (0x9E3779B97F4A7C15, 3, 2**64 - 1)
 
@@ -139,26 +140,35 @@ def test_no_number_comes_twice(dtype: torch.dtype) -> None:
 
 @needs_kernel
 @pytest.mark.parametrize("force", [True, False])
+@pytest.mark.parametrize("own", [True, False])
 @pytest.mark.parametrize("size", [1, 63, 64, 65, 1000])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_updates_are_their_equations(size: int, force: bool, dtype: torch.dtype) -> None:
-    """In float64 from the oracle's normals, to 8 units in the last place of the largest term."""
+def test_updates_are_their_equations(size: int, own: bool, force: bool, dtype: torch.dtype) -> None:
+    """In float64 from the oracle's normals, to 8 units in the last place of the largest term.
+
+    With numbers for all replicas or for each its own.
+    """
     assert not isinstance(KERNEL, str)
     g = torch.Generator().manual_seed(size)
     q, p, f = (torch.randn(len(KEYS), size, generator=g, dtype=dtype) for _ in range(3))
     before = q.clone(), p.clone(), f.clone()
     draw, given = Draw(keys(*KEYS), 5, 2), f if force else None
-    c, noise, s = kinetic_flow(0.3, 2.0, 0.1), kinetic_flow(0.3, 2.0, 0.2), 0.7
+    noise = kinetic_flow(0.3, 2.0, 0.2)
     xi1, xi2 = (torch.stack([normals(key, 5, slot, size, dtype) for key in KEYS]) for slot in (2, 3))
     Q, P = noise.q1 * xi1 + noise.q2 * xi2, noise.p1 * xi1 + noise.p2 * xi2
     a, b, shove = q.double(), p.double(), f.double() * force
     close = 8 * torch.finfo(dtype).eps * 5
 
-    q_new, p_new = KERNEL.kinetic(q, p, given, c, noise, s, draw)
-    assert (q_new.double() - (a + c.free * b + s * Q + c.push * shove)).abs().max() < close
-    assert (p_new.double() - (c.w * b + s * P + c.kick * shove)).abs().max() < close
-    new = KERNEL.linear(q, given, 0.9, 0.2, s, 0.5, draw)
-    assert (new.double() - (0.9 * a + s * 0.5 * xi1 + 0.2 * shove)).abs().max() < close
+    flows = [kinetic_flow(gamma, 2.0, 0.1) for gamma in ((0.3, 0.7, 0.0) if own else (0.3,))]
+    free, push, w, kick = (torch.tensor([[getattr(c, n)] for c in flows], dtype=torch.float64) for n in NAMES)
+    numbers = torch.tensor([kinetic_numbers(c, noise, 0.7) for c in flows], dtype=dtype)
+    q_new, p_new = KERNEL.kinetic(q, p, given, numbers, draw)
+    assert (q_new.double() - (a + free * b + 0.7 * Q + push * shove)).abs().max() < close
+    assert (p_new.double() - (w * b + 0.7 * P + kick * shove)).abs().max() < close
+    numbers = torch.cat([w, kick, push + 0.7, w - 0.4], 1)
+    new = KERNEL.linear(q, given, numbers.to(dtype), draw)
+    w, kick, s, t = numbers.T[..., None]
+    assert (new.double() - (w * a + s * t * xi1 + kick * shove)).abs().max() < close
     assert all(torch.equal(one, other) for one, other in zip((q, p, f), before, strict=True))
 
 
@@ -170,11 +180,17 @@ def test_every_instruction_set_gives_the_same_bits(tmp_path: Path) -> None:
         pytest.skip("no g++")
     flags = "-std=c++17 -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -pthread -shared -fPIC"
     known = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    for level, needs in (("x86-64", "sse2"), ("x86-64-v3", "avx2")):
+    sets = {
+        "no vectors of its own": ("", "-U__SSE2__"),
+        "SSE2": ("sse2", "-march=x86-64"),
+        "AVX2": ("avx2", "-march=x86-64-v3"),
+        "AVX-512": ("avx512vl", "-march=x86-64-v4"),
+    }
+    for level, (needs, option) in sets.items():
         if needs not in known:
             continue
         built = tmp_path / f"{level}.so"
-        options = [*flags.split(), "-DSDEFLOW_ONE_CLONE", f"-march={level}", str(source), "-o", str(built)]
+        options = [*flags.split(), "-DSDEFLOW_ONE_CLONE", option, str(source), "-o", str(built)]
         subprocess.run([compiler, *options], check=True)
         for dtype in DTYPES:
             assert torch.equal(drawn(20_000, of=Native(built), dtype=dtype), drawn(20_000, dtype=dtype)), (
