@@ -34,7 +34,7 @@ from torch import Tensor
 from sdeflow.analysis.wells import SRA1, WELLS, MakeSystem
 from sdeflow.catalogue import entries, integrator_named
 from sdeflow.display import table
-from sdeflow.engine import advance, full_batch
+from sdeflow.engine import FullBatch, advance
 from sdeflow.errors import RunError, SdeflowError, attempt
 from sdeflow.integrator import Integrator
 from sdeflow.noise import Channel, Increment, compose, generator
@@ -112,7 +112,7 @@ class SharedPaths:
         def run() -> State:
             z = {name: torch.full(self.shape, 0.5, dtype=torch.float64) for name in system.axes}
             z |= integrator.init(system, z)
-            return advance(full_batch(system, integrator, noise), z, 0, 2**level)
+            return advance(FullBatch(system, integrator, noise), z, 0, 2**level)
 
         z = attempt(integrator.name, run)
         return torch.stack([z[name].flatten(1) for name in system.axes], dim=1)

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from sdeflow.block import Block
+from sdeflow.compiled import CompiledSteps
 from sdeflow.engine import Engine
 from sdeflow.errors import SdeflowError
 from sdeflow.flow import Flow, kinetic_flow
 from sdeflow.integrator import Integrator
 from sdeflow.maps import exponential
-from sdeflow.noise import Channel, generator
+from sdeflow.noise import Channel, Noise, generator, noise_of
 from sdeflow.system import BlockSystem
 
 State = dict[str, Tensor]
@@ -61,7 +62,7 @@ def evaluations(integrator: Integrator[Any], batch: Batch | None) -> int:
 
 
 class MiniBatches:
-    """Advances a model's system by minibatches: `z = batches(z, n)` is step n.
+    """Advances a model's system by minibatches: `z = batches(z, n)` is step n (see sdeflow.engine.Step).
 
     The order of the data depends on (seed, epoch) only. Raises SdeflowError for a batch larger than the
     data and for a system without data.
@@ -95,19 +96,27 @@ class MiniBatches:
         self._variables = [name for b in of_data for name in b.variables]
         # One system for all steps, whose forces are shown the data of each: a compiled step is of one system.
         self._part = system.on(torch.zeros(len(seeds), batch.size, dtype=torch.long, device=device))
-        common: dict[str, Any] = {"h": system.h, "seeds": seeds, "dtype": dtype, "device": device}
-        channels = self._part.channels
-        how: dict[str, Any] = {"kind": integrator.noise, "substeps": integrator.substeps}
-        self._noise = engine.source(channels, **how, **common)
-        self._step = engine.step(self._part, integrator, self._noise)
-        self._late = [_Table(b, system.h, 1 if batch.catch_up == "substeps" else batch.cap) for b in of_data]
-        late = [
+        self._channels = list(self._part.channels)
+        self._how: dict[str, Any] = {"kind": integrator.noise, "substeps": integrator.substeps, "h": system.h}
+        common: dict[str, Any] = {"seeds": seeds, "dtype": dtype, "device": device}
+        self._noise = engine.source(self._channels, **self._how, **common)
+        longest = 1 if batch.catch_up == "substeps" else batch.cap
+        self._late = [_Table(b, system.h, longest, device) for b in of_data]
+        self._late_channels = [
             replace(c, key=f"{c.key}/catch-up")
-            for c in channels
-            if c.block is not None and c.block.dims[0] == "datum"
+            for c in self._channels
+            if c.block is not None and c.block.dims[0] == "datum" and batch.extra_evaluations
         ]
         substeps = max(1, batch.extra_evaluations)
-        self._late_noise = engine.source(late, kind="PQ", substeps=substeps, **common)
+        self._late_noise = engine.source(
+            self._late_channels, kind="PQ", substeps=substeps, h=system.h, **common
+        )
+        self._compiled = (
+            CompiledSteps(self._transition, self._draw, evaluations(integrator, batch))
+            if engine.name == "compiled"
+            else None
+        )
+        self.stride = 1 if self._compiled is None else self._compiled.stride
 
     def start(self, z: State) -> State:
         """The state with what minibatches keep in it."""
@@ -155,14 +164,39 @@ class MiniBatches:
                 )
         return ""
 
-    def __call__(self, z: State, n: int) -> State:
-        index = self.index(n)
+    def __call__(self, z: State, n: int, count: int = 1) -> State:
+        if self._compiled is not None:
+            return self._compiled(z, n, count)
+        for k in range(n, n + count):
+            late = [xi[0] for _, xi in self._late_noise.normals(k)]
+            z = self._step(z, k, self.index(k), self._noise(k), late)
+        return z
+
+    def _draw(self, n: int, count: int) -> list[Tensor]:
+        """What steps need besides the state: n, data, normals, and those for catching up; [count, ...]."""
+        steps = range(n, n + count)
+        return [
+            torch.tensor(steps, device=self.device),
+            torch.stack([self.index(k) for k in steps]),
+            *(xi for source in (self._noise, self._late_noise) for _, xi in source.normals(n, count)),
+        ]
+
+    def _transition(self, z: State, draws: Sequence[Tensor]) -> State:
+        n, index, *normals = draws
+        own = zip(self._channels, normals, strict=False)
+        return self._step(z, n, index, noise_of(own, **self._how), normals[len(self._channels) :])
+
+    def _step(
+        self, z: State, n: int | Tensor, index: Tensor, noise: tuple[Noise, ...], late: Sequence[Tensor]
+    ) -> State:
+        """Step n on data `index` [R, b]; `late` are normals by channel [substep, normal, R, *shape]."""
         system, part = self._part, self._gather(z, index)
         system.see(index)
-        part = self._catch_up(system, part, n, n - part.pop(VISITED))
+        part = self._catch_up(system, part, n - part.pop(VISITED), late)
         part |= self.integrator.init(system, part)  # forces kept from another batch are of no use
-        part = self._step(part, n)
-        part[VISITED] = torch.full_like(index, n + 1)
+        # a model's forces do not depend on time
+        part = self.integrator.step(system, 0.0, part, system.h, noise)
+        part[VISITED] = torch.zeros_like(index) + (n + 1)
         # a new tensor rather than a change in place, so that a step cut short leaves the old state whole;
         # what the integrator keeps for the same data is let go
         at, scattered = (self._replica, index), (*self._variables, VISITED)
@@ -180,10 +214,9 @@ class MiniBatches:
         self._part.see(index)
         return self._part.observe(t, self._gather(z, index))
 
-    def _catch_up(self, system: BlockSystem, z: State, n: int, missed: Tensor) -> State:
+    def _catch_up(self, system: BlockSystem, z: State, missed: Tensor, normals: Sequence[Tensor]) -> State:
         if self.batch.catch_up == "off":
             return z
-        normals = {channel.variable: (channel, xi) for channel, xi in self._late_noise.normals(n)}
         blocks = [b for b in system.blocks if b.dims[0] == "datum"]
         for i in range(self.batch.extra_evaluations):
             one = self.batch.catch_up == "one_step"
@@ -192,14 +225,12 @@ class MiniBatches:
             late = [table.late(times, dtype) for table in self._late]
             h = system.h * times.to(dtype)[..., None, None]
             noise = {
-                variable: Channel(channel.key, variable, channel.shape, block).increment(
-                    xi[:, :, i].unbind(1), h, "PQ"
-                )
+                c.variable: Channel(c.key, c.variable, c.shape, block).increment(xi[i].unbind(), h, "PQ")
                 for block in late
-                for variable, (channel, xi) in normals.items()
-                if variable == block.noisy
+                for c, xi in zip(self._late_channels, normals, strict=True)
+                if c.variable == block.noisy
             }
-            z = z | exponential(late, z, system.forces(n * system.h, z, blocks), h, noise)
+            z = z | exponential(late, z, system.forces(0.0, z, blocks), h, noise)
         return z
 
 
@@ -232,21 +263,21 @@ def _contraction(block: Block, h: float, curvature: float) -> float:
 class _Table:
     """The exact flow of a block over 0, 1, ..., cap steps, looked up by datum."""
 
-    def __init__(self, block: Block, h: float, cap: int) -> None:
-        self.block = block
+    def __init__(self, block: Block, h: float, cap: int, device: torch.device) -> None:
+        self._values = {f.name: getattr(block, f.name) for f in fields(Block)}
         flows = (
             [kinetic_flow(block.gamma, block.eta, block.rate * h * k) for k in range(cap + 1)]
             if block.kinetic
             else []
         )
-        self._columns = [torch.tensor(column, dtype=torch.float64) for column in zip(*flows, strict=True)]
+        self._columns = [
+            torch.tensor(column, dtype=torch.float64, device=device) for column in zip(*flows, strict=True)
+        ]
 
     def late(self, times: Tensor, dtype: torch.dtype) -> Block:
         """The block whose flow takes datum (r, i) over times[r, i] steps at once."""
-        self._columns = [column.to(times.device) for column in self._columns]
-        values = {f.name: getattr(self.block, f.name) for f in fields(Block)}
         over = Flow(*(c[times].to(dtype)[..., None, None] for c in self._columns)) if self._columns else None
-        return _Late(**values, over=over)
+        return _Late(**self._values, over=over)
 
 
 @dataclass(frozen=True)

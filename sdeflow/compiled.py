@@ -1,64 +1,75 @@
-"""Steps that torch.compile makes one function of: the scheme, the forces and their gradients."""
+"""Several steps that torch.compile makes one function of: the scheme, the forces and their gradients."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Sequence
 from types import FunctionType
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from sdeflow.errors import SdeflowError
-from sdeflow.integrator import Integrator
-from sdeflow.noise import NormalSource
-from sdeflow.system import BlockSystem, System
 
 State = dict[str, Tensor]
 
+GRADIENTS = 16
+"""Evaluations of gradients in one function at most; compiling takes longer the more there are."""
 
-class CompiledStep:
-    """Step n of a scheme on a system of a model, compiled when it is first taken.
 
-    Normals are drawn outside, so the numbers are those of the other engines to rounding. Compiling takes half
-    a minute of a CPU the first time, and seconds where torch finds it in its cache on the disk.
+class CompiledSteps:
+    """Steps as a function of the state and of what is drawn for them, compiled when it is first called.
 
-    Raises SdeflowError for a system without a model, whose forces may depend on time, and where torch cannot
-    compile what the model does (a branch on a value, say).
+        z_{n+1} = transition(z_n, draws_n),    draws_n, ..., draws_{n+count-1} = draw(n, count)
+
+    Draws are tensors [count, ...], made outside, so the numbers are those of the other engines to rounding.
+    As a function of `stride` steps has other rounding than one of a single step, a run takes the same ones
+    wherever it is cut: see sdeflow.engine.pieces. Compiling takes seconds to a minute of a CPU the first
+    time, and less where torch finds it in its cache on the disk.
+
+    evaluations   of gradients in one transition
+
+    Raises SdeflowError where torch cannot compile what the model does (a branch on a value, say).
     """
 
-    def __init__(self, system: System, scheme: Integrator[Any], noise: NormalSource) -> None:
-        if not isinstance(system, BlockSystem) or system.model_forces is None:
-            raise SdeflowError("engine 'compiled' needs a system made of a model: give 'auto' or 'eager'")
-        self._noise = noise
-        channels, h, substeps = list(system.channels), system.h, scheme.substeps
+    def __init__(
+        self,
+        transition: Callable[[State, Sequence[Tensor]], State],
+        draw: Callable[[int, int], Sequence[Tensor]],
+        evaluations: int,
+    ) -> None:
+        self.stride = max(1, GRADIENTS // max(1, evaluations))
+        self._draw = draw
+        self._compiled: dict[int, Callable[[State, Sequence[Tensor]], State]] = {}
 
-        def step(z: State, normals: list[Tensor]) -> State:
-            parts: list[dict[str, Any]] = [{} for _ in range(substeps)]
-            for channel, xi in zip(channels, normals, strict=True):
-                for i, part in enumerate(parts):
-                    draws = xi[:, :, i].unbind(1)
-                    part[channel.variable] = channel.increment(draws, h / substeps, scheme.noise)
-            return scheme.step(system, 0.0, z, h, tuple(parts))
+        def steps(z: State, draws: Sequence[Tensor]) -> State:
+            for i in range(len(draws[0])):
+                z = transition(z, [x[i] for x in draws])
+            return z
 
-        # A code object of its own: torch compiles one no more than a few times.
-        own = FunctionType(step.__code__.replace(), step.__globals__, closure=step.__closure__)
-        self._step = torch.compile(own, fullgraph=True, dynamic=False)
-        self._new = True
+        self._steps = steps
 
-    def __call__(self, z: State, n: int) -> State:
-        normals = [xi for _, xi in self._noise.normals(n)]
-        if not self._new:
-            return cast(State, self._step(z, normals))
+    def __call__(self, z: State, n: int, count: int = 1) -> State:
+        draws = self._draw(n, count)
+        if count in self._compiled:
+            return self._compiled[count](z, draws)
+        compiled = self._compile()
         with warnings.catch_warnings():  # torch warns of what it does itself, such as looking through caches
             warnings.simplefilter("ignore")
             try:
-                z = self._step(z, normals)
+                z = compiled(z, draws)
             except Exception as error:
                 reason = next((line for line in str(error).splitlines() if line.strip()), "")
                 raise SdeflowError(
                     f"this model's step cannot be compiled, {type(error).__name__}: {reason.strip()}; "
                     "give engine 'eager' or 'fused'"
                 ) from error
-        self._new = False
+        self._compiled[count] = compiled
         return z
+
+    def _compile(self) -> Callable[[State, Sequence[Tensor]], State]:
+        """By a code object of its own: torch compiles one no more than a few times."""
+        own = cast(FunctionType, self._steps)
+        own = FunctionType(own.__code__.replace(), own.__globals__, closure=own.__closure__)
+        return cast("Callable[..., State]", torch.compile(own, fullgraph=True, dynamic=False))

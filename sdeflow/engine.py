@@ -10,26 +10,35 @@ Engines agree within one noise source, to rounding. Nothing here has a side effe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, ClassVar, Protocol, get_args
 
 import torch
 from torch import Tensor
 
-from sdeflow.compiled import CompiledStep
+from sdeflow.compiled import CompiledSteps
 from sdeflow.config import EngineName, NoiseName
 from sdeflow.errors import SdeflowError, did_you_mean
 from sdeflow.integrator import Integrator
 from sdeflow.keyed import PhiloxNoise
 from sdeflow.native import kernel
-from sdeflow.noise import Channel, NoiseSource, NormalSource, TorchNoise
-from sdeflow.system import System
+from sdeflow.noise import Channel, NoiseSource, NormalSource, TorchNoise, noise_of
+from sdeflow.system import BlockSystem, System
 
 State = dict[str, Tensor]
 
-Step = Callable[[State, int], State]
-"""Step n of a run: the state after it, from the state before it, which stays as it was."""
+
+class Step(Protocol):
+    """Steps of a run: z_n to z_{n + count}, where z_n stays as it was.
+
+    stride   how many are best taken at once: `count` is this or 1
+    """
+
+    @property
+    def stride(self) -> int: ...
+
+    def __call__(self, z: State, n: int, count: int = 1) -> State: ...
 
 
 @dataclass(frozen=True)
@@ -49,16 +58,42 @@ class Engine:
             return TorchNoise(channels, **how)
         return PhiloxNoise(channels, **how, fused=self.name == "fused")
 
-    def step(self, system: System, integrator: Integrator, noise: NormalSource) -> Step:
+    def step(self, system: System, integrator: Integrator[Any], noise: NormalSource) -> Step:
         """Steps of a scheme on a system; raises SdeflowError where this engine cannot take them."""
         if self.name == "compiled":
-            return CompiledStep(system, integrator, noise)
-        return full_batch(system, integrator, noise)
+            return _compiled(system, integrator, noise)
+        return FullBatch(system, integrator, noise)
 
 
-def full_batch(system: System, integrator: Integrator, noise: NoiseSource) -> Step:
-    """Steps on whatever the system's forces see."""
-    return lambda z, n: integrator.step(system, n * system.h, z, system.h, noise(n))
+@dataclass(frozen=True)
+class FullBatch:
+    """Steps on whatever the system's forces see, one after the other."""
+
+    system: System
+    integrator: Integrator[Any]
+    noise: NoiseSource
+    stride: ClassVar[int] = 1
+
+    def __call__(self, z: State, n: int, count: int = 1) -> State:
+        for k in range(n, n + count):
+            z = self.integrator.step(self.system, k * self.system.h, z, self.system.h, self.noise(k))
+        return z
+
+
+def _compiled(system: System, integrator: Integrator[Any], noise: NormalSource) -> CompiledSteps:
+    if not isinstance(system, BlockSystem) or system.model_forces is None:
+        raise SdeflowError("engine 'compiled' needs a system made of a model: give 'auto' or 'eager'")
+    channels, h = list(system.channels), system.h
+    how: dict[str, Any] = {"kind": integrator.noise, "substeps": integrator.substeps, "h": h}
+
+    def draw(n: int, count: int) -> list[Tensor]:
+        return [xi for _, xi in noise.normals(n, count)]
+
+    def transition(z: State, normals: Sequence[Tensor]) -> State:
+        # a model's forces do not depend on time
+        return integrator.step(system, 0.0, z, h, noise_of(zip(channels, normals, strict=True), **how))
+
+    return CompiledSteps(transition, draw, integrator.evaluations)
 
 
 def resolve_engine(engine: str, noise: str, device: torch.device) -> Engine:
@@ -88,6 +123,18 @@ def resolve_engine(engine: str, noise: str, device: torch.device) -> Engine:
 def advance(step: Step, z: State, first: int, steps: int) -> State:
     """The state after the steps first, first + 1, ..., first + steps - 1 of the reference clock."""
     with torch.no_grad():
-        for n in range(first, first + steps):
-            z = step(z, n)
+        for n, count in pieces(first, first + steps, step.stride):
+            z = step(z, n, count)
     return z
+
+
+def pieces(first: int, end: int, stride: int) -> Iterator[tuple[int, int]]:
+    """(n, count) from `first` up to `end`: whole strides from multiples of the stride on, else single steps.
+
+    So what is taken at once depends on the end alone, and not on where a run is cut at multiples.
+    """
+    n = first
+    while n < end:
+        count = stride if n % stride == 0 and n + stride <= end else 1
+        yield n, count
+        n += count

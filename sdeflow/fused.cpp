@@ -181,8 +181,13 @@ void shared(const Task<T>& task, i64 threads, void (*part)(const Task<T>&, i64, 
 #define THE_DRAW {keys, replicas, size, step, slot}
 
 #define INTERFACE(T, SUFFIX)                                                                                 \
-    EXPORT void sdeflow_normals_##SUFFIX(T* out, DRAW) {                                                     \
-        shared<T>({THE_DRAW, {{out}, {}}, nullptr, 0}, threads, BEST(fill_##SUFFIX));                        \
+    EXPORT void sdeflow_normals_##SUFFIX(T* out, i64 steps, i64 slots, i64 apart, DRAW) {                    \
+        Task<T> task{THE_DRAW, {{out}, {}}, nullptr, 0};                                                     \
+        for (i64 k = 0; k < steps * slots; ++k, task.at.out[0] += replicas * size) {                         \
+            task.draw.step = step + k / slots;                                                               \
+            task.draw.slot = slot + u32(k % slots * apart);                                                  \
+            shared<T>(task, threads, BEST(fill_##SUFFIX));                                                   \
+        }                                                                                                    \
     }                                                                                                        \
     EXPORT void sdeflow_linear_##SUFFIX(                                                                     \
         T* out, const T* x, const T* f, const T* numbers, i64 stride, DRAW                                   \

@@ -160,9 +160,11 @@ def _kinetic(
 class Cuda:
     """The Triton kernels; see sdeflow.native.Kernel."""
 
-    def normals(self, out: Tensor, draw: Draw) -> None:
-        grid, rest, options = _launch(out, draw)
-        _fill[grid](out, *rest, **options)
+    def normals(self, out: Tensor, draw: Draw, apart: int = 1) -> None:
+        for k, by_slot in enumerate(out):
+            for i, xi in enumerate(by_slot):
+                grid, rest, options = _launch(xi, Draw(draw.keys, draw.step + k, draw.slot + i * apart))
+                _fill[grid](xi, *rest, **options)
 
     def linear(self, x: Tensor, f: Tensor | None, numbers: Tensor, draw: Draw) -> Tensor:
         out, (grid, rest, options) = torch.empty_like(x), _launch(x, draw)

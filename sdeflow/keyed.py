@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sdeflow.errors import SdeflowError
 from sdeflow.native import kernel
-from sdeflow.noise import Channel, Kind, Noise, stream
+from sdeflow.noise import Channel, Kind, Noise, Room, stream
 from sdeflow.one_pass import Keyed, Stream
 
 
@@ -48,6 +47,7 @@ class PhiloxNoise:
             Stream(channel, kind, h / substeps, _keys(channel, seeds).to(device), dtype, found, fused)
             for channel in channels
         ]
+        self._room = Room(dtype, device)
 
     def __call__(self, n: int) -> tuple[Noise, ...]:
         return tuple(
@@ -55,14 +55,12 @@ class PhiloxNoise:
             for substep in range(self._substeps)
         )
 
-    def normals(self, n: int) -> Iterator[tuple[Channel, Tensor]]:
-        """Standard normals of step n by channel, [R, normal, substep, *shape]."""
+    def normals(self, n: int, count: int = 1) -> Iterator[tuple[Channel, Tensor]]:
+        """As sdeflow.noise.NormalSource has it; the next steps reuse the tensors."""
         for s in self._streams:
-            many = s.channel.normals(s.kind), self._substeps
-            xi = torch.empty((*many, *s.shape), dtype=s.dtype, device=s.keys.device)
-            for i, substep in np.ndindex(many):
-                s.fill(xi[i, substep], n, substep, i)
-            yield s.channel, xi.movedim(2, 0)
+            xi = self._room(s.channel.key, (count, self._substeps, s.channel.normals(s.kind), *s.shape))
+            s.fill(xi, n)
+            yield s.channel, xi
 
 
 def _keys(channel: Channel, seeds: Sequence[int]) -> Tensor:

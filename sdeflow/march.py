@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sdeflow.endings import Stop, not_finite, past_bound
-from sdeflow.engine import Step
+from sdeflow.engine import Step, pieces
 from sdeflow.errors import RunError, attempt
 from sdeflow.held_out import PREFIX as HELD_OUT
 from sdeflow.held_out import HeldOut
@@ -32,7 +32,7 @@ class March:
     """
 
     at: tuple[int, State]
-    step_once: Step
+    take: Step
     scheme: str
     h: float
     bound: float
@@ -87,7 +87,7 @@ class March:
                 if self.stop.asked:
                     self.retcode = "interrupted"
                     return
-                self._steps(min(self._chunk, target - self.step))
+                self._steps(self._next(target) - self.step)
                 if self._lost:
                     return
                 if self.progress is not None:
@@ -101,6 +101,11 @@ class March:
                 return
             self._keep_if(full=self.recorder.full, looked=True)
 
+    def _next(self, target: int) -> int:
+        """Where a chunk ends: at the target, or before it with whole strides (see sdeflow.engine.pieces)."""
+        stride = self.take.stride
+        return min(target, -(-(self.step + self._chunk) // stride) * stride)
+
     @property
     def _lost(self) -> bool:
         """Whether no replica is left that has not diverged."""
@@ -109,16 +114,16 @@ class March:
     def _steps(self, count: int) -> None:
         clock, before = time.perf_counter(), self.step
         with torch.no_grad(), self.stop.stepping():
-            for _ in range(count):
-                n, z = self.at
-                self.at = n + 1, self._first(z, n) if self.fresh else self.step_once(z, n)
+            for n, many in pieces(self.step, self.step + count, self.take.stride):
+                z = self.state
+                self.at = n + many, self._first(z, n, many) if self.fresh else self.take(z, n, many)
         own = {name: value for name, value in self.state.items() if not name.startswith(HELD_OUT)}
         self._note(not_finite(own), f", and was after step {before}")
         seconds = time.perf_counter() - clock
         self._chunk = max(1, min(2 * self._chunk, int(count * _CHUNK_SECONDS / max(seconds, 1e-9))))
 
-    def _first(self, z: State, n: int) -> State:
-        z = attempt(f"{self.scheme}.step", self.step_once, z, n)
+    def _first(self, z: State, n: int, many: int) -> State:
+        z = attempt(f"{self.scheme}.step", self.take, z, n, many)
         self.fresh = False
         return z
 

@@ -24,13 +24,13 @@ class Draw(NamedTuple):
 
 
 class Kernel(Protocol):
-    """Normals, and updates that draw their own; tensors are contiguous, [R, ...], and of one dtype.
+    """Normals, and updates that draw their own; tensors are contiguous, [R, ...], of one dtype.
 
     Numbers are [1, k], or [R, k] where replicas have their own.
     """
 
-    def normals(self, out: Tensor, draw: Draw) -> None:
-        """Fills `out` with xi."""
+    def normals(self, out: Tensor, draw: Draw, apart: int = 1) -> None:
+        """Fills out [step, slot, R, ...] with xi from the draw's step and slot on, slots so far apart."""
 
     def linear(self, x: Tensor, f: Tensor | None, numbers: Tensor, draw: Draw) -> Tensor:
         """a x + s (t xi) + c f by the numbers (a, c, s, t)."""
@@ -53,7 +53,7 @@ def kinetic_numbers(flow: Flow, noise: Flow, s: float) -> tuple[float, ...]:
 _POINTER = ctypes.c_void_p
 _DRAW = [_POINTER, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_int32]
 _ARGUMENTS: dict[str, list[Any]] = {
-    "normals": [_POINTER, *_DRAW],
+    "normals": [_POINTER, *[ctypes.c_int64] * 3, *_DRAW],
     "linear": [*[_POINTER] * 4, ctypes.c_int64, *_DRAW],
     "kinetic": [*[_POINTER] * 6, ctypes.c_int64, *_DRAW],
 }
@@ -66,14 +66,17 @@ class Native:
         library = ctypes.CDLL(str(path))
         self._normals, self._linear, self._kinetic = (_both(library, name) for name in _ARGUMENTS)
 
-    def normals(self, out: Tensor, draw: Draw) -> None:
-        self._normals[out.dtype](out.data_ptr(), *_drawn(out, draw))
+    def normals(self, out: Tensor, draw: Draw, apart: int = 1) -> None:
+        steps, slots = out.shape[:2]
+        self._normals[out.dtype](
+            out.data_ptr(), steps, slots, apart, *_drawn(out.numel() // (steps * slots), draw)
+        )
 
     def linear(self, x: Tensor, f: Tensor | None, numbers: Tensor, draw: Draw) -> Tensor:
         out = torch.empty_like(x)
         force = None if f is None else f.data_ptr()
         self._linear[x.dtype](
-            out.data_ptr(), x.data_ptr(), force, numbers.data_ptr(), stride(numbers), *_drawn(x, draw)
+            out.data_ptr(), x.data_ptr(), force, numbers.data_ptr(), stride(numbers), *_drawn(x.numel(), draw)
         )
         return out
 
@@ -85,7 +88,7 @@ class Native:
             *(q_out.data_ptr(), p_out.data_ptr(), q.data_ptr(), p.data_ptr()),
             None if f is None else f.data_ptr(),
             *(numbers.data_ptr(), stride(numbers)),
-            *_drawn(q, draw),
+            *_drawn(q.numel(), draw),
         )
         return q_out, p_out
 
@@ -104,10 +107,10 @@ def stride(numbers: Tensor) -> int:
     return numbers.shape[1] if len(numbers) > 1 else 0
 
 
-def _drawn(x: Tensor, draw: Draw) -> tuple[int, ...]:
-    replicas = len(draw.keys)
-    threads = torch.get_num_threads()
-    return draw.keys.data_ptr(), replicas, x.numel() // replicas, draw.step, draw.slot, threads
+def _drawn(count: int, draw: Draw) -> tuple[int, ...]:
+    """The last arguments of every kernel, for so many normals."""
+    replicas, threads = len(draw.keys), torch.get_num_threads()
+    return draw.keys.data_ptr(), replicas, count // replicas, draw.step, draw.slot, threads
 
 
 @cache

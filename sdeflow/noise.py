@@ -12,10 +12,11 @@ Levy area of W, is N(0, h/12) and independent of W; with it int_0^h B ds = h (W/
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -97,8 +98,36 @@ class NoiseSource(Protocol):
 class NormalSource(NoiseSource, Protocol):
     """A source that also gives what its increments are made of."""
 
-    def normals(self, n: int) -> Iterator[tuple[Channel, Tensor]]:
-        """Standard normals of step n by channel, [R, normal, substep, *shape]; to be used before the next."""
+    def normals(self, n: int, count: int = 1) -> Iterator[tuple[Channel, Tensor]]:
+        """Standard normals of steps n, ..., n + count - 1 by channel, [count, substep, normal, R, *shape].
+
+        To be used before the next.
+        """
+
+
+def noise_of(
+    drawn: Iterable[tuple[Channel, Tensor]], *, kind: Kind, substeps: int, h: float
+) -> tuple[Noise, ...]:
+    """The noise of one step of length h made of its normals, [substep, normal, R, *shape] by channel."""
+    noise: list[dict[str, Increment]] = [{} for _ in range(substeps)]
+    for channel, xi in drawn:
+        for part, normals in zip(noise, xi.unbind(), strict=True):
+            part[channel.variable] = channel.increment(normals.unbind(), h / substeps, kind)
+    return tuple(noise)
+
+
+class Room:
+    """Tensors to draw into, made anew only where another shape is asked for."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self._how: dict[str, Any] = {"dtype": dtype, "device": device}
+        self._tensors: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        room = self._tensors.get(name)
+        if room is None or room.shape != shape:
+            room = self._tensors[name] = torch.empty(shape, **self._how)
+        return room
 
 
 def _mix32(x: int) -> int:
@@ -154,31 +183,24 @@ class TorchNoise:
         device: torch.device,
     ) -> None:
         self._generator = torch.Generator(device)
-        self._kind, self._substeps, self._h = kind, substeps, h / substeps
+        self._how: dict[str, Any] = {"kind": kind, "substeps": substeps, "h": h}
         self._channels = [
-            (
-                channel,
-                [step_key(stream(seed, "noise", channel.key)) for seed in seeds],
-                # [R, normal, substep, *shape], drawn a replica at a time
-                torch.empty(
-                    len(seeds), channel.normals(kind), substeps, *channel.shape, dtype=dtype, device=device
-                ),
-            )
+            (channel, [step_key(stream(seed, "noise", channel.key)) for seed in seeds])
             for channel in channels
         ]
+        self._room = Room(dtype, device)
 
     def __call__(self, n: int) -> tuple[Noise, ...]:
-        noise: list[dict[str, Increment]] = [{} for _ in range(self._substeps)]
-        for channel, xi in self.normals(n):
-            for i, part in enumerate(noise):
-                part[channel.variable] = channel.increment(xi[:, :, i].unbind(1), self._h, self._kind)
-        return tuple(noise)
+        return noise_of(((channel, xi[0]) for channel, xi in self.normals(n)), **self._how)
 
-    def normals(self, n: int) -> Iterator[tuple[Channel, Tensor]]:
-        """Standard normals of step n by channel, [R, normal, substep, *shape]; the next step reuses them."""
-        for channel, keys, xi in self._channels:
-            for r, key in enumerate(keys):
-                self._generator.manual_seed(key(n))
-                for normals in xi[r].flatten(0, 1):
-                    normals.normal_(generator=self._generator)
+    def normals(self, n: int, count: int = 1) -> Iterator[tuple[Channel, Tensor]]:
+        """As NormalSource has it; the next steps reuse the tensors."""
+        for channel, keys in self._channels:
+            many = self._how["substeps"], channel.normals(self._how["kind"])
+            xi = self._room(channel.key, (count, *many, len(keys), *channel.shape))
+            for k in range(count):
+                for r, key in enumerate(keys):
+                    self._generator.manual_seed(key(n + k))
+                    for of, substep in np.ndindex(many[::-1]):
+                        xi[k, substep, of, r].normal_(generator=self._generator)
             yield channel, xi

@@ -46,19 +46,23 @@ class Stream:
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", torch.Size((len(self.keys), *self.channel.shape)))
 
-    def normals(self, step: int, substep: int, which: int) -> Tensor:
-        """Standard normals, [R, *shape]; constants to any transform of torch that is under way."""
+    def normals(self, step: int, substep: int) -> Tensor:
+        """Standard normals, [normal, R, *shape]; constants to any transform of torch that is under way."""
         with temporarily_clear_interpreter_stack():
-            out = torch.empty(self.shape, dtype=self.dtype, device=self.keys.device)
-            self.fill(out, step, substep, which)
-        return out
+            many = self.channel.normals(self.kind)
+            out = torch.empty((1, 1, many, *self.shape), dtype=self.dtype, device=self.keys.device)
+            self.fill(out, step, substep)
+        return out[0, 0]
 
-    def fill(self, out: Tensor, step: int, substep: int, which: int) -> None:
-        """Puts standard normals into a contiguous tensor [R, *shape]."""
-        self.kernel.normals(out, self.draw(step, substep, which))
+    def fill(self, out: Tensor, step: int, substep: int = 0) -> None:
+        """Puts standard normals from a step and substep on into a tensor [steps, substeps, normals, R, ...].
 
-    def draw(self, step: int, substep: int, which: int = 0) -> Draw:
-        return Draw(self.keys, step, 2 * substep + which)
+        The normals of a substep have slots of their own, 2 substep and 2 substep + 1.
+        """
+        self.kernel.normals(out.flatten(1, 2), self.draw(step, substep), 2 // out.shape[2])
+
+    def draw(self, step: int, substep: int) -> Draw:
+        return Draw(self.keys, step, 2 * substep)
 
     def numbers(self, make: Make, b: Block, h: float) -> Tensor:
         """Those of an update of a block over h, [1, k], or [R, k] where replicas have their own."""
@@ -92,8 +96,8 @@ class Keyed(Described):
     def parts(self) -> Mapping[str, Tensor]:
         if self._parts is None:
             s = self._stream
-            xi = [s.normals(self._step, self._substep, i) for i in range(s.channel.normals(s.kind))]
-            self._parts = s.channel.increment(xi, s.h, s.kind)
+            xi = s.normals(self._step, self._substep)
+            self._parts = s.channel.increment(xi.unbind(), s.h, s.kind)
         return self._parts
 
     def __getitem__(self, name: str) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sdeflow.energy_forces import EnergyForces
-from sdeflow.engine import advance, full_batch
+from sdeflow.engine import FullBatch, advance
 from sdeflow.integrator import Integrator
 from sdeflow.noise import TorchNoise
 from sdeflow.system import BlockSystem
@@ -49,4 +49,4 @@ def continued(
     )
     with torch.no_grad():
         z |= scheme.init(alone, z)
-    return advance(full_batch(alone, scheme, noise), z, 0, steps)["Z"][0]
+    return advance(FullBatch(alone, scheme, noise), z, 0, steps)["Z"][0]

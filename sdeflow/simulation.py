@@ -246,7 +246,7 @@ def _march(
     with Stop() as stop, threads(facts.setting["threads"]):
         march = March(
             at=(facts.step, prepared.state),
-            step_once=prepared.step,
+            take=prepared.step,
             scheme=type(run.integrator).__name__,
             h=prepared.system.h,
             bound=run.bound,

@@ -30,7 +30,7 @@ from support import (
 )
 
 from sdeflow.catalogue import integrator_named
-from sdeflow.engine import advance, full_batch
+from sdeflow.engine import FullBatch, advance
 from sdeflow.system import System
 
 # The table of contraction rates --------------------------------------------------------------------
@@ -366,7 +366,7 @@ def test_step_is_affine_in_state_and_noise(integrator: str, system: str) -> None
             assert np.allclose(one_step(built, scheme, rows, xi[0]), expected, rtol=0, atol=1e-12)
     z = unpack(built, rows)
     z |= scheme.init(built, z)
-    z = advance(full_batch(built, scheme, lambda n: noise_from(built, scheme, xi[n])), z, 0, 3)
+    z = advance(FullBatch(built, scheme, lambda n: noise_from(built, scheme, xi[n])), z, 0, 3)
     assert np.allclose(pack(built, z), expected, rtol=0, atol=1e-12)
 
 

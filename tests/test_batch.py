@@ -131,12 +131,19 @@ def test_replicas_are_runs_and_pieces_do_not_matter(catch_up: Any, monkeypatch: 
             np.testing.assert_allclose(together[name][-1, r], alone[name][-1], rtol=0, atol=1e-12)
 
 
+def late(batches: MiniBatches, n: int) -> list[Tensor]:
+    """Normals of step n by channel, for catching up."""
+    return [xi[0] for _, xi in batches._late_noise.normals(n)]
+
+
 @pytest.fixture
 def silent(monkeypatch: pytest.MonkeyPatch) -> None:
     """Puts all noise to zero."""
 
-    def normals(source: TorchNoise, n: int) -> Any:
-        for channel, _, xi in source._channels:
+    drawn = TorchNoise.normals
+
+    def normals(source: TorchNoise, n: int, count: int = 1) -> Any:
+        for channel, xi in drawn(source, n, count):
             yield channel, xi.zero_()
 
     monkeypatch.setattr(TorchNoise, "normals", normals)
@@ -163,7 +170,7 @@ def test_catch_up_by_hand(declaration: sdeflow.SystemDeclaration) -> None:
     for catch_up in ("one_step", "substeps"):
         mini = batches(system, "expint", Batch(D, catch_up, cap))  # type: ignore[arg-type]
         with torch.no_grad():
-            new = mini._catch_up(system.on(index), z, 7, missed)
+            new = mini._catch_up(system.on(index), z, missed, late(mini, 7))
         for i, k in enumerate(missed[0].clamp(max=cap).tolist()):
             x, u = z["X"][0, i], z["U"][0, i] if "U" in z else None
             for h in [k * H] if catch_up == "one_step" else [H] * k:
@@ -186,7 +193,7 @@ def test_noise_of_a_catch_up_step_has_its_law() -> None:
     index, missed = torch.arange(4)[None], torch.tensor([[0, 2, 6, 9]])
     z = start(system)
     system = BlockSystem(system.blocks, lambda t, z, names: {"x": 0 * z["X"]}, h=system.h)
-    new = mini._catch_up(system, z, 3, missed)
+    new = mini._catch_up(system, z, missed, late(mini, 3))
     for i, k in enumerate([0, 2, 6, 6]):
         c = kinetic_flow(GAMMA, ETA, k * H)
         drift = {"X": z["X"][0, i] + c.free * z["U"][0, i], "U": c.w * z["U"][0, i]}

@@ -18,7 +18,7 @@ from sdeflow.batch import MiniBatches
 from sdeflow.block import Block
 from sdeflow.catalogue import integrator_named
 from sdeflow.config import Config
-from sdeflow.engine import Engine, advance, full_batch, resolve_engine
+from sdeflow.engine import Engine, FullBatch, advance, resolve_engine
 from sdeflow.errors import SdeflowError
 from sdeflow.grid import Grid
 from sdeflow.held_out import HeldOut
@@ -77,7 +77,7 @@ def steps(
     z = initial_state(system, [3, 4], dtype, CPU)
     with torch.no_grad():
         z |= scheme.init(system, z)
-    return advance(full_batch(system, scheme, source(system, integrator, dtype, fused=fused)), z, 0, n)
+    return advance(FullBatch(system, scheme, source(system, integrator, dtype, fused=fused)), z, 0, n)
 
 
 # Which one runs ------------------------------------------------------------------------------------
@@ -208,7 +208,7 @@ def test_the_old_state_stays_as_it_was() -> None:
     scheme = integrator_named("expint")
     z = initial_state(built, [3, 4], torch.float64, CPU)
     before = {name: value.clone() for name, value in z.items()}
-    advance(full_batch(built, scheme, source(built, "expint", fused=True)), z, 0, 3)
+    advance(FullBatch(built, scheme, source(built, "expint", fused=True)), z, 0, 3)
     assert all(torch.equal(z[name], before[name]) for name in z)
 
 
@@ -220,10 +220,10 @@ def test_fused_steps_do_not_depend_on_chunks_threads_or_replicas(integrator: str
     z = initial_state(built, [3, 4], torch.float64, CPU)
     with torch.no_grad():
         z |= scheme.init(built, z)
-    step = full_batch(built, scheme, source(built, integrator, fused=True))
+    step = FullBatch(built, scheme, source(built, integrator, fused=True))
     whole, before = advance(step, z, 0, 3), torch.get_num_threads()
     # forces are torch's, whose sums depend on threads: so the updates alone are compared
-    again = advance(full_batch(built, scheme, source(built, integrator, fused=True)), z, 0, 1)
+    again = advance(FullBatch(built, scheme, source(built, integrator, fused=True)), z, 0, 1)
     again = advance(step, again, 1, 2)
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
@@ -383,7 +383,7 @@ def test_noise_of_batches_and_held_out_data_is_their_own(calls: Counter[str]) ->
     )
     (step,), ((_, late),) = batches._noise(2), tuple(batches._late_noise.normals(2))
     assert step["U"]["P"].shape == (1, 3, 2, 1)
-    assert late.shape == (1, 2, 1, 3, 2, 1)
+    assert late.shape == (1, 1, 2, 1, 3, 2, 1)
     more = mpgd(WithHeldOut(6), particles=2, theta=MOTION, x=MOTION)
     how = {"seeds": [0], "dtype": torch.float64, "device": CPU, "source": PhiloxNoise}
     held_out = HeldOut(more, Evaluate(every=1), **how)

@@ -34,9 +34,9 @@ for dtype in (torch.float32, torch.float64):
     for size in (1, 100, 5000):
         q, p, f = (torch.randn(2, size, dtype=dtype) for _ in range(3))
         draw = Draw(keys, 3 * 2**32 + 2**31 + 7, 2**31 + 4)
-        one, other = torch.empty_like(q), torch.empty_like(q)
-        cpu.normals(one, draw)
-        cuda.normals(other, draw)
+        one, other = torch.empty(2, 2, *q.shape, dtype=dtype), torch.empty(2, 2, *q.shape, dtype=dtype)
+        cpu.normals(one, draw, 2)
+        cuda.normals(other, draw, 2)
         pairs = [(one, other)]
         for force in (f, None):
             linear = (q, force, torch.tensor([[0.9, 0.2, 0.7, 0.5]], dtype=dtype), draw)

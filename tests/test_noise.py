@@ -17,7 +17,7 @@ from support import needs_kernel, normals_a_step, toy
 
 from sdeflow.block import Block
 from sdeflow.catalogue import integrator_named
-from sdeflow.engine import advance, full_batch
+from sdeflow.engine import FullBatch, advance
 from sdeflow.keyed import PhiloxNoise
 from sdeflow.noise import Channel, NormalSource, TorchNoise, step_key, stream
 
@@ -107,10 +107,10 @@ def test_a_run_does_not_depend_on_its_chunks(source: Source, integrator: str) ->
     z = {name: torch.ones(1, *axes.shape, dtype=torch.float64) for name, axes in system.axes.items()}
     z |= scheme.init(system, z)
     noise = source(system.channels, kind=scheme.noise, substeps=scheme.substeps)
-    whole = advance(full_batch(system, scheme, noise), z, 0, 10)
+    whole = advance(FullBatch(system, scheme, noise), z, 0, 10)
     parts = z
     for first, steps in ((0, 1), (1, 6), (7, 0), (7, 3)):
-        parts = advance(full_batch(system, scheme, noise), parts, first, steps)
+        parts = advance(FullBatch(system, scheme, noise), parts, first, steps)
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 

@@ -49,7 +49,7 @@ from sdeflow.analysis.orders import (
 )
 from sdeflow.block import Block
 from sdeflow.catalogue import entries, integrator_named
-from sdeflow.engine import advance, full_batch
+from sdeflow.engine import FullBatch, advance
 from sdeflow.integrators.ubu import UBU
 from sdeflow.maps import B, U
 from sdeflow.noise import Increment, Kind, Noise, compose
@@ -289,7 +289,7 @@ def test_order_without_noise(integrator: str, gamma: float) -> None:
         )
         z = {n: torch.full((1, 1), v, dtype=torch.float64) for n, v in (("theta", 1.6), ("m", -0.3))}
         z |= scheme.init(system, z)
-        z = advance(full_batch(system, scheme, lambda n: ({},) * scheme.substeps), z, 0, steps)
+        z = advance(FullBatch(system, scheme, lambda n: ({},) * scheme.substeps), z, 0, steps)
         errors.append(np.abs(pack(system, z).numpy()[0] - exact.y[:, -1]).max())
     assert exponent(errors) == pytest.approx(scheme.weak_order, abs=0.002)
 

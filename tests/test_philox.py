@@ -35,9 +35,9 @@ def drawn(size: int, step: int = 0, slot: int = 0, *, of: Native | None = None, 
     """Normals of all KEYS from the kernel, [3, size]."""
     kernel = of or KERNEL
     assert not isinstance(kernel, str)
-    out = torch.empty(len(KEYS), size, dtype=dtype)
+    out = torch.empty(1, 1, len(KEYS), size, dtype=dtype)
     kernel.normals(out, Draw(keys(*KEYS), step, slot))
-    return out
+    return out[0, 0]
 
 
 # The generator -------------------------------------------------------------------------------------

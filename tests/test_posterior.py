@@ -13,7 +13,7 @@ from sdeflow.analysis.posterior import posterior_w2
 from sdeflow.analysis.rates import over_replicas
 from sdeflow.analysis.stability import contraction, equilibrium
 from sdeflow.catalogue import integrator_named
-from sdeflow.engine import advance, full_batch
+from sdeflow.engine import FullBatch, advance
 from sdeflow.errors import SdeflowError
 from sdeflow.problems.hierarchical import Hierarchical
 from sdeflow.system import initial_state
@@ -64,7 +64,7 @@ def test_falls_as_the_means_do() -> None:
     target = (model.data + model.data.mean()) / 2
     gaps = [float((z["X"][0, :, 0] - target).norm())]
     for k in range(100):
-        z = advance(full_batch(single, scheme, lambda n: (silent,)), z, 50 * k, 50)
+        z = advance(FullBatch(single, scheme, lambda n: (silent,)), z, 50 * k, 50)
         gaps.append(float((z["X"][0, :, 0] - target).norm()))
 
     floor = 1.5 * 0.5 * data / particles

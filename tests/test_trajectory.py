@@ -23,7 +23,7 @@ import sdeflow
 from sdeflow import Block, Save, SDESystem, march, simulate
 from sdeflow.catalogue import find, integrator_named
 from sdeflow.config import load_config
-from sdeflow.engine import advance, full_batch
+from sdeflow.engine import FullBatch, advance
 from sdeflow.noise import TorchNoise
 from sdeflow.problem import build
 from sdeflow.problems.hierarchical import Hierarchical
@@ -417,8 +417,8 @@ def test_pieces_of_a_run_make_the_run(integrator: str, name: str) -> None:
         return TorchNoise(system.channels, dtype=torch.float64, device=torch.device("cpu"), **options)
 
     for first, steps in ((0, 1), (1, 4), (5, 2)):
-        pieces = advance(full_batch(system, scheme, noise()), pieces, first, steps)
-    for variable, value in advance(full_batch(system, scheme, noise()), z, 0, 7).items():
+        pieces = advance(FullBatch(system, scheme, noise()), pieces, first, steps)
+    for variable, value in advance(FullBatch(system, scheme, noise()), z, 0, 7).items():
         assert torch.equal(pieces[variable], value), variable
 
 
@@ -619,7 +619,7 @@ def prepared(integrator: str, system: Any) -> tuple[Any, dict[str, Tensor], Any]
         dtype=torch.float64,
         device=torch.device("cpu"),
     )
-    return scheme, advance(full_batch(system, scheme, noise), z, 0, 1), noise(1)
+    return scheme, advance(FullBatch(system, scheme, noise), z, 0, 1), noise(1)
 
 
 @pytest.mark.parametrize("model", [Hierarchical, Autograd])
