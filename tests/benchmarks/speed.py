@@ -3,14 +3,18 @@
     python tests/benchmarks/speed.py --rounds 15 --threads 1 --out speed.json
 
 Prints microseconds a step, the median over rounds, and the median over rounds of each row's ratio to the
-first row of its size. Rows that this machine cannot run are left out, with the reason.
+first row of its size. The process is pinned to as many cores as threads. Rows that this machine cannot run
+are left out, with the reason.
 
     fused, compiled, eager   sdeflow's engines; the model's own scores, or autograd
     script          the plain way: coefficients rebuilt every step, two autograd calls, new tensors
-    torchsde euler  torchsde's Euler on the same system, with its step told to the Brownian interval
+    torchsde euler  torchsde's Euler on the same system, with its step told to the Brownian interval; analytic
+                    scores of the toy model, one backward pass of the decoder
     JAX, Diffrax    as tests/benchmarks/speed_jax.py says, where the `bench` extra is installed
-    C++             the toy model's whole step in one C++ loop, by the same generator
+    C++             the toy model's whole step in one C++ loop, by the same generator; one thread, always
     streaming       X and U read and written once, by torch
+
+A row of the decoder that does no gathering sees the same minibatch at every step, and has no other particles.
 """
 
 from __future__ import annotations
@@ -19,7 +23,6 @@ import argparse
 import ctypes
 import json
 import math
-import platform
 import shutil
 import statistics
 import subprocess
@@ -30,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import machine, pin
 from torch import Tensor
 
 from sdeflow import Batch, mpgd
@@ -37,6 +41,7 @@ from sdeflow.flow import kinetic_flow
 from sdeflow.model import Model
 from sdeflow.native import native
 from sdeflow.noise import stream
+from sdeflow.parameters import ParameterLayout
 from sdeflow.prepared import prepare
 from sdeflow.problems.decoder import Decoder
 from sdeflow.problems.hierarchical import Hierarchical
@@ -48,7 +53,22 @@ Steps = Callable[[int], int | None]
 LogJoint = Callable[[list[Tensor], Tensor], Tensor]
 """l_i by the parameters and X [D, N, d]; [D, N]."""
 
+Motions = dict[str, dict[str, float]]
+"""h, eta and gamma of theta and of X."""
+
+Forces = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""On theta [p] and X, flat, at both."""
+
 PARTICLES, GAMMA, ETA = 100, 0.1, 2000.0
+BATCH, FEW = 128, 10
+"""Data a step and particles a datum of the decoder."""
+
+DECODER: Motions = {
+    "theta": {"h": 1e-5, "eta": 3e4, "gamma": 0.5},
+    "x": {"h": 1e-2, "eta": 100.0, "gamma": 1.0},
+}
+SHORTER: Motions = {block: {**motion, "h": motion["h"] / 10} for block, motion in DECODER.items()}
+"""For Euler, which does not stay finite at the steps of the exponential integrator; a step costs the same."""
 
 
 class Autograd(Hierarchical):
@@ -58,7 +78,7 @@ class Autograd(Hierarchical):
     score_theta = None
 
 
-def motions(data: int) -> dict[str, dict[str, float]]:
+def motions(data: int) -> Motions:
     """Steps that stay stable for any number of data."""
     motion = {"eta": ETA, "gamma": GAMMA}
     return {"theta": {"h": 1e-2 / data, **motion}, "x": {"h": 1e-2, **motion}}
@@ -87,31 +107,31 @@ def toy(model: type[Model], data: int, **options: Any) -> Steps:
 # What others do ------------------------------------------------------------------------------------
 
 
-def script(log_joint: LogJoint, theta: list[Tensor], X: Tensor, h: Any) -> Steps:
-    """Momentum particle descent as a research script has it."""
-    m, U = [torch.zeros_like(p) for p in theta], torch.randn_like(X) / ETA**0.5
+def script(log_joint: LogJoint, theta: list[Tensor], X: Tensor, motion: Motions, share: float = 1) -> Steps:
+    """Momentum particle descent as a research script has it; X are a `share` of all particles."""
+    m, U = [torch.zeros_like(p) for p in theta], torch.randn_like(X) / motion["x"]["eta"] ** 0.5
     at = [theta, m, X, U]
     N = X.shape[1]
 
-    def flow(h: float) -> tuple[Tensor, ...]:
-        k = torch.tensor(GAMMA * ETA)
+    def flow(h: float, eta: float, gamma: float) -> tuple[Tensor, ...]:
+        k = torch.tensor(gamma * eta)
         w = torch.exp(-k * h)
-        return k, w, (1 - w) / GAMMA, (h - (1 - w) / k) / GAMMA, (1 - w) / k
+        return k, w, (1 - w) / gamma, (h - (1 - w) / k) / gamma, (1 - w) / k
 
     def take(count: int) -> None:
         theta, m, X, U = at
         for _ in range(count):
-            k, w, free, push, kick = flow(h["theta"]["h"])
+            k, w, free, push, kick = flow(**motion["theta"])
             bar = [(p + free * v).detach().requires_grad_() for p, v in zip(theta, m, strict=True)]
-            f = [g / N for g in torch.autograd.grad(log_joint(bar, X).sum(), bar)]
+            f = [g / N / share for g in torch.autograd.grad(log_joint(bar, X).sum(), bar)]
             m = [w * v + kick * g for v, g in zip(m, f, strict=True)]
             theta = [(p + push * g).detach() for p, g in zip(bar, f, strict=True)]
-            k, w, free, push, kick = flow(h["x"]["h"])
+            k, w, free, push, kick = flow(**motion["x"])
             at_x = X.detach().requires_grad_()
             (score,) = torch.autograd.grad(log_joint(theta, at_x).sum(), at_x)
-            t = torch.tensor(h["x"]["h"])
-            var_q = (2 * t - 3 / k + 4 * w / k - w**2 / k) / GAMMA
-            var_p, cov = (1 - w**2) / ETA, (1 - w) ** 2 / k
+            t, eta, gamma = (torch.tensor(motion["x"][name]) for name in ("h", "eta", "gamma"))
+            var_q = (2 * t - 3 / k + 4 * w / k - w**2 / k) / gamma
+            var_p, cov = (1 - w**2) / eta, (1 - w) ** 2 / k
             root = torch.linalg.cholesky(torch.stack([torch.stack([var_p, cov]), torch.stack([cov, var_q])]))
             xi = torch.randn(2, *X.shape)
             P, Q = root[0, 0] * xi[0], root[1, 0] * xi[0] + root[1, 1] * xi[1]
@@ -131,47 +151,89 @@ def toy_script(data: int) -> Steps:
     return script(log_joint, [torch.zeros(1)], torch.randn(data, PARTICLES, 1), motions(data))
 
 
-def torchsde_euler(data: int) -> Steps:
-    """The same system as one vector (theta, m, X, U), with analytic scores."""
+def decoder_script() -> Steps:
+    model = Decoder()
+    theta = {name: value.detach() for name, value in model.network.named_parameters()}
+    y = model.data.float()[:BATCH]
+
+    def log_joint(values: list[Tensor], x: Tensor) -> Tensor:
+        return model.log_joint(dict(zip(theta, values, strict=True)), x, y)
+
+    start = torch.randn(BATCH, FEW, *model.latent_shape)
+    return script(log_joint, list(theta.values()), start, DECODER, share=BATCH / len(model.data))
+
+
+def torchsde_euler(forces: Forces, theta: Tensor, X: Tensor, motion: Motions) -> Steps:
+    """The system as one vector (theta, m, X, U), with time counted in steps."""
     import torchsde
 
-    y, n = Hierarchical(data=data).data.float(), data * PARTICLES
-    h = motions(data)["theta"]["h"]
-    rate = motions(data)["x"]["h"] / h
-    diffusion = torch.zeros(1, 2 + 2 * n)
-    diffusion[:, 2 + n :] = math.sqrt(2 * GAMMA * rate)
+    X = X.flatten()
+    m, U = torch.zeros_like(theta), torch.randn_like(X) / motion["x"]["eta"] ** 0.5
+    sizes = [len(v) for v in (theta, m, X, U)]
+    at = [torch.cat([theta, m, X, U])[None]]
+    diffusion = torch.zeros_like(at[0])
+    diffusion[:, -len(U) :] = math.sqrt(2 * motion["x"]["gamma"] * motion["x"]["h"])
+
+    def kinetic(p: Tensor, f: Tensor, h: float, eta: float, gamma: float) -> tuple[Tensor, Tensor]:
+        return h * eta * p, h * (f - gamma * eta * p)
 
     class SDE:
         noise_type, sde_type = "diagonal", "ito"
 
         def f(self, t: Tensor, z: Tensor) -> Tensor:
-            theta, m, x, u = z[:, :1], z[:, 1:2], z[:, 2 : 2 + n], z[:, 2 + n :]
-            f_theta = (x.sum(1, keepdim=True) - n * theta) / PARTICLES
-            f_x = theta - x + (y - x.view(data, PARTICLES)).view(1, n)
-            return torch.cat(
-                [ETA * m, f_theta - GAMMA * ETA * m, rate * ETA * u, rate * (f_x - GAMMA * ETA * u)], 1
-            )
+            theta, m, x, u = z[0].split(sizes)
+            f_theta, f_x = forces(theta, x)
+            return torch.cat([*kinetic(m, f_theta, **motion["theta"]), *kinetic(u, f_x, **motion["x"])])[None]
 
         def g(self, t: Tensor, z: Tensor) -> Tensor:
             return diffusion
 
-    at = [torch.randn(1, 2 + 2 * n) * 0.01]
-
     def take(count: int) -> None:
         with torch.no_grad():
-            bm = torchsde.BrownianInterval(0.0, (count + 1) * h, size=at[0].shape, dt=h)
-            ts = torch.tensor([0.0, count * h])
-            at[0] = torchsde.sdeint(SDE(), at[0], ts, bm=bm, method="euler", dt=h)[-1]
+            bm = torchsde.BrownianInterval(0.0, float(count + 1), size=at[0].shape, dt=1.0)
+            ts = torch.tensor([0.0, float(count)])
+            at[0] = torchsde.sdeint(SDE(), at[0], ts, bm=bm, method="euler", dt=1.0)[-1]
 
     return take
 
 
-def jax_rows(name: str, data: int) -> Steps:
-    """The toy model by JAX or Diffrax, where they are installed."""
+def toy_torchsde(data: int) -> Steps:
+    y = Hierarchical(data=data).data.float()
+
+    def forces(theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        f_x = theta - x + (y - x.view(data, PARTICLES)).flatten()
+        return (x.sum() - len(x) * theta) / PARTICLES, f_x
+
+    return torchsde_euler(forces, torch.zeros(1), torch.randn(data, PARTICLES), motions(data))
+
+
+def decoder_torchsde() -> Steps:
+    model = Decoder()
+    named = {name: value.detach() for name, value in model.network.named_parameters()}
+    layout, y = ParameterLayout(named), model.data.float()[:BATCH]
+    per_particle = len(model.data) / BATCH / FEW
+
+    def forces(theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        at = [v.detach().requires_grad_() for v in (theta, x)]
+        with torch.enable_grad():
+            latents = at[1].view(BATCH, FEW, *model.latent_shape)
+            value = model.log_joint(layout.views(at[0]), latents, y).sum()
+        f_theta, f_x = torch.autograd.grad(value, at)
+        return per_particle * f_theta, f_x
+
+    start = torch.randn(BATCH, FEW, *model.latent_shape)
+    return torchsde_euler(forces, layout.flatten(named), start, SHORTER)
+
+
+def by_jax(peer: str, *arguments: Any, **options: Any) -> Steps:
+    """A row of tests/benchmarks/speed_jax.py, where JAX and Diffrax are installed."""
     import speed_jax
 
-    y = Hierarchical(data=data).data.float().numpy()
-    return getattr(speed_jax, name)(y, PARTICLES, ETA, GAMMA, motions(data))
+    return getattr(speed_jax, peer)(*arguments, **options).take()
+
+
+def toy_jax(peer: str, data: int, **options: Any) -> Steps:
+    return by_jax(peer, Hierarchical(data=data), PARTICLES, motions(data), **options)
 
 
 # The floor -----------------------------------------------------------------------------------------
@@ -227,37 +289,32 @@ def toys(data: int) -> dict[str, Callable[[], Steps]]:
         "eager torch, own scores": lambda: toy(Hierarchical, data, noise="torch"),
         "eager torch, autograd": lambda: toy(Autograd, data, noise="torch"),
         "script": lambda: toy_script(data),
-        "torchsde euler": lambda: torchsde_euler(data),
-        "JAX, jit and scan": lambda: jax_rows("scan", data),
-        "Diffrax Euler": lambda: jax_rows("euler", data),
+        "torchsde euler": lambda: toy_torchsde(data),
+        "JAX, jit and scan": lambda: toy_jax("toy_scan", data),
+        "Diffrax Euler": lambda: toy_jax("toy_euler", data),
         "C++": lambda: all_cpp(data),
         "streaming": lambda: streaming(data),
     }
 
 
-def decoder() -> dict[str, Callable[[], Steps]]:
+def decoders() -> dict[str, Callable[[], Steps]]:
     """Latent 8, hidden 64, output 64, D = 1797, minibatches of 128, N = 10."""
-    motion = {"theta": {"h": 1e-5, "eta": 3e4, "gamma": 0.5}, "x": {"h": 1e-2, "eta": 100.0, "gamma": 1.0}}
 
     def of_ours(integrator: str, **options: Any) -> Steps:
-        return ours(mpgd(Decoder(), particles=10, **motion), integrator, batch=Batch(128), **options)
+        return ours(mpgd(Decoder(), particles=FEW, **DECODER), integrator, batch=Batch(BATCH), **options)
 
-    def plain() -> Steps:
-        model = Decoder()
-        theta = {name: value.detach() for name, value in model._new_network().named_parameters()}
-        y = model.data.float()[:128]
-
-        def log_joint(values: list[Tensor], x: Tensor) -> Tensor:
-            return model.log_joint(dict(zip(theta, values, strict=True)), x, y)
-
-        return script(log_joint, list(theta.values()), torch.randn(128, 10, 8), motion)
+    def of_jax(peer: str, motion: Motions) -> Steps:
+        return by_jax(peer, Decoder(), BATCH, FEW, motion)
 
     return {
         "fused, expint_shared": lambda: of_ours("expint_shared", engine="fused"),
         "compiled, expint_shared": lambda: of_ours("expint_shared", engine="compiled"),
         "fused, expint": lambda: of_ours("expint", engine="fused"),
         "eager torch, expint_shared": lambda: of_ours("expint_shared", noise="torch"),
-        "script (no gathering)": plain,
+        "script (no gathering)": decoder_script,
+        "torchsde euler (no gathering)": decoder_torchsde,
+        "JAX, jit and scan": lambda: of_jax("decoder_scan", DECODER),
+        "Diffrax Euler (no gathering)": lambda: of_jax("decoder_euler", SHORTER),
     }
 
 
@@ -278,6 +335,7 @@ def replicas() -> dict[str, Callable[[], Steps]]:
         "compiled, own scores": lambda: toy(Hierarchical, 100, engine="compiled", replicas=64),
         "eager torch, own scores": lambda: toy(Hierarchical, 100, noise="torch", replicas=64),
         "script, 64 runs": in_turn,
+        "JAX, jit and scan": lambda: toy_jax("toy_scan", 100, replicas=64),
     }
 
 
@@ -285,7 +343,7 @@ SIZES: dict[str, tuple[Callable[[], dict[str, Callable[[], Steps]]], float]] = {
     "toy, D=100": (lambda: toys(100), 0.02),
     "toy, D=1000": (lambda: toys(1000), 0.03),
     "toy, D=10000": (lambda: toys(10_000), 0.15),
-    "decoder, batches of 128": (decoder, 0.05),
+    "decoder, batches of 128": (decoders, 0.05),
     "64 replicas of D=100": (replicas, 0.1),
 }
 
@@ -322,12 +380,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where the numbers go, JSON")
     parser.add_argument("--figure", type=Path, help="where they are drawn, SVG or PNG")
     options = parser.parse_args()
+    pin(options.threads)
     torch.set_num_threads(options.threads)
     if isinstance(reason := native(), str):
         raise SystemExit(f"the rows of the fused engine need the kernel: {reason}")
     found: dict[str, Any] = {
-        "machine": platform.processor() or platform.machine(),
-        "torch": torch.__version__,
+        **machine(),
         "threads": options.threads,
         "rounds": options.rounds,
         "microseconds": {},
@@ -340,7 +398,7 @@ def main() -> None:
         first = next(iter(times.values()))
         for name, taken in times.items():
             ratio = statistics.median(b / a for a, b in zip(first, taken, strict=True))
-            print(f"  {name:28s}{statistics.median(taken):12,.1f} us{ratio:9.2f} x")
+            print(f"  {name:30s}{statistics.median(taken):12,.1f} us{ratio:9.2f} x")
         found["microseconds"][size] = times
     if options.out is not None:
         options.out.write_text(json.dumps(found, indent=1))

@@ -1,111 +1,218 @@
-"""The toy model by JAX and by Diffrax, for tests/benchmarks/speed.py; needs the `bench` extra.
+"""The benchmark's models by JAX and by Diffrax, for tests/benchmarks/speed.py; needs the `bench` extra.
 
-jax        the exponential integrator with both gradients by jax.grad, in one jitted scan
-diffrax    its Euler on the whole system with analytic forces and its fastest Brownian path: one force
-           evaluation and half of the noise
+jax        the exponential integrator in one jitted scan: the toy model with a gradient in theta and then one
+           in X, as `expint` has it; the decoder on minibatches, with both from one backward pass, as
+           `expint_shared` has it
+diffrax    its Euler on the whole system with its fastest Brownian path: one force evaluation and half of the
+           noise; the toy model's forces are analytic, the decoder sees the same minibatch at every step
+
+A state z is (theta, m, X, U), theta a number or a flat vector. Motions are h, eta and gamma by block.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from typing import Any
-
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from torch.nn.utils import parameters_to_vector
 
-from sdeflow.flow import kinetic_flow
+from sdeflow.flow import Flow, kinetic_flow
+from sdeflow.problems.decoder import Decoder
+from sdeflow.problems.hierarchical import Hierarchical
 
-CHUNK = 50
-"""Steps in one compiled call."""
+CHUNK, EPOCHS = 50, 4
+"""Steps, or epochs of minibatches, in one compiled call."""
 
-Steps = Callable[[int], int]
-
-
-def whole_chunks(chunk: Callable[[Any, Any], Any], state: Any) -> Steps:
-    """Takes steps in calls of CHUNK, at least one, and gives how many."""
-    at = [state, jax.random.key(0)]
-
-    def take(count: int) -> int:
-        calls = max(1, count // CHUNK)
-        for _ in range(calls):
-            at[1], key = jax.random.split(at[1])
-            at[0] = chunk(at[0], key)
-        jax.block_until_ready(at[0])
-        return calls * CHUNK
-
-    return take
+Motions = Mapping[str, Mapping[str, float]]
 
 
-def start(data: int, particles: int, eta: float) -> tuple[Any, ...]:
-    g = np.random.default_rng(0)
-    x, u = g.standard_normal((2, data, particles), dtype=np.float32)
-    return jnp.zeros(()), jnp.zeros(()), jnp.asarray(x), jnp.asarray(u) / eta**0.5
+class Peer(NamedTuple):
+    """advance(z, key) is the state after `steps` steps from z, compiled."""
+
+    advance: Callable[[Any, Any], Any]
+    z: Any
+    steps: int
+
+    def take(self) -> Callable[[int], int]:
+        """Takes steps in whole calls, at least one, and gives how many."""
+        at = [self.z, jax.random.key(0)]
+
+        def take(count: int) -> int:
+            calls = max(1, count // self.steps)
+            for _ in range(calls):
+                at[1], key = jax.random.split(at[1])
+                at[0] = self.advance(at[0], key)
+            jax.block_until_ready(at[0])
+            return calls * self.steps
+
+        return take
 
 
-def scan(y: Any, particles: int, eta: float, gamma: float, h: dict[str, dict[str, float]]) -> Steps:
-    of_theta, of_x = (kinetic_flow(gamma, eta, h[block]["h"]) for block in ("theta", "x"))
-    y = jnp.asarray(y)
+def start(theta: Any, shape: tuple[int, ...], motions: Motions) -> Any:
+    x, u = np.random.default_rng(0).standard_normal((2, *shape), dtype=np.float32)
+    return theta, jnp.zeros_like(theta), jnp.asarray(x), jnp.asarray(u) / motions["x"]["eta"] ** 0.5
+
+
+def flows(motions: Motions) -> tuple[Flow, Flow]:
+    """Of theta and of X."""
+    return kinetic_flow(**motions["theta"]), kinetic_flow(**motions["x"])
+
+
+def exponential(c: Flow, q: Any, p: Any, f: Any, xi: Any = (0.0, 0.0)) -> Any:
+    """q + free p + push f + Q and w p + kick f + P, with Q and P made of two standard normals."""
+    return (
+        q + c.free * p + c.push * f + c.q1 * xi[0] + c.q2 * xi[1],
+        c.w * p + c.kick * f + c.p1 * xi[0] + c.p2 * xi[1],
+    )
+
+
+def euler(forces: Callable[[Any, Any], Any], z: Any, motions: Motions) -> Peer:
+    """Diffrax's Euler with forces(theta, x); time is counted in steps, so that CHUNK of them are exact."""
+    of_theta, of_x = motions["theta"], motions["x"]
+    nothing = jnp.zeros_like(z[0])
+
+    def kinetic(motion: Mapping[str, float], p: Any, f: Any) -> Any:
+        h, eta, gamma = motion["h"], motion["eta"], motion["gamma"]
+        return h * eta * p, h * (f - gamma * eta * p)
+
+    def drift(t: Any, z: Any, args: Any) -> Any:
+        theta, m, x, u = z
+        f_theta, f_x = forces(theta, x)
+        return *kinetic(of_theta, m, f_theta), *kinetic(of_x, u, f_x)
+
+    def diffusion(t: Any, z: Any, args: Any) -> Any:
+        return math.sqrt(2 * of_x["gamma"] * of_x["h"])
+
+    class OnU(diffrax.ControlTerm):  # noise on u alone
+        def prod(self, vf: Any, control: Any) -> Any:
+            return nothing, nothing, jnp.zeros_like(control), vf * control
+
+    @jax.jit
+    def advance(z: Any, key: Any) -> Any:
+        path = diffrax.UnsafeBrownianPath(shape=z[3].shape, key=key)
+        saved = diffrax.diffeqsolve(
+            diffrax.MultiTerm(diffrax.ODETerm(drift), OnU(diffusion, path)),
+            diffrax.Euler(),
+            t0=0.0,
+            t1=float(CHUNK),
+            dt0=1.0,
+            y0=z,
+            saveat=diffrax.SaveAt(t1=True),
+            adjoint=diffrax.DirectAdjoint(),
+            max_steps=CHUNK,
+        ).ys
+        return jax.tree.map(lambda v: v[-1], saved)
+
+    return Peer(advance, z, CHUNK)
+
+
+# The toy model -------------------------------------------------------------------------------------
+
+
+def toy_scan(model: Hierarchical, particles: int, motions: Motions, replicas: int | None = None) -> Peer:
+    """X and U [D, N], or with an axis of replicas before; theta [] or [R]."""
+    of_theta, of_x = flows(motions)
+    y = jnp.asarray(model.data.float().numpy())
 
     def log_joint(theta: Any, x: Any) -> Any:
         return -((x - theta) ** 2 + (y - x) ** 2).sum() / 2
 
     def step(z: Any, key: Any) -> tuple[Any, None]:
         theta, m, x, u = z
-        theta = theta + of_theta.free * m
-        f = jax.grad(log_joint, 0)(theta, x) / particles
-        theta, m = theta + of_theta.push * f, of_theta.w * m + of_theta.kick * f
+        f = jax.grad(log_joint, 0)(theta + of_theta.free * m, x) / particles
+        theta, m = exponential(of_theta, theta, m, f)
         f = jax.grad(log_joint, 1)(theta, x)
-        xi = jax.random.normal(key, (2, *x.shape))
-        x = x + of_x.free * u + of_x.push * f + of_x.q1 * xi[0] + of_x.q2 * xi[1]
-        u = of_x.w * u + of_x.kick * f + of_x.p1 * xi[0] + of_x.p2 * xi[1]
+        x, u = exponential(of_x, x, u, f, jax.random.normal(key, (2, *x.shape)))
         return (theta, m, x, u), None
 
-    @jax.jit
-    def chunk(z: Any, key: Any) -> Any:
+    def advance(z: Any, key: Any) -> Any:
         return jax.lax.scan(step, z, jax.random.split(key, CHUNK))[0]
 
-    return whole_chunks(chunk, start(len(y), particles, eta))
+    def advance_all(z: Any, key: Any) -> Any:
+        return jax.vmap(advance)(z, jax.random.split(key, replicas))
+
+    axes = () if replicas is None else (replicas,)
+    z = start(jnp.zeros(axes), (*axes, len(y), particles), motions)
+    return Peer(jax.jit(advance if replicas is None else advance_all), z, CHUNK)
 
 
-def euler(y: Any, particles: int, eta: float, gamma: float, h: dict[str, dict[str, float]]) -> Steps:
-    dt, rate, y = h["theta"]["h"], h["x"]["h"] / h["theta"]["h"], jnp.asarray(y)
+def toy_euler(model: Hierarchical, particles: int, motions: Motions) -> Peer:
+    y = jnp.asarray(model.data.float().numpy())
 
-    def drift(t: Any, z: Any, args: Any) -> Any:
-        theta, m, x, u = z
-        f_theta = (x - theta).sum() / particles
-        f_x = theta - x + (y - x)
-        return eta * m, f_theta - gamma * eta * m, rate * eta * u, rate * (f_x - gamma * eta * u)
+    def forces(theta: Any, x: Any) -> Any:
+        return (x - theta).sum() / particles, theta - x + (y - x)
 
-    def diffusion(t: Any, z: Any, args: Any) -> Any:
-        return (2 * gamma * rate) ** 0.5
+    return euler(forces, start(jnp.zeros(()), (len(y), particles), motions), motions)
 
-    class OnU(diffrax.ControlTerm):  # noise on u alone
-        def prod(self, vf: Any, control: Any) -> Any:
-            zero = jnp.zeros(())
-            return zero, zero, jnp.zeros_like(control), vf * control
+
+# The decoder ---------------------------------------------------------------------------------------
+
+
+def decoder_forces(model: Decoder, batch: int, particles: int) -> Callable[[Any, Any, Any], Any]:
+    """Both forces at theta [p], x [b, N d] and y [b, 64] from one backward pass, theta's for all the data.
+
+    A datum's particles lie in one row, since XLA is slow at drawing normals whose last axis is as short as d.
+    """
+    shapes = [tuple(value.shape) for value in model.network.parameters()]
+    ends = np.cumsum([math.prod(shape) for shape in shapes])[:-1]
+
+    def log_joint(theta: Any, x: Any, y: Any) -> Any:
+        parts = [part.reshape(shape) for part, shape in zip(jnp.split(theta, ends), shapes, strict=True)]
+        image = x.reshape(len(x), particles, -1)
+        layers = zip(parts[::2], parts[1::2], strict=True)
+        for i, (weight, bias) in enumerate(layers):
+            image = (jax.nn.leaky_relu(image) if i else image) @ weight.T + bias
+        return -((x**2).sum() + ((y[:, None] - image) ** 2).sum() / model.sigma**2) / 2
+
+    per_particle = len(model.data) / batch / particles
+
+    def forces(theta: Any, x: Any, y: Any) -> Any:
+        of_theta, of_x = jax.grad(log_joint, (0, 1))(theta, x, y)
+        return per_particle * of_theta, of_x
+
+    return forces
+
+
+def decoder_start(model: Decoder, data: int, particles: int, motions: Motions) -> Any:
+    theta = parameters_to_vector(model.network.parameters()).detach().numpy()
+    return start(jnp.asarray(theta), (data, particles * math.prod(model.latent_shape)), motions)
+
+
+def decoder_scan(model: Decoder, batch: int, particles: int, motions: Motions) -> Peer:
+    """X and U [D, N d]; the batches of an epoch are cut from a permutation before the scan."""
+    of_theta, of_x = flows(motions)
+    forces = decoder_forces(model, batch, particles)
+    y = jnp.asarray(model.data.float().numpy())
+    per_epoch = len(y) // batch
+
+    def step(z: Any, at: Any) -> tuple[Any, None]:
+        key, index = at
+        theta, m, X, U = z
+        x, u = X[index], U[index]
+        f_theta, f_x = forces(theta + of_theta.free * m, x, y[index])
+        theta, m = exponential(of_theta, theta, m, f_theta)
+        x, u = exponential(of_x, x, u, f_x, jax.random.normal(key, (2, *x.shape)))
+        return (theta, m, X.at[index].set(x), U.at[index].set(u)), None
+
+    def epoch(key: Any) -> Any:
+        return jax.random.permutation(key, len(y))[: per_epoch * batch].reshape(per_epoch, batch)
 
     @jax.jit
-    def chunk(z: Any, key: Any) -> Any:
-        path = diffrax.UnsafeBrownianPath(shape=z[3].shape, key=key)
-        terms = diffrax.MultiTerm(diffrax.ODETerm(drift), OnU(diffusion, path))
-        return diffrax.diffeqsolve(
-            terms,
-            diffrax.Euler(),
-            0.0,
-            CHUNK * dt,
-            dt,
-            z,
-            saveat=diffrax.SaveAt(t1=True),
-            adjoint=diffrax.DirectAdjoint(),
-            max_steps=CHUNK + 2,
-        ).ys
+    def advance(z: Any, key: Any) -> Any:
+        of_order, of_noise = jax.random.split(key)
+        index = jax.vmap(epoch)(jax.random.split(of_order, EPOCHS)).reshape(-1, batch)
+        return jax.lax.scan(step, z, (jax.random.split(of_noise, len(index)), index))[0]
 
-    def one(z: Any, key: Any) -> Any:
-        return jax.tree.map(lambda v: v[-1], chunk(z, key))
+    return Peer(advance, decoder_start(model, len(y), particles, motions), EPOCHS * per_epoch)
 
-    return whole_chunks(one, start(len(y), particles, eta))
+
+def decoder_euler(model: Decoder, batch: int, particles: int, motions: Motions) -> Peer:
+    """X and U [b, N d], of the first b data alone."""
+    forces, y = decoder_forces(model, batch, particles), jnp.asarray(model.data[:batch].float().numpy())
+    z = decoder_start(model, batch, particles, motions)
+    return euler(lambda theta, x: forces(theta, x, y), z, motions)
