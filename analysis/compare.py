@@ -235,10 +235,10 @@ def _row(entry: Entry, system: BlockSystem | None, z: State | None, why: str) ->
         if entry.retcode != "success":
             notes.append(f"{entry.retcode} after {dataset.attrs['steps_taken']:,} steps")
         try:
-            decays = _decays(dataset)
-            fitted = _interval([decay.rate for decay in decays])
-            frequency = _interval([decay.frequency for decay in decays])
-            regime = mode(decay.regime for decay in decays)
+            found = decays(dataset)
+            fitted = interval([decay.rate for decay in found])
+            frequency = interval([decay.frequency for decay in found])
+            regime = mode(decay.regime for decay in found)
         except SdeflowError as error:
             notes.append(str(error))
     return Row(
@@ -255,7 +255,7 @@ def _row(entry: Entry, system: BlockSystem | None, z: State | None, why: str) ->
     )
 
 
-def _decays(dataset: xr.Dataset) -> list[Decay]:
+def decays(dataset: xr.Dataset) -> list[Decay]:
     """theta's way to its limit, of every replica, per step."""
     series = coordinate(dataset).to_numpy()
     columns = series[:, None] if series.ndim == 1 else series
@@ -263,7 +263,7 @@ def _decays(dataset: xr.Dataset) -> list[Decay]:
     return [fit_decay(steps, column) for column in columns.T]
 
 
-def _interval(values: Sequence[float]) -> Interval:
+def interval(values: Sequence[float]) -> Interval:
     """Over replicas; of one replica without an error."""
     return over_replicas(values) if len(values) > 1 else Interval(values[0], np.nan, np.nan, np.nan)
 

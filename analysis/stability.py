@@ -222,6 +222,12 @@ def with_friction(system: BlockSystem, factor: float) -> BlockSystem:
     return BlockSystem(blocks, system.force_field, h=system.h)
 
 
+def with_momentum(system: BlockSystem, gamma: float, eta: float) -> BlockSystem:
+    """The system with these gamma and eta in every kinetic block."""
+    blocks = [replace(b, gamma=gamma, eta=eta) if b.kinetic else b for b in system.blocks]
+    return BlockSystem(blocks, system.force_field, h=system.h)
+
+
 def packed(z: Mapping[str, Tensor]) -> Tensor:
     """The variables of a state, one after the other, [size]."""
     return torch.cat([value.reshape(-1) for value in z.values()])

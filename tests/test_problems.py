@@ -65,6 +65,7 @@ WITH_VARIANTS = [(name, variant) for name in BUNDLED for variant in [None, *vari
 def test_the_catalogue_of_problems_is_complete() -> None:
     expected = {
         "hierarchical": [],
+        "momentum_grid": [],
         "regimes": ["underdamped", "critical", "overdamped"],
         "gradient_correction": ["f0.99", "f1.00", "f1.01"],
         "nesterov": ["mu0.99", "mu0.9", "mu0.5"],
