@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from types import FunctionType
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from sdeflow.errors import SdeflowError
 
 State = dict[str, Tensor]
 
-GRADIENTS = 16
+GRADIENTS = 8
 """Evaluations of gradients in one function at most; compiling takes longer the more there are."""
 
 
@@ -72,4 +72,11 @@ class CompiledSteps:
         """By a code object of its own: torch compiles one no more than a few times."""
         own = cast(FunctionType, self._steps)
         own = FunctionType(own.__code__.replace(), own.__globals__, closure=own.__closure__)
-        return cast("Callable[..., State]", torch.compile(own, fullgraph=True, dynamic=False))
+        how: dict[str, Any] = {"fullgraph": True, "dynamic": False}
+        try:  # nothing that torch would look at before each call ever changes: same system, same shapes
+            done = torch.compile(
+                own, **how, options={"guard_filter_fn": lambda guards: [False] * len(guards)}
+            )
+        except RuntimeError:  # a torch that has no such option
+            done = torch.compile(own, **how)
+        return cast("Callable[..., State]", done)

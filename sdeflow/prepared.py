@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -86,6 +86,19 @@ def prepare(run: Run) -> Prepared:
         held_out = HeldOut(system, run.evaluate, at_once=at_once, source=source, **common)
         z |= held_out.start()
     return Prepared(system, z, step, observe, held_out, warning)
+
+
+def prepare_to_solve(run: Run) -> tuple[Run, Prepared]:
+    """What `prepare` gives, and the run by its engine's fallback where torch cannot compile its step."""
+    prepared = prepare(run)
+    if run.engine.fallback is not None:
+        try:
+            with threads(threads_for(prepared.state)), torch.no_grad():
+                prepared.step(prepared.state, 0, prepared.step.stride)
+        except SdeflowError as error:
+            run = run.by(replace(run.engine.fallback, why=str(error)))
+            return run, prepare(run)
+    return run, prepared
 
 
 def threads_for(z: Mapping[str, Tensor]) -> int:

@@ -12,7 +12,7 @@ from sdeflow.batch import Batch
 from sdeflow.catalogue import find
 from sdeflow.checkpoint import Facts
 from sdeflow.config import Config, load_config
-from sdeflow.engine import resolve_engine
+from sdeflow.engine import resolve_engine, worth_compiling
 from sdeflow.errors import SdeflowError
 from sdeflow.folder import CONFIG
 from sdeflow.grid import Grid
@@ -31,8 +31,9 @@ def build(config: Config) -> Run:
     """The run that a configuration declares; raises SdeflowError where something does not fit."""
     run, batch, evaluate, grid = config.run, config.batch, config.evaluate, config.grid
     device = resolve_device(run.device)
-    engine = resolve_engine(run.engine, run.noise, device)
     system = _model_system(config) if config.model is not None else _sde_system(config)
+    long = worth_compiling(system, run.steps, device)
+    engine = resolve_engine(run.engine, run.noise, device, long=long)
     return Run(
         system=system,
         integrator=compatible(run.integrator, system),

@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_leaves
 
 from sdeflow.batch import Batch, evaluations
 from sdeflow.catalogue import integrator_named, integrators_for
-from sdeflow.engine import Engine, resolve_engine
+from sdeflow.config import Config
+from sdeflow.engine import Engine, resolve_engine, worth_compiling
 from sdeflow.errors import Incompatible, SdeflowError
 from sdeflow.grid import Grid
 from sdeflow.held_out import Evaluate, held_out_forces
@@ -95,6 +96,7 @@ class Run:
         device: str | torch.device,
         engine: str = "auto",
         noise: str = "auto",
+        steps: int,
         **rest: Any,
     ) -> Run:
         """A run with its scheme, device, dtype, engine and noise source given by name."""
@@ -104,9 +106,15 @@ class Run:
             integrator=compatible(integrator, found),
             dtype=_dtype(dtype),
             device=where,
-            engine=resolve_engine(engine, noise, where),
+            engine=resolve_engine(engine, noise, where, long=worth_compiling(found, steps, where)),
+            steps=steps,
             **rest,
         )
+
+    def by(self, engine: Engine) -> Run:
+        """The run computed by another engine."""
+        config = self.config and Config.model_validate(tomllib.loads(self.config))
+        return replace(self, engine=engine, config=config and config.on(engine.name, engine.noise).toml())
 
     @property
     def data(self) -> int:

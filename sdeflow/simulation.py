@@ -25,7 +25,7 @@ from sdeflow.grid import Grid
 from sdeflow.held_out import Evaluate
 from sdeflow.march import March
 from sdeflow.parts import free_space
-from sdeflow.prepared import Prepared, prepare, threads, threads_for
+from sdeflow.prepared import Prepared, prepare, prepare_to_solve, threads, threads_for
 from sdeflow.progress import Progress, progress_bar
 from sdeflow.provenance import provenance, setting, stamp
 from sdeflow.record import Recorder, Save
@@ -127,11 +127,10 @@ def solve(
 
     Raises RunError where it could not be carried through; what was recorded is in the folder then.
     """
-    folder = None
     if out is not None:
         refuse_occupied(out, overwrite)
-        folder = RunFolder(out, config=run.config, overwrite=overwrite)
-    prepared = prepare(run)
+    run, prepared = prepare_to_solve(run)
+    folder = None if out is None else RunFolder(out, config=run.config, overwrite=overwrite)
     if prepared.warning:
         warnings.warn(prepared.warning, StabilityWarning, stacklevel=3)
     facts = Facts(

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from sdeflow import Batch, Save, SdeflowError, SDESystem, kinetic_ebipla, mpgd, simulate
+from sdeflow import Batch, Grid, Save, SdeflowError, SDESystem, kinetic_ebipla, mpgd, simulate
+from sdeflow.config import Config
+from sdeflow.problem import build
 from sdeflow.problems.decoder import Decoder
 from sdeflow.problems.generic import OrnsteinUhlenbeck
 from sdeflow.problems.hierarchical import Hierarchical
@@ -44,6 +46,9 @@ def energy() -> Any:
         (decoder, "ubu", {"batch": Batch(4, "one_step", cap=3)}),
         (decoder, "baoab", {"batch": Batch(4), "replicas": 2}),
         (energy, "expint", {}),
+        (toy, "expint", {"save": Save(every=12)}),
+        (decoder, "expint_shared", {"batch": Batch(4, "substeps", cap=2), "save": Save(every=12)}),
+        (toy, "ubu", {"grid": Grid(gamma=(0.5, 1.0)), "save": Save(every=6)}),
     ],
 )
 def test_numbers_are_those_of_the_eager_engine(system: Any, integrator: str, options: dict[str, Any]) -> None:
@@ -60,15 +65,39 @@ def test_numbers_are_those_of_the_eager_engine(system: Any, integrator: str, opt
 
 
 def test_a_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"engine": "compiled", "save": Save(every=2)}
-    whole = simulate(decoder(), "expint_shared", steps=9, **options)
-    simulate(decoder(), "expint_shared", steps=4, out=tmp_path / "run", **options)
-    again = simulate(decoder(), "expint_shared", steps=9, out=tmp_path / "run", resume=True, **options)
+    """Single steps to 9 and from there, with a stop within what takes 8 at once elsewhere."""
+    options: dict[str, Any] = {"engine": "compiled", "save": Save(every=9)}
+    whole = simulate(decoder(), "expint_shared", steps=36, **options)
+    simulate(decoder(), "expint_shared", steps=18, out=tmp_path / "run", **options)
+    again = simulate(decoder(), "expint_shared", steps=36, out=tmp_path / "run", resume=True, **options)
     for name in whole.data_vars:
         np.testing.assert_array_equal(whole[name], again[name])
 
 
-def test_what_it_cannot_compile_is_said() -> None:
+def log(run: Path) -> str:
+    return (run / "run.log").read_text()
+
+
+def test_long_runs_are_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From LONG steps on, and the folder holds what it was; a plain SDE is never."""
+    monkeypatch.setattr("sdeflow.engine.LONG", 3)
+    chosen = {steps: simulate(toy(), "expint", steps=steps, out=tmp_path / str(steps)) for steps in (2, 3)}
+    assert chosen[2].attrs["engine"] != "compiled"
+    assert chosen[3].attrs["engine"] == "compiled"
+    assert "engine compiled" in log(tmp_path / "3")
+    config = Config.model_validate(
+        {
+            "model": {"use": "hierarchical", "data": 6},
+            "system": {"use": "mpgd", "particles": 4, "theta": MOTION, "x": MOTION},
+            "run": {"steps": 3},
+        }
+    )
+    assert 'engine = "compiled"' in build(config).config
+    plain = SDESystem(OrnsteinUhlenbeck(), h=0.1, paths=3, start=[0.0])
+    assert simulate(plain, "euler_maruyama", steps=3).attrs["engine"] != "compiled"
+
+
+def test_what_it_cannot_compile_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = SDESystem(OrnsteinUhlenbeck(), h=0.1, paths=3, start=[0.0])
     with pytest.raises(SdeflowError, match="engine 'compiled' needs a system made of a model"):
         simulate(plain, "euler_maruyama", steps=1, engine="compiled")
@@ -83,3 +112,9 @@ def test_what_it_cannot_compile_is_said() -> None:
     looks = mpgd(Branching(data=3), particles=2, theta=MOTION, x=MOTION)
     with pytest.raises(SdeflowError, match=r"cannot be compiled.*engine 'eager'"):
         simulate(looks, "expint", steps=1, engine="compiled")
+
+    # where it was not asked for, the run goes on without it and says why
+    monkeypatch.setattr("sdeflow.engine.LONG", 2)
+    done = simulate(looks, "expint", steps=2, noise="torch", out=tmp_path / "run")
+    assert done.attrs["engine"] == "eager"
+    assert "engine eager, noise torch: this model's step cannot be compiled" in log(tmp_path / "run")

@@ -18,7 +18,7 @@ from sdeflow.batch import MiniBatches
 from sdeflow.block import Block
 from sdeflow.catalogue import integrator_named
 from sdeflow.config import Config
-from sdeflow.engine import Engine, FullBatch, advance, resolve_engine
+from sdeflow.engine import Engine, FullBatch, advance, pieces, resolve_engine
 from sdeflow.errors import SdeflowError
 from sdeflow.grid import Grid
 from sdeflow.held_out import HeldOut
@@ -81,6 +81,16 @@ def steps(
 
 
 # Which one runs ------------------------------------------------------------------------------------
+
+
+def test_pieces_depend_on_where_they_end_alone() -> None:
+    """Cut at multiples of the stride, the same are taken; no step twice and none left out."""
+    whole = list(pieces(0, 30, 8))
+    assert whole == [(0, 8), (8, 8), (16, 8), *((n, 1) for n in range(24, 30))]
+    for cut in (8, 16, 24):
+        assert [*pieces(0, cut, 8), *pieces(cut, 30, 8)] == whole
+    assert list(pieces(5, 17, 8)) == [(5, 1), (6, 1), (7, 1), (8, 8), (16, 1)]
+    assert list(pieces(3, 6, 1)) == [(3, 1), (4, 1), (5, 1)]
 
 
 @needs_kernel
