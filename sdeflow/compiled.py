@@ -17,6 +17,9 @@ State = dict[str, Tensor]
 GRADIENTS = 8
 """Evaluations of gradients in one function at most; compiling takes longer the more there are."""
 
+NUMBERS = 2**21
+"""Numbers drawn for one function at most: more than a cache holds are better drawn a step at a time."""
+
 
 class CompiledSteps:
     """Steps as a function of the state and of what is drawn for them, compiled when it is first called.
@@ -39,7 +42,8 @@ class CompiledSteps:
         draw: Callable[[int, int], Sequence[Tensor]],
         evaluations: int,
     ) -> None:
-        self.stride = max(1, GRADIENTS // max(1, evaluations))
+        numbers = sum(x.numel() for x in draw(0, 1))
+        self.stride = max(1, min(GRADIENTS // max(1, evaluations), NUMBERS // max(1, numbers)))
         self._draw = draw
         self._compiled: dict[int, Callable[[State, Sequence[Tensor]], State]] = {}
 

@@ -2,8 +2,8 @@
 
     eager      torch's operations one after the other
     fused      noise and update of a block in one pass over memory, where a map allows it
-    compiled   several steps, all but their normals, through torch.compile, which takes up to a minute at first:
-               for long runs
+    compiled   several steps at once through torch.compile, all but their normals, which takes up to a minute
+               at first: for long runs
 
 Engines agree within one noise source, to rounding. Nothing here has a side effect or looks at a value.
 """
@@ -33,8 +33,8 @@ State = dict[str, Tensor]
 LONG = 100_000
 """Steps from which 'auto' compiles.
 
-Measured on one core: compiling the toy model or a decoder of the digits takes 5 to 40 s, and saves 0.2 to 1.5 ms
-a step of up to 10^4 numbers.
+Measured on one core: compiling the toy model or a decoder of the digits takes 5 to 40 s, and saves 0.2 to
+1.5 ms of a step of some 10^4 numbers.
 """
 
 
@@ -111,15 +111,10 @@ def _compiled(system: System, integrator: Integrator[Any], noise: NormalSource) 
 
 def worth_compiling(system: System, steps: int, device: torch.device) -> bool:
     """Whether a run pays for torch.compile: a long one of a model, where there is a C++ compiler."""
+    if not isinstance(steps, int) or steps < LONG or device.type != "cpu":
+        return False
     modelled = isinstance(system, BlockSystem) and system.model_forces is not None
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
-    return (
-        isinstance(steps, int)
-        and steps >= LONG
-        and modelled
-        and device.type == "cpu"
-        and compiler is not None
-    )
+    return modelled and shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
 def resolve_engine(engine: str, noise: str, device: torch.device, *, long: bool = False) -> Engine:

@@ -113,8 +113,10 @@ class Run:
 
     def by(self, engine: Engine) -> Run:
         """The run computed by another engine."""
-        config = self.config and Config.model_validate(tomllib.loads(self.config))
-        return replace(self, engine=engine, config=config and config.on(engine.name, engine.noise).toml())
+        if not self.config:
+            return replace(self, engine=engine)
+        config = Config.model_validate(tomllib.loads(self.config)).on(engine.name, engine.noise)
+        return replace(self, engine=engine, config=config.toml())
 
     @property
     def data(self) -> int:
