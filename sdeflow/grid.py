@@ -56,6 +56,10 @@ class Grid:
         rows = [point for point in self.points for _ in range(replicas)]
         return {name: [row[name] for row in rows] for name in rows[0]}
 
+    def told(self, replica: int, replicas: int) -> str:
+        """Where a replica is, so many at each point: 'gamma=0.1, eta=2000'."""
+        return ", ".join(f"{name}={value:g}" for name, value in self.points[replica // replicas].items())
+
     def spread(self, system: object, replicas: int) -> BlockSystem:
         """The system with one block for all replicas, so many at each point, in place of each kinetic one.
 

@@ -138,7 +138,8 @@ class March:
         observed = self.recorder.take(n, n * self.h, z, more)
         self.at = n, z
         self._note(past_bound(observed, self.bound))
-        self._loss = float(observed["loss"].mean()) if "loss" in observed else None
+        going = [replica for replica in range(self.recorder.replicas) if replica not in self.diverged]
+        self._loss = float(observed["loss"][going].mean()) if "loss" in observed and going else None
 
     def _keep_if(self, *, full: bool, looked: bool) -> None:
         """Keeps where it is time or there is no room for another snapshot; never before a step succeeded.

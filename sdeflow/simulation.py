@@ -36,6 +36,9 @@ from sdeflow.units import human
 BUFFER = 1 << 26
 """Bytes of snapshots that a run with a folder holds in memory before it writes a segment."""
 
+NAMED = 8
+"""Diverged replicas that a message names."""
+
 State = dict[str, Tensor]
 
 
@@ -307,7 +310,7 @@ def _refuse_another(run: Run, facts: Facts, path: Path) -> None:
     if run.steps < facts.step:
         raise SdeflowError(f"{path} has taken {facts.step:,} steps already, more than {run.steps:,}")
     if len(facts.diverged) == len(run.seeds) and not (facts.ended and facts.steps == run.steps):
-        raise SdeflowError(f"{path} diverged, and would again: {_where(facts)}")
+        raise SdeflowError(f"{path} diverged, and would again: {_where(facts, run)}")
 
 
 def _taken_up(facts: Facts, run: Run, damage: str) -> Facts:
@@ -387,12 +390,22 @@ def _message(facts: Facts, run: Run, march: March, folder: RunFolder | None) -> 
     if facts.retcode == "diverged":
         good = "" if folder is None or folder.new else f" The last checkpoint is of step {folder.facts.step}."
         fix = f"Likely fix: a smaller step h, or a more stable integrator than {run.integrator.name}."
-        return f"{_where(facts)}. {fix}{good}"
+        return f"{_where(facts, run)}. {fix}{good}"
     return f"{facts.step} steps"
 
 
-def _where(facts: Facts) -> str:
-    return "; ".join(f"replica {r}: {what}" for r, what in facts.diverged.items())
+def _where(facts: Facts, run: Run) -> str:
+    """Which replicas diverged, and of a grid at which points; the first NAMED of them."""
+
+    def name(replica: int) -> str:
+        at = "" if run.grid is None else f" ({run.grid.told(replica, run.replicas)})"
+        return f"replica {replica}{at}"
+
+    lost = list(facts.diverged.items())
+    more = len(lost) - NAMED
+    return "; ".join(f"{name(r)}: {what}" for r, what in lost[:NAMED]) + (
+        f"; and {more} more of {len(run.seeds)} replicas" if more > 0 else ""
+    )
 
 
 def _refuse_full_disk(folder: Path, size: int) -> None:

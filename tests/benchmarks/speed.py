@@ -37,9 +37,10 @@ from machine import machine, pin
 from torch import Tensor
 
 from sdeflow import Batch, mpgd
+from sdeflow.engine import advance
 from sdeflow.flow import kinetic_flow
 from sdeflow.model import Model
-from sdeflow.native import native
+from sdeflow.native import kinetic_numbers, native
 from sdeflow.noise import stream
 from sdeflow.parameters import ParameterLayout
 from sdeflow.prepared import prepare
@@ -85,17 +86,15 @@ def motions(data: int) -> Motions:
 
 
 def ours(system: Any, integrator: str = "expint", **options: Any) -> Steps:
-    """sdeflow's own step, without saving."""
+    """sdeflow's own steps, without saving; whole strides, at least one."""
     prepared = prepare(Run.declare(system, integrator, steps=1, dtype="float32", device="cpu", **options))
-    at = [0, prepared.state]
+    at, stride = [0, prepared.state], prepared.step.stride
 
-    def take(count: int) -> None:
+    def take(count: int) -> int:
         n, z = at
-        with torch.no_grad():
-            for _ in range(count):
-                z = prepared.step(z, n)
-                n += 1
-        at[:] = n, z
+        taken = stride * max(1, count // stride)
+        at[:] = n + taken, advance(prepared.step, z, n, taken)
+        return taken
 
     return take
 
@@ -244,7 +243,7 @@ def all_cpp(data: int) -> Steps:
     if compiler is None:
         raise RuntimeError("no g++")
     folder = tempfile.mkdtemp()
-    flags = "-std=c++17 -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -pthread -shared -fPIC"
+    flags = "-std=c++17 -O3 -march=native -ffp-contract=off -fno-math-errno -fno-trapping-math -shared -fPIC"
     source, built = Path(__file__).with_name("floor.cpp"), f"{folder}/floor.so"
     subprocess.run([compiler, *flags.split(), str(source), "-o", built], check=True)
     function = ctypes.CDLL(built).toy_steps
@@ -252,7 +251,7 @@ def all_cpp(data: int) -> Steps:
     c, t = (kinetic_flow(GAMMA, ETA, h[block]["h"]) for block in ("x", "theta"))
     x, u = torch.randn(data * PARTICLES), torch.randn(data * PARTICLES) / ETA**0.5
     y, place = model.data.float().flatten().repeat_interleave(PARTICLES), torch.zeros(2).double()
-    of_x = torch.tensor([c.free, c.push, c.w, c.kick, c.q1, c.q2, c.p1, c.p2], dtype=torch.float32)
+    of_x = torch.tensor(kinetic_numbers(c, c, 1.0), dtype=torch.float32)
     of_theta = torch.tensor([t.free, t.push, t.w, t.kick], dtype=torch.float64)
     key, taken = ctypes.c_uint64(stream(0, "noise", "x") & 2**64 - 1), [0]
 
