@@ -51,7 +51,7 @@ namespace {
 
 constexpr int LANES = 16, OUTPUTS = 2, INPUTS = 3;
 constexpr i64 LEAST_BLOCKS = 1024;  // a thread is worth starting for
-constexpr double TURN = 6.283185307179586476925 / 4294967296.0;
+constexpr double EIGHTH = 0.785398163397448309616 / 2147483648.0;  // of a turn, pi/4, as 31 bits
 
 template <class T>
 struct Real;
@@ -59,14 +59,14 @@ struct Real;
 template <>
 struct Real<float> {
     using Bits = u32;
-    static constexpr int normals = 4, fraction = 23, log_terms = 4, turn_terms = 4;
+    static constexpr int normals = 4, bits = 31, fraction = 23, log_terms = 4, turn_terms = 4;
     static constexpr Bits one = 0x3f800000u, root_half = 0x3f3504f3u, integer = 0x4b000000u;
 };
 
 template <>
 struct Real<double> {
     using Bits = u64;
-    static constexpr int normals = 2, fraction = 52, log_terms = 10, turn_terms = 8;
+    static constexpr int normals = 2, bits = 53, fraction = 52, log_terms = 10, turn_terms = 8;
     static constexpr Bits one = 0x3ff0000000000000u, root_half = 0x3fe6a09e667f3bcdu;
     static constexpr Bits integer = 0x4330000000000000u;
 };

@@ -38,14 +38,14 @@ def _philox(group, low, high, slot, key):
 
 @triton.jit
 def _radius(u, TERMS: tl.constexpr):
-    """sqrt(-2 log u) of u in (0, 1], from log m = 2 artanh s, s = (m-1)/(m+1), u = m 2^e."""
+    """sqrt(-2 log u) given u 2^31, or u 2^53 in float64; log m = 2 artanh s, s = (m-1)/(m+1), u = m 2^e."""
     if u.dtype == tl.float32:
         shifted = u.to(tl.int32, bitcast=True) + 0x004AFB0D  # less sqrt(1/2), more 1
-        e = ((shifted >> 23) - 127).to(tl.float32)
+        e = ((shifted >> 23) - 127 - 31).to(tl.float32)
         m = ((shifted & 0x7FFFFF) + 0x3F3504F3).to(tl.float32, bitcast=True)
     else:
         shifted = u.to(tl.int64, bitcast=True) + 0x00095F619980C433
-        e = ((shifted >> 52) - 1023).to(tl.float64)
+        e = ((shifted >> 52) - 1023 - 53).to(tl.float64)
         m = ((shifted & 0xFFFFFFFFFFFFF) + 0x3FE6A09E667F3BCD).to(tl.float64, bitcast=True)
     s = (m - 1) / (m + 1)
     t = s * s
@@ -56,36 +56,32 @@ def _radius(u, TERMS: tl.constexpr):
 
 
 @triton.jit
-def _polar(r, quarter, z, TERMS: tl.constexpr):
-    """r cos and r sin of quarter pi/2 + z, |z| <= pi/4, by their series."""
+def _polar(r, turn, z, TERMS: tl.constexpr):
+    """r cos and r sin of z, |z| <= pi/4, by their series; turned about by the two highest bits of `turn`."""
     s = z * z
     cosine, sine = s * 0 + 1, s * 0 + 1
     for i in tl.static_range(TERMS):
         cosine = 1 - s * cosine * (1.0 / ((2 * (TERMS - i) - 1) * (2 * (TERMS - i))))
         sine = 1 - s * sine * (1.0 / ((2 * (TERMS - i)) * (2 * (TERMS - i) + 1)))
     sine *= z
-    swap = (quarter & 1) == 1
-    x, y = tl.where(swap, sine, cosine), tl.where(swap, cosine, sine)
-    x = tl.where(((quarter + 1) & 2) == 2, -x, x)
-    y = tl.where((quarter & 2) == 2, -y, y)
-    return r * x, r * y
+    cosine = tl.where((turn >> 30 & 1) == 1, -cosine, cosine)
+    swap = turn >> 31 == 1
+    return r * tl.where(swap, sine, cosine), r * tl.where(swap, cosine, sine)
 
 
 @triton.jit
 def _pair32(a, b):
-    u = ((a >> 16).to(tl.float32) * 65536.0 + ((a & 0xFFFF).to(tl.float32) + 0.5)) * 2.3283064365386963e-10
-    quarter = (b + 0x20000000) >> 30
-    z = (b - (quarter << 30)).to(tl.int32, bitcast=True).to(tl.float32) * 1.4629180792671596e-09
-    return _polar(_radius(u, 4), quarter, z, 4)
+    u = (a >> 1).to(tl.int32).to(tl.float32) + 0.5
+    z = (b << 2).to(tl.int32, bitcast=True).to(tl.float32) * 3.657295198167899e-10
+    return _polar(_radius(u, 4), b, z, 4)
 
 
 @triton.jit
 def _pair64(a, b, c, d):
-    u = ((a >> 5).to(tl.float64) * 67108864.0 + (b >> 6).to(tl.float64) + 1) * 1.1102230246251565e-16
-    quarter = (c + 0x20000000) >> 30
-    rest = (c - (quarter << 30)).to(tl.int32, bitcast=True).to(tl.float64)
-    z = (rest + (d >> 1).to(tl.float64) * 4.656612873077393e-10) * 1.4629180792671596e-09
-    return _polar(_radius(u, 10), quarter, z, 8)
+    u = (a >> 5).to(tl.float64) * 67108864.0 + (b >> 6).to(tl.float64) + 1
+    rest = (c << 2).to(tl.int32, bitcast=True).to(tl.float64)
+    z = (rest + (d >> 1).to(tl.float64) * 1.862645149230957e-09) * 3.657295198167899e-10
+    return _polar(_radius(u, 10), c, z, 8)
 
 
 @triton.jit

@@ -89,14 +89,14 @@ INLINE T turn_series(T s) {
         return s * (T((K % 2 ? -1 : 1) * inverse_factorial(2 * K + ODD)) + turn_series<T, ODD, K + 1>(s));
 }
 
-// sqrt(-2 log u) of u in (0, 1].
+// sqrt(-2 log u) of u in (0, 1], given u 2^bits.
 template <class T>
 INLINE T radius(T u) {
     using R = Real<T>;
     using B = typename R::Bits;
     B shifted = bits<B>(u) + (R::one - R::root_half);
     constexpr B fraction = (B(1) << R::fraction) - 1;
-    constexpr B bias = (B(1) << R::fraction) + (R::one >> R::fraction);
+    constexpr B bias = (B(1) << R::fraction) + (R::one >> R::fraction) + R::bits;
     T exponent = bits<T>(B((shifted >> R::fraction) | R::integer)) - T(bias);
     T m = bits<T>(B((shifted & fraction) + R::root_half));  // in [sqrt(1/2), sqrt(2))
     T s = (m - 1) / (m + 1);
@@ -104,23 +104,23 @@ INLINE T radius(T u) {
     return std::sqrt(T(-2) * (exponent * T(0.69314718055994530942) + log_m));
 }
 
-// r cos and r sin of the angle quarter * pi/2 + z, |z| <= pi/4.
+// r cos and r sin of an angle that is z, |z| <= pi/4, turned about by the two highest bits of `turn`: the
+// first swaps cosine and sine, the second is the cosine's sign.
 template <class T>
-INLINE void polar(T r, u32 quarter, T z, T& x, T& y) {
+INLINE void polar(T r, u32 turn, T z, T& x, T& y) {
     using B = typename Real<T>::Bits;
-    constexpr int sign = 8 * sizeof(B) - 2;
+    constexpr int sign = 8 * sizeof(B) - 1;
     T s = z * z;
-    B sine = bits<B>(z + z * turn_series<T, 1>(s)), cosine = bits<B>(1 + turn_series<T, 0>(s));
-    B q = quarter, swap = B(0) - (q & 1);
-    x = r * bits<T>(B(((cosine & ~swap) | (sine & swap)) ^ (((q + 1) & 2) << sign)));
-    y = r * bits<T>(B(((sine & ~swap) | (cosine & swap)) ^ ((q & 2) << sign)));
+    T sine = z + z * turn_series<T, 1>(s), cosine = 1 + turn_series<T, 0>(s);
+    cosine = bits<T>(B(bits<B>(cosine) ^ B(turn >> 30 & 1) << sign));
+    x = r * (i32(turn) < 0 ? sine : cosine);
+    y = r * (i32(turn) < 0 ? cosine : sine);
 }
 
 INLINE void box_muller(const u32* a, const u32* b, float* x, float* y) {
     for (int l = 0; l < LANES; ++l) {
-        float u = (float(i32(a[l] >> 16)) * 65536.0f + (float(i32(a[l] & 0xffffu)) + 0.5f)) * 0x1p-32f;
-        u32 quarter = (b[l] + 0x20000000u) >> 30;
-        polar(radius(u), quarter, float(i32(b[l] - (quarter << 30))) * float(TURN), x[l], y[l]);
+        float u = float(i32(a[l] >> 1)) + 0.5f;
+        polar(radius(u), b[l], float(i32(b[l] << 2)) * float(EIGHTH), x[l], y[l]);
     }
 }
 
@@ -132,10 +132,9 @@ INLINE void normals(const u32 w[4][LANES], float* x) {
 INLINE void normals(const u32 w[4][LANES], double* x) {
     for (int l = 0; l < LANES; ++l) {
         u32 a = w[0][l], b = w[1][l], c = w[2][l], d = w[3][l];
-        double u = (double(i32(a >> 5)) * 0x1p26 + double(i32(b >> 6)) + 1) * 0x1p-53;
-        u32 quarter = (c + 0x20000000u) >> 30;
-        double z = (double(i32(c - (quarter << 30))) + double(i32(d >> 1)) * 0x1p-31) * TURN;
-        polar(radius(u), quarter, z, x[l], x[l + LANES]);
+        double u = double(i32(a >> 5)) * 0x1p26 + double(i32(b >> 6)) + 1;
+        double z = (double(i32(c << 2)) + double(i32(d >> 1)) * 0x1p-29) * EIGHTH;
+        polar(radius(u), c, z, x[l], x[l + LANES]);
     }
 }
 

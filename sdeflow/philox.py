@@ -7,8 +7,9 @@ Normal e of a replica in a variable depends on a 64-bit key and on the counter
 alone, the slot telling the normals of a step apart. Philox gives four 32-bit words a counter. Box-Muller
 makes of them 4 normals in float32, 2 in float64:
 
-    sqrt(-2 log u) cos(2 pi v),  sqrt(-2 log u) sin(2 pi v)        u in (0, 1]
+    sqrt(-2 log u) cos v,  sqrt(-2 log u) sin v        u in (0, 1]
 
+where v is in [-pi/4, pi/4) but for two bits: one makes the cosine negative, one lets the two change places.
 `LANES` groups lie side by side: in blocks of LANES times 4 or 2 numbers, normal i of lane l is number
 i LANES + l of the block. A variable may have 2^34 numbers a replica in float32, 2^33 in float64.
 
@@ -54,20 +55,22 @@ def normals(key: int, step: int, slot: int, size: int, dtype: torch.dtype) -> Te
     counter = torch.stack([group, *(torch.full_like(group, v) for v in (step & _WORD, step >> 32, slot))])
     a, b, c, d = philox(counter, key)
     if each == 4:
-        pairs = [(_uniform32(u), v.double() / 2**32) for u, v in ((a, b), (c, d))]
+        both = [x for u, v in ((a, b), (c, d)) for x in _pair(_uniform32(u), v, torch.zeros_like(v))]
     else:
-        pairs = [((((a >> 5) << 26) + (b >> 6) + 1).double() / 2**53, _turn64(c, d))]
-    both = [(-2 * u.log()).sqrt() * of(2 * pi * turn) for u, turn in pairs for of in (torch.cos, torch.sin)]
+        both = [*_pair((((a >> 5) << 26) + (b >> 6) + 1).double() / 2**53, c, d >> 1)]
     return torch.stack([x.view(blocks, LANES) for x in both], 1).flatten()[:size]
 
 
 def _uniform32(word: Tensor) -> Tensor:
-    """(w + 1/2) / 2^32 rounded to float32, whose logarithm is taken."""
-    return ((word.double() + 0.5) / 2**32).float().double()
+    """(w + 1/2) / 2^31 of 31 bits, rounded to float32 twice."""
+    return ((word >> 1).float() + 0.5).double() / 2**31
 
 
-def _turn64(c: Tensor, d: Tensor) -> Tensor:
-    """The fraction of a turn in [-1/8, 7/8) with 63 bits, kept small where sine or cosine is."""
-    quarter = (c + (1 << 29) & _WORD) >> 30
-    rest = (c - (quarter << 30) + (1 << 29) & _WORD) - (1 << 29)
-    return quarter.double() / 4 + (rest.double() + (d >> 1).double() / 2**31) / 2**32
+def _pair(u: Tensor, word: Tensor, more: Tensor) -> tuple[Tensor, Tensor]:
+    """Two normals by u, the bits of an angle, and 31 more bits for it."""
+    rest = word & (1 << 30) - 1
+    z = (rest - (rest >> 29 << 30)).double() + more.double() / 2**31  # of 2^29
+    z = z * (pi / 4 / 2**29)
+    cosine, sine = z.cos() * (1 - 2 * (word >> 30 & 1)), z.sin()
+    swap, r = word >> 31 == 1, (-2 * u.log()).sqrt()
+    return r * torch.where(swap, sine, cosine), r * torch.where(swap, cosine, sine)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sdeflow.flow import kinetic_flow
 from sdeflow.native import Draw, Native, kinetic_numbers, native
-from sdeflow.philox import normals, philox
+from sdeflow.philox import LANES, normals, philox
 
 KERNEL = native()
 SE = 4.5
@@ -128,6 +128,19 @@ def test_moments_tails_and_correlations(dtype: torch.dtype) -> None:
     assert kstest(x.ravel(), "norm").pvalue > 1e-5
     beyond = 2.699796063260189e-3  # P(|x| > 3)
     assert abs((abs(x) > 3).mean() - beyond) < SE * np.sqrt(beyond / x.size)
+
+
+@needs_kernel
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_pairs_of_a_call_point_everywhere_alike(dtype: torch.dtype) -> None:
+    """Octants have as many pairs each, and pairs as long: |x|^2 has mean 2 and standard deviation 2."""
+    x = drawn(640_000, dtype=dtype).double().view(-1, 2, LANES)
+    length, turn = x.square().sum(1).flatten(), torch.atan2(x[:, 1], x[:, 0]).flatten() / (2 * np.pi) % 1
+    n = len(turn)
+    for octant in range(8):
+        inside = (turn * 8).long() == octant
+        assert abs(int(inside.sum()) - n / 8) < SE * (n * 7 / 64) ** 0.5
+        assert abs(float(length[inside].mean()) - 2) < SE * 2 / (n / 8) ** 0.5
 
 
 @needs_kernel
