@@ -22,6 +22,7 @@ from torch import Tensor
 from sdeflow.compiled import CompiledSteps
 from sdeflow.config import EngineName, NoiseName
 from sdeflow.errors import SdeflowError, did_you_mean
+from sdeflow.graphed import GraphedSteps
 from sdeflow.integrator import Integrator
 from sdeflow.keyed import PhiloxNoise
 from sdeflow.native import kernel
@@ -75,7 +76,9 @@ class Engine:
         """Steps of a scheme on a system; raises SdeflowError where this engine cannot take them."""
         if self.name == "compiled":
             return _compiled(system, integrator, noise)
-        return FullBatch(system, integrator, noise)
+        step = FullBatch(system, integrator, noise)
+        counter = noise.counter if isinstance(noise, PhiloxNoise) and self.name == "fused" else None
+        return GraphedSteps(step, counter) if counter is not None and _modelled(system) else step
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,13 @@ class FullBatch:
         return z
 
 
+def _modelled(system: System) -> bool:
+    """Whether forces come from a model, and so do not depend on time."""
+    return isinstance(system, BlockSystem) and system.model_forces is not None
+
+
 def _compiled(system: System, integrator: Integrator[Any], noise: NormalSource) -> CompiledSteps:
-    if not isinstance(system, BlockSystem) or system.model_forces is None:
+    if not _modelled(system):
         raise SdeflowError("engine 'compiled' needs a system made of a model: give 'auto' or 'eager'")
     channels, h = list(system.channels), system.h
     how: dict[str, Any] = {"kind": integrator.noise, "substeps": integrator.substeps, "h": h}
@@ -103,7 +111,6 @@ def _compiled(system: System, integrator: Integrator[Any], noise: NormalSource) 
         return [xi for _, xi in noise.normals(n, count)]
 
     def transition(z: State, normals: Sequence[Tensor]) -> State:
-        # a model's forces do not depend on time
         return integrator.step(system, 0.0, z, h, noise_of(zip(channels, normals, strict=True), **how))
 
     return CompiledSteps(transition, draw, integrator.evaluations)
@@ -113,8 +120,7 @@ def worth_compiling(system: System, steps: int, device: torch.device) -> bool:
     """Whether a run pays for torch.compile: a long one of a model, where there is a C++ compiler."""
     if not isinstance(steps, int) or steps < LONG or device.type != "cpu":
         return False
-    modelled = isinstance(system, BlockSystem) and system.model_forces is not None
-    return modelled and shutil.which(os.environ.get("CXX", "g++")) is not None
+    return _modelled(system) and shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
 def resolve_engine(engine: str, noise: str, device: torch.device, *, long: bool = False) -> Engine:

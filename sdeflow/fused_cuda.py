@@ -8,6 +8,8 @@ each of the 4 kinds (2 in float64) that a call gives; see sdeflow.philox for whi
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
@@ -21,11 +23,11 @@ _LOOSE = ["low", "high", "slot"]
 
 
 @triton.jit
-def _philox(group, low, high, slot, key):
+def _philox(group, step, slot, key):
     """Four words a group."""
     k0, k1 = key.to(tl.uint32), (key >> 32).to(tl.uint32)
     a = group.to(tl.uint32)
-    b, c, d = tl.zeros_like(a) + low.to(tl.uint32), tl.zeros_like(a) + high.to(tl.uint32), a * 0
+    b, c, d = a * 0 + step.to(tl.uint32), a * 0 + (step >> 32).to(tl.uint32), a * 0
     d += slot.to(tl.uint32)
     for _ in tl.static_range(10):
         high_a, low_a = tl.umulhi(a, 0xD2511F53), a * 0xD2511F53
@@ -85,10 +87,14 @@ def _pair64(a, b, c, d):
 
 
 @triton.jit
-def _normals(keys, low, high, slot, GROUPS: tl.constexpr, DOUBLE: tl.constexpr):
-    """The normals of this program's groups, of kinds 0 and 1, and 2 and 3 in float32."""
+def _normals(keys, counter, low, high, slot, GROUPS: tl.constexpr, DOUBLE: tl.constexpr):
+    """The normals of this program's groups, of kinds 0 and 1, and 2 and 3 in float32.
+
+    The step is what the counter says more than the words `high` and `low`.
+    """
+    step = tl.load(counter) + (high.to(tl.int64) << 32) + low.to(tl.uint32).to(tl.int64)
     group = tl.program_id(0) * GROUPS + tl.arange(0, GROUPS)
-    a, b, c, d = _philox(group, low, high, slot, tl.load(keys + tl.program_id(1)))
+    a, b, c, d = _philox(group, step, slot, tl.load(keys + tl.program_id(1)))
     if DOUBLE:
         x, y = _pair64(a, b, c, d)
         return x, y, x, y
@@ -108,8 +114,8 @@ def _place(i, size, GROUPS: tl.constexpr, DOUBLE: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=_LOOSE)
-def _fill(out, keys, size, low, high, slot, GROUPS: tl.constexpr, DOUBLE: tl.constexpr):
-    xi = _normals(keys, low, high, slot, GROUPS, DOUBLE)
+def _fill(out, keys, counter, size, low, high, slot, GROUPS: tl.constexpr, DOUBLE: tl.constexpr):
+    xi = _normals(keys, counter, low, high, slot, GROUPS, DOUBLE)
     for i in tl.static_range(2 if DOUBLE else 4):
         at, there = _place(i, size, GROUPS, DOUBLE)
         tl.store(out + at, xi[i], there)
@@ -117,10 +123,10 @@ def _fill(out, keys, size, low, high, slot, GROUPS: tl.constexpr, DOUBLE: tl.con
 
 @triton.jit(do_not_specialize=_LOOSE)
 def _linear(
-    out, x, f, c, stride, keys, size, low, high, slot,
+    out, x, f, c, stride, keys, counter, size, low, high, slot,
     FORCE: tl.constexpr, GROUPS: tl.constexpr, DOUBLE: tl.constexpr,
 ):  # fmt: skip
-    xi = _normals(keys, low, high, slot, GROUPS, DOUBLE)
+    xi = _normals(keys, counter, low, high, slot, GROUPS, DOUBLE)
     c += tl.program_id(1) * stride
     for i in tl.static_range(2 if DOUBLE else 4):
         at, there = _place(i, size, GROUPS, DOUBLE)
@@ -132,11 +138,11 @@ def _linear(
 
 @triton.jit(do_not_specialize=_LOOSE)
 def _kinetic(
-    q_out, p_out, q, p, f, c, stride, keys, size, low, high, slot,
+    q_out, p_out, q, p, f, c, stride, keys, counter, size, low, high, slot,
     FORCE: tl.constexpr, GROUPS: tl.constexpr, DOUBLE: tl.constexpr,
 ):  # fmt: skip
-    xi = _normals(keys, low, high, slot, GROUPS, DOUBLE)
-    eta = _normals(keys, low, high, slot + 1, GROUPS, DOUBLE)
+    xi = _normals(keys, counter, low, high, slot, GROUPS, DOUBLE)
+    eta = _normals(keys, counter, low, high, slot + 1, GROUPS, DOUBLE)
     c += tl.program_id(1) * stride
     free, push, w, kick, s = tl.load(c), tl.load(c + 1), tl.load(c + 2), tl.load(c + 3), tl.load(c + 4)
     q1, q2, p1, p2 = tl.load(c + 5), tl.load(c + 6), tl.load(c + 7), tl.load(c + 8)
@@ -155,6 +161,10 @@ def _kinetic(
 
 class Cuda:
     """The Triton kernels; see sdeflow.native.Kernel."""
+
+    def counter(self, device: torch.device) -> Tensor:
+        """What is added to every step, int64 [1]; zero but while a graph is replayed (sdeflow.graphed)."""
+        return _counter(device)
 
     def normals(self, out: Tensor, draw: Draw, apart: int = 1) -> None:
         for k, by_slot in enumerate(out):
@@ -177,6 +187,11 @@ class Cuda:
         return q_out, p_out
 
 
+@cache
+def _counter(device: torch.device) -> Tensor:
+    return torch.zeros(1, dtype=torch.int64, device=device)
+
+
 def _launch(x: Tensor, draw: Draw) -> tuple[tuple[int, int], tuple[Tensor | int, ...], dict[str, int | bool]]:
     replicas, double = len(draw.keys), x.dtype == torch.float64
     size = x.numel() // replicas
@@ -184,7 +199,7 @@ def _launch(x: Tensor, draw: Draw) -> tuple[tuple[int, int], tuple[Tensor | int,
     words = [_signed(draw.step & 0xFFFFFFFF), _signed(draw.step >> 32), _signed(draw.slot)]
     return (
         (-(-groups // GROUPS), replicas),
-        (draw.keys, size, *words),
+        (draw.keys, _counter(x.device), size, *words),
         {"GROUPS": GROUPS, "DOUBLE": double, "enable_fp_fusion": False},
     )
 

@@ -20,7 +20,8 @@ class PhiloxNoise:
     first normals of a step, and so does P alone, as from the source `torch`. Numbers do not depend on
     threads, and not on the device but for the last digits. See sdeflow.philox for the layout.
 
-    fused   whether an update may draw the noise itself, in one pass over memory
+    fused     whether an update may draw the noise itself, in one pass over memory
+    counter   what a kernel adds to every step, on its device; None where steps cannot be captured
 
     Raises SdeflowError where there is no kernel for the device.
     """
@@ -48,6 +49,7 @@ class PhiloxNoise:
             for channel in channels
         ]
         self._room = Room(dtype, device)
+        self.counter = found.counter(device)
 
     def __call__(self, n: int) -> tuple[Noise, ...]:
         return tuple(

@@ -29,6 +29,9 @@ class Kernel(Protocol):
     Numbers are [1, k], or [R, k] where replicas have their own.
     """
 
+    def counter(self, device: torch.device) -> Tensor | None:
+        """What is added to every step, int64 [1] on the device; None on the CPU."""
+
     def normals(self, out: Tensor, draw: Draw, apart: int = 1) -> None:
         """Fills out [step, slot, R, ...] with xi from the draw's step and slot on, slots so far apart."""
 
@@ -65,6 +68,9 @@ class Native:
     def __init__(self, path: Path) -> None:
         library = ctypes.CDLL(str(path))
         self._normals, self._linear, self._kinetic = (_both(library, name) for name in _ARGUMENTS)
+
+    def counter(self, device: torch.device) -> None:
+        return None
 
     def normals(self, out: Tensor, draw: Draw, apart: int = 1) -> None:
         steps, slots = out.shape[:2]
