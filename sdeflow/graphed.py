@@ -21,7 +21,7 @@ STRIDE = 16
 
 
 def cuda_graph(run: Callable[[], None]) -> Callable[[], None]:
-    """What `run` does on the device, captured, to be replayed; it runs once before, to compile what it needs."""
+    """What `run` does on the device, captured, to be replayed; it runs once before, so that all is built."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):

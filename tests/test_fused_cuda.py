@@ -52,7 +52,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from sdeflow import fused_cuda
 
-draw = {name: "i32" for name in ("stride", "size", "low", "high", "slot")} | {"keys": "*i64", "counter": "*i64"}
+draw = {"keys": "*i64", "counter": "*i64"}
+draw |= {name: "i32" for name in ("stride", "size", "low", "high", "slot")}
 for real in ("*fp32", "*fp64"):
     for function in (fused_cuda._fill, fused_cuda._linear, fused_cuda._kinetic):
         fixed = {"GROUPS": fused_cuda.GROUPS, "DOUBLE": real == "*fp64", "FORCE": True}
