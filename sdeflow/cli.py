@@ -9,7 +9,7 @@ import threading
 import warnings
 from collections.abc import Mapping
 from functools import partial
-from math import isnan
+from math import inf, isnan
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -113,6 +113,8 @@ def run(
     refuse_occupied(folder, overwrite)
     if config.cpu_note and not quiet and built.device.type == "cpu":
         typer.echo(f"note: {config.cpu_note}", err=True)
+    if built.engine.name == "compiled" and not quiet:
+        typer.echo("note: torch compiles the step first, which can take a minute", err=True)
     with nullcontext() if quiet else progress_bar() as progress:
         solution = solve(built, out=folder, overwrite=overwrite, progress=progress)
     _tell(solution, folder, quiet)
@@ -146,7 +148,10 @@ def _tell(solution: Any, folder: Path, quiet: bool) -> None:
         typer.echo(f"{solution.retcode}: {solution.message}", err=True)
     if not quiet:
         speed = rate(attrs["steps_taken"] / max(attrs["seconds"], 1e-9))
-        loss = f", loss {float(dataset['loss'][-1].mean()):.6g}" if "loss" in dataset else ""
+        loss = ""
+        if "loss" in dataset:
+            last = dataset["loss"][-1]
+            loss = f", loss {float(last.where(abs(last) < inf).mean()):.6g}"
         if attrs["evaluate"]:
             measured = dataset["held_out_loss"].dropna("time", how="all")
             held_out = float(measured[-1].mean()) if measured.size else float("nan")
