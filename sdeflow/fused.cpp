@@ -12,7 +12,8 @@
 //
 // Plain C ABI on raw pointers; arrays [replicas, size] are contiguous, outputs may be inputs. Every loop over
 // lanes is written for the compiler to vectorise (sdeflow/kernels.hpp). Only correctly rounded operations are
-// used, and built with -ffp-contract=off each instruction set gives the same bits.
+// used, fused multiplication and addition among them, so that, built with -ffp-contract=off, each instruction
+// set gives the same bits.
 
 #include <algorithm>
 #include <cmath>
@@ -102,7 +103,7 @@ struct Arrays {
     const T* in[INPUTS];
 };
 
-// An update of all replicas; `stride` is from the numbers of one replica to those of the next, 0 for the same.
+// An update of all replicas, whose numbers lie `stride` apart: 0 where they share them.
 template <class T>
 struct Task {
     Draw draw;
@@ -127,28 +128,58 @@ struct Task {
 #endif
 #include "kernels.hpp"
 
-#if !defined(SDEFLOW_ONE_CLONE) && defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && \
-    __GNUC__ >= 12
+#if !defined(SDEFLOW_ONE_CLONE) && defined(__x86_64__) && defined(__GNUC__)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
 #pragma GCC push_options
-#pragma GCC target("arch=x86-64-v3")
-#define ISA v3
+#pragma GCC target("avx2,fma")
+#endif
+#define ISA avx2
 #define WIDE_BYTES 32
 #include "kernels.hpp"
-#pragma GCC pop_options
-
-#pragma GCC push_options
-#pragma GCC target("arch=x86-64-v4")
-#define ISA v4
+#if defined(__clang__)
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl"))), \
+                             apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl")
+#endif
+#define ISA avx512
 #define WIDE_BYTES 64
 #include "kernels.hpp"
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
 #pragma GCC pop_options
+#endif
 
-#define BEST(NAME)                                              \
-    (__builtin_cpu_supports("x86-64-v4")   ? v4::NAME           \
-     : __builtin_cpu_supports("x86-64-v3") ? v3::NAME           \
-                                           : baseline::NAME)
+namespace {
+
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+bool has_avx512() {
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+
+}  // namespace
+
+#define BEST(NAME) (has_avx512() ? avx512::NAME : has_avx2() ? avx2::NAME : baseline::NAME)
 #else
 #define BEST(NAME) baseline::NAME
+
+namespace {
+
+bool has_avx2() { return false; }
+
+}  // namespace
+#endif
+
+#if defined(__FMA__) || defined(__AVX2__) || defined(__aarch64__) || defined(_M_ARM64)
+constexpr bool FAST = true;
+#else
+constexpr bool FAST = false;
 #endif
 
 // Interface --------------------------------------------------------------------------------------------
@@ -197,11 +228,15 @@ void shared(const Task<T>& task, i64 threads, void (*part)(const Task<T>&, i64, 
     EXPORT void sdeflow_kinetic_##SUFFIX(                                                                    \
         T* q_out, T* p_out, const T* q, const T* p, const T* f, const T* numbers, i64 stride, DRAW           \
     ) {                                                                                                      \
-        shared<T>({THE_DRAW, {{q_out, p_out}, {q, p, f}}, numbers, stride}, threads, BEST(kinetic_##SUFFIX)); \
+        Task<T> task{THE_DRAW, {{q_out, p_out}, {q, p, f}}, numbers, stride};                                \
+        shared<T>(task, threads, BEST(kinetic_##SUFFIX));                                                    \
     }
 
 INTERFACE(float, f32)
 INTERFACE(double, f64)
+
+// Whether this processor multiplies and adds in one instruction, which a library does in many.
+EXPORT i32 sdeflow_fast() { return FAST || has_avx2(); }
 
 // The library is opened by ctypes; as a Python module, which the build takes it for, it has nothing.
 EXPORT void* PyInit__fused() { return nullptr; }

@@ -71,22 +71,24 @@ INLINE void philox(const Source& from, u64 step, u32 slot, u32 w[4][LANES]) {
 
 // Normals ----------------------------------------------------------------------------------------------
 
-// (log m) / s - 2 over t = s^2, s = (m-1)/(m+1): the sum of 2 t^K / (2K+1) from K = 1 on.
-template <class T, int K = 1>
+// (log m) / s over t = s^2, s = (m-1)/(m+1): the sum of 2 t^K / (2K+1), by Horner.
+template <class T, int K = 0>
 INLINE T log_series(T t) {
-    if constexpr (K > Real<T>::log_terms)
-        return T(0);
+    constexpr T term = T(2.0 / (2 * K + 1));
+    if constexpr (K == Real<T>::log_terms)
+        return term;
     else
-        return t * (T(2.0 / (2 * K + 1)) + log_series<T, K + 1>(t));
+        return std::fma(t, log_series<T, K + 1>(t), term);
 }
 
-// The sum of (-s)^K / (2K + ODD)! over s = z^2 from K = 1 on: cos z - 1, or (sin z) / z - 1 for ODD = 1.
-template <class T, int ODD, int K = 1>
+// cos z, or (sin z) / z for ODD = 1, over s = z^2: the sum of (-s)^K / (2K + ODD)!, by Horner.
+template <class T, int ODD, int K = 0>
 INLINE T turn_series(T s) {
-    if constexpr (K > Real<T>::turn_terms)
-        return T(0);
+    constexpr T term = T((K % 2 ? -1 : 1) * inverse_factorial(2 * K + ODD));
+    if constexpr (K == Real<T>::turn_terms)
+        return term;
     else
-        return s * (T((K % 2 ? -1 : 1) * inverse_factorial(2 * K + ODD)) + turn_series<T, ODD, K + 1>(s));
+        return std::fma(s, turn_series<T, ODD, K + 1>(s), term);
 }
 
 // sqrt(-2 log u) of u in (0, 1], given u 2^bits.
@@ -100,8 +102,8 @@ INLINE T radius(T u) {
     T exponent = bits<T>(B((shifted >> R::fraction) | R::integer)) - T(bias);
     T m = bits<T>(B((shifted & fraction) + R::root_half));  // in [sqrt(1/2), sqrt(2))
     T s = (m - 1) / (m + 1);
-    T log_m = s * log_series<T>(s * s) + 2 * s;
-    return std::sqrt(T(-2) * (exponent * T(0.69314718055994530942) + log_m));
+    T log_u = std::fma(exponent, T(0.69314718055994530942), s * log_series<T>(s * s));
+    return std::sqrt(T(-2) * log_u);
 }
 
 // r cos and r sin of an angle that is z, |z| <= pi/4, turned about by the two highest bits of `turn`: the
@@ -111,7 +113,7 @@ INLINE void polar(T r, u32 turn, T z, T& x, T& y) {
     using B = typename Real<T>::Bits;
     constexpr int sign = 8 * sizeof(B) - 1;
     T s = z * z;
-    T sine = z + z * turn_series<T, 1>(s), cosine = 1 + turn_series<T, 0>(s);
+    T sine = z * turn_series<T, 1>(s), cosine = turn_series<T, 0>(s);
     cosine = bits<T>(B(bits<B>(cosine) ^ B(turn >> 30 & 1) << sign));
     x = r * (i32(turn) < 0 ? sine : cosine);
     y = r * (i32(turn) < 0 ? cosine : sine);

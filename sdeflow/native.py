@@ -67,6 +67,7 @@ class Native:
 
     def __init__(self, path: Path) -> None:
         library = ctypes.CDLL(str(path))
+        self.fast = bool(library.sdeflow_fast())
         self._normals, self._linear, self._kinetic = (_both(library, name) for name in _ARGUMENTS)
 
     def counter(self, device: torch.device) -> None:
@@ -119,6 +120,9 @@ def _drawn(count: int, draw: Draw) -> tuple[int, ...]:
     return draw.keys.data_ptr(), replicas, count // replicas, draw.step, draw.slot, threads
 
 
+NO_FMA = "this processor has no fused multiply-add, without which the kernel is slower than torch"
+
+
 @cache
 def native() -> Native | str:
     """The C++ kernels, or why they are not there."""
@@ -127,9 +131,10 @@ def native() -> Native | str:
             path = Path(folder) / f"_fused{suffix}"
             if path.is_file():
                 try:
-                    return Native(path)
+                    found = Native(path)
                 except (OSError, AttributeError) as error:
                     return f"the compiled kernel cannot be loaded: {error}"
+                return found if found.fast else NO_FMA
     return "the kernel was not compiled when sdeflow was installed, which takes a C++ compiler"
 
 
