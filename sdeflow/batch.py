@@ -78,6 +78,7 @@ class MiniBatches:
         dtype: torch.dtype,
         device: torch.device,
         engine: Engine = Engine(),  # noqa: B008 (it cannot change)
+        every: int = 1,
     ) -> None:
         if system.model_forces is None:
             raise SdeflowError("minibatches need a model's forces, and this system's are a function")
@@ -112,7 +113,7 @@ class MiniBatches:
             self._late_channels, kind="PQ", substeps=substeps, h=system.h, **common
         )
         self._compiled = (
-            CompiledSteps(self._transition, self._draw, evaluations(integrator, batch))
+            CompiledSteps(self._transition, self._draw, evaluations(integrator, batch), every)
             if engine.name == "compiled"
             else None
         )

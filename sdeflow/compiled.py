@@ -14,7 +14,7 @@ from sdeflow.errors import SdeflowError
 
 State = dict[str, Tensor]
 
-GRADIENTS = 8
+GRADIENTS = 10
 """Evaluations of gradients in one function at most; compiling takes longer the more there are."""
 
 NUMBERS = 2**21
@@ -27,11 +27,12 @@ class CompiledSteps:
         z_{n+1} = transition(z_n, draws_n),    draws_n, ..., draws_{n+count-1} = draw(n, count)
 
     Draws are tensors [count, ...], made outside, so the numbers are those of the other engines to rounding.
-    As a function of `stride` steps has other rounding than one of a single step, a run takes the same ones
-    wherever it is cut: see sdeflow.engine.pieces. Compiling takes seconds to a minute of a CPU the first
+    As a function of `stride` steps may have other rounding than one of a single step, a run takes the same
+    ones wherever it is cut: see sdeflow.engine.pieces. Compiling takes seconds to a minute of a CPU the first
     time, and less where torch finds it in its cache on the disk.
 
     evaluations   of gradients in one transition
+    every         steps from one snapshot to the next, which whole strides are to fill
 
     Raises SdeflowError where torch cannot compile what the model does (a branch on a value, say).
     """
@@ -41,24 +42,21 @@ class CompiledSteps:
         transition: Callable[[State, Sequence[Tensor]], State],
         draw: Callable[[int, int], Sequence[Tensor]],
         evaluations: int,
+        every: int = 1,
     ) -> None:
         numbers = sum(x.numel() for x in draw(0, 1))
-        self.stride = max(1, min(GRADIENTS // max(1, evaluations), NUMBERS // max(1, numbers)))
-        self._draw = draw
+        most = max(1, min(GRADIENTS // max(1, evaluations), NUMBERS // max(1, numbers)))
+        filling = max(k for k in range(1, most + 1) if every % k == 0)
+        self.stride = filling if 2 * filling >= most else most
+        self._transition, self._draw = transition, draw
         self._compiled: dict[int, Callable[[State, Sequence[Tensor]], State]] = {}
 
-        def steps(z: State, draws: Sequence[Tensor]) -> State:
-            for i in range(len(draws[0])):
-                z = transition(z, [x[i] for x in draws])
-            return z
-
-        self._steps = steps
-
     def __call__(self, z: State, n: int, count: int = 1) -> State:
-        draws = self._draw(n, count)
+        # what is compiled is for tensors that lie as those of the first call did
+        draws, z = self._draw(n, count), {name: value.contiguous() for name, value in z.items()}
         if count in self._compiled:
             return self._compiled[count](z, draws)
-        compiled = self._compile()
+        compiled = self._compile(count)
         with warnings.catch_warnings():  # torch warns of what it does itself, such as looking through caches
             warnings.simplefilter("ignore")
             try:
@@ -72,12 +70,19 @@ class CompiledSteps:
         self._compiled[count] = compiled
         return z
 
-    def _compile(self) -> Callable[[State, Sequence[Tensor]], State]:
+    def _compile(self, count: int) -> Callable[[State, Sequence[Tensor]], State]:
         """By a code object of its own: torch compiles one no more than a few times."""
-        own = cast(FunctionType, self._steps)
-        own = FunctionType(own.__code__.replace(), own.__globals__, closure=own.__closure__)
+        transition = self._transition
+
+        def steps(z: State, draws: Sequence[Tensor]) -> State:
+            for i in range(count):
+                z = transition(z, [x[i] for x in draws])
+            return {name: value.contiguous() for name, value in z.items()}
+
+        made = cast(FunctionType, steps)
+        own = FunctionType(made.__code__.replace(), made.__globals__, closure=made.__closure__)
         how: dict[str, Any] = {"fullgraph": True, "dynamic": False}
-        try:  # nothing that torch would look at before each call ever changes: same system, same shapes
+        try:  # what torch would look at before each call never changes: one system, shapes and layouts
             done = torch.compile(
                 own, **how, options={"guard_filter_fn": lambda guards: [False] * len(guards)}
             )

@@ -25,7 +25,7 @@ from sdeflow.errors import SdeflowError, did_you_mean
 from sdeflow.graphed import GraphedSteps
 from sdeflow.integrator import Integrator
 from sdeflow.keyed import PhiloxNoise
-from sdeflow.native import kernel
+from sdeflow.native import NO_FMA, kernel
 from sdeflow.noise import Channel, NoiseSource, NormalSource, TorchNoise, noise_of
 from sdeflow.system import BlockSystem, System
 
@@ -72,10 +72,15 @@ class Engine:
             return TorchNoise(channels, **how)
         return PhiloxNoise(channels, **how, fused=self.name == "fused")
 
-    def step(self, system: System, integrator: Integrator[Any], noise: NormalSource) -> Step:
-        """Steps of a scheme on a system; raises SdeflowError where this engine cannot take them."""
+    def step(
+        self, system: System, integrator: Integrator[Any], noise: NormalSource, *, every: int = 1
+    ) -> Step:
+        """Steps of a scheme on a system; raises SdeflowError where this engine cannot take them.
+
+        every   steps from one snapshot to the next
+        """
         if self.name == "compiled":
-            return _compiled(system, integrator, noise)
+            return _compiled(system, integrator, noise, every)
         step = FullBatch(system, integrator, noise)
         counter = noise.counter if isinstance(noise, PhiloxNoise) and self.name == "fused" else None
         return GraphedSteps(step, counter) if counter is not None and _modelled(system) else step
@@ -101,7 +106,7 @@ def _modelled(system: System) -> bool:
     return isinstance(system, BlockSystem) and system.model_forces is not None
 
 
-def _compiled(system: System, integrator: Integrator[Any], noise: NormalSource) -> CompiledSteps:
+def _compiled(system: System, integrator: Integrator[Any], noise: NormalSource, every: int) -> CompiledSteps:
     if not _modelled(system):
         raise SdeflowError("engine 'compiled' needs a system made of a model: give 'auto' or 'eager'")
     channels, h = list(system.channels), system.h
@@ -113,7 +118,7 @@ def _compiled(system: System, integrator: Integrator[Any], noise: NormalSource) 
     def transition(z: State, normals: Sequence[Tensor]) -> State:
         return integrator.step(system, 0.0, z, h, noise_of(zip(channels, normals, strict=True), **how))
 
-    return CompiledSteps(transition, draw, integrator.evaluations)
+    return CompiledSteps(transition, draw, integrator.evaluations, every)
 
 
 def worth_compiling(system: System, steps: int, device: torch.device) -> bool:
@@ -135,6 +140,8 @@ def resolve_engine(engine: str, noise: str, device: torch.device, *, long: bool 
     if engine == "fused" and noise == "torch":
         raise SdeflowError("engine 'fused' draws its noise itself: give noise 'philox', not 'torch'")
     found = kernel(device)
+    if not isinstance(found, str) and not found.fast and (engine, noise) == ("auto", "auto"):
+        found = NO_FMA
     if isinstance(found, str):
         for what, given, wish in (("engine", engine, "fused"), ("noise", noise, "philox")):
             if given == wish:

@@ -27,6 +27,10 @@
 #include <immintrin.h>
 #endif
 
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "words are taken by pairs, the low one first"
+#endif
+
 #if defined(_WIN32)
 #define EXPORT extern "C" __declspec(dllexport)
 #else
@@ -128,7 +132,7 @@ struct Task {
 #endif
 #include "kernels.hpp"
 
-#if !defined(SDEFLOW_ONE_CLONE) && defined(__x86_64__) && defined(__GNUC__)
+#if !defined(SDEFLOW_ONE_SET) && defined(__x86_64__) && defined(__GNUC__) && !defined(_WIN32)
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
 #else
@@ -176,7 +180,7 @@ bool has_avx2() { return false; }
 }  // namespace
 #endif
 
-#if defined(__FMA__) || defined(__AVX2__) || defined(__aarch64__) || defined(_M_ARM64)
+#if defined(__FMA__) || defined(__aarch64__) || defined(_M_ARM64)
 constexpr bool FAST = true;
 #else
 constexpr bool FAST = false;

@@ -162,14 +162,14 @@ def _kinetic(
 class Cuda:
     """The Triton kernels; see sdeflow.native.Kernel."""
 
-    def counter(self, device: torch.device) -> Tensor:
-        """What is added to every step, int64 [1]; zero but while a graph is replayed (sdeflow.graphed)."""
-        return _counter(device)
+    fast = captures = True
 
     def normals(self, out: Tensor, draw: Draw, apart: int = 1) -> None:
         for k, by_slot in enumerate(out):
             for i, xi in enumerate(by_slot):
-                grid, rest, options = _launch(xi, Draw(draw.keys, draw.step + k, draw.slot + i * apart))
+                grid, rest, options = _launch(
+                    xi, draw._replace(step=draw.step + k, slot=draw.slot + i * apart)
+                )
                 _fill[grid](xi, *rest, **options)
 
     def linear(self, x: Tensor, f: Tensor | None, numbers: Tensor, draw: Draw) -> Tensor:
@@ -188,7 +188,7 @@ class Cuda:
 
 
 @cache
-def _counter(device: torch.device) -> Tensor:
+def _zero(device: torch.device) -> Tensor:
     return torch.zeros(1, dtype=torch.int64, device=device)
 
 
@@ -199,7 +199,7 @@ def _launch(x: Tensor, draw: Draw) -> tuple[tuple[int, int], tuple[Tensor | int,
     words = [_signed(draw.step & 0xFFFFFFFF), _signed(draw.step >> 32), _signed(draw.slot)]
     return (
         (-(-groups // GROUPS), replicas),
-        (draw.keys, _counter(x.device), size, *words),
+        (draw.keys, _zero(x.device) if draw.counter is None else draw.counter, size, *words),
         {"GROUPS": GROUPS, "DOUBLE": double, "enable_fp_fusion": False},
     )
 

@@ -63,9 +63,12 @@ class GraphedSteps:
             self._replay = self._capture(self._run)
         for name, value in z.items():
             self._own[name].copy_(value)
+        assert count == self.stride
         self._counter.fill_(n)
-        self._replay()
-        self._counter.zero_()
+        try:
+            self._replay()
+        finally:
+            self._counter.zero_()
         return {name: value.clone() for name, value in self._own.items()}
 
     def _run(self) -> None:

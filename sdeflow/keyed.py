@@ -44,12 +44,12 @@ class PhiloxNoise:
         if isinstance(found, str):
             raise SdeflowError(f"noise 'philox' needs a kernel, and {found}: give noise 'torch'")
         self._substeps = substeps
+        self.counter = torch.zeros(1, dtype=torch.int64, device=device) if found.captures else None
         self._streams = [
-            Stream(channel, kind, h / substeps, _keys(channel, seeds).to(device), dtype, found, fused)
-            for channel in channels
+            Stream(c, kind, h / substeps, _keys(c, seeds).to(device), dtype, found, fused, self.counter)
+            for c in channels
         ]
         self._room = Room(dtype, device)
-        self.counter = found.counter(device)
 
     def __call__(self, n: int) -> tuple[Noise, ...]:
         return tuple(

@@ -16,21 +16,28 @@ from sdeflow.flow import Flow
 
 
 class Draw(NamedTuple):
-    """Normals of one step: a key a replica [R], int64 by its bits, and a slot; see sdeflow.philox."""
+    """Normals of one step: a key a replica [R], int64 by its bits, and a slot; see sdeflow.philox.
+
+    counter   int64 [1] on the device, which kernels there add to the step (sdeflow.graphed)
+    """
 
     keys: Tensor
     step: int
     slot: int
+    counter: Tensor | None = None
 
 
 class Kernel(Protocol):
     """Normals, and updates that draw their own; tensors are contiguous, [R, ...], of one dtype.
 
     Numbers are [1, k], or [R, k] where replicas have their own.
+
+    fast       whether it is faster than torch on this machine
+    captures   whether its calls can be captured in a graph
     """
 
-    def counter(self, device: torch.device) -> Tensor | None:
-        """What is added to every step, int64 [1] on the device; None on the CPU."""
+    fast: bool
+    captures: bool
 
     def normals(self, out: Tensor, draw: Draw, apart: int = 1) -> None:
         """Fills out [step, slot, R, ...] with xi from the draw's step and slot on, slots so far apart."""
@@ -65,13 +72,12 @@ _ARGUMENTS: dict[str, list[Any]] = {
 class Native:
     """The C++ kernels on the CPU, by as many threads as torch uses."""
 
+    captures = False
+
     def __init__(self, path: Path) -> None:
         library = ctypes.CDLL(str(path))
         self.fast = bool(library.sdeflow_fast())
         self._normals, self._linear, self._kinetic = (_both(library, name) for name in _ARGUMENTS)
-
-    def counter(self, device: torch.device) -> None:
-        return None
 
     def normals(self, out: Tensor, draw: Draw, apart: int = 1) -> None:
         steps, slots = out.shape[:2]
@@ -131,10 +137,9 @@ def native() -> Native | str:
             path = Path(folder) / f"_fused{suffix}"
             if path.is_file():
                 try:
-                    found = Native(path)
+                    return Native(path)
                 except (OSError, AttributeError) as error:
                     return f"the compiled kernel cannot be loaded: {error}"
-                return found if found.fast else NO_FMA
     return "the kernel was not compiled when sdeflow was installed, which takes a C++ compiler"
 
 

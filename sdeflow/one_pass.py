@@ -32,6 +32,7 @@ class Stream:
 
     h       reference length of a substep
     fused   whether an update may draw the noise itself
+    counter   what the kernel adds to every step, on its device
     """
 
     channel: Channel
@@ -41,6 +42,7 @@ class Stream:
     dtype: torch.dtype
     kernel: Kernel
     fused: bool
+    counter: Tensor | None = None
     shape: torch.Size = field(init=False)
 
     def __post_init__(self) -> None:
@@ -62,7 +64,7 @@ class Stream:
         self.kernel.normals(out.flatten(1, 2), self.draw(step, substep), 2 // out.shape[2])
 
     def draw(self, step: int, substep: int) -> Draw:
-        return Draw(self.keys, step, 2 * substep)
+        return Draw(self.keys, step, 2 * substep, self.counter)
 
     def numbers(self, make: Make, b: Block, h: float) -> Tensor:
         """Those of an update of a block over h, [1, k], or [R, k] where replicas have their own."""

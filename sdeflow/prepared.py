@@ -29,7 +29,7 @@ State = dict[str, Tensor]
 
 @dataclass
 class Prepared:
-    """A run that can start: `step(state, n)` is step n, `observe(t, state)` the system's observables.
+    """A run that can start: `step` takes its steps, `observe(t, state)` gives the system's observables.
 
     state     at the start, or where the run was taken up
     warning   what to know of catching up by long steps, '' for nothing
@@ -64,17 +64,17 @@ def prepare(run: Run) -> Prepared:
     scheme, system = run.integrator, run.system.to(run.dtype, run.device)
     common: dict[str, Any] = {"seeds": run.seeds, "dtype": run.dtype, "device": run.device}
     z = initial_state(system, **common)
-    warning, source = "", run.engine.source
+    warning, source, every = "", run.engine.source, run.save.every
     if run.batch is None:
         system.check(z)
         how = {"kind": scheme.noise, "substeps": scheme.substeps, "h": system.h}
         noise = source(system.channels, **how, **common)
-        step, observe = run.engine.step(system, scheme, noise), system.observe
+        step, observe = run.engine.step(system, scheme, noise, every=every), system.observe
         with torch.no_grad():
             z |= attempt(f"{type(scheme).__name__}.init", scheme.init, system, z)
     else:
         assert isinstance(system, BlockSystem)
-        step = batches = MiniBatches(system, scheme, run.batch, engine=run.engine, **common)
+        step = batches = MiniBatches(system, scheme, run.batch, engine=run.engine, every=every, **common)
         batches.check(z)
         with torch.no_grad():
             warning = batches.warning(z)
@@ -97,6 +97,7 @@ def prepare_to_solve(run: Run) -> tuple[Run, Prepared]:
                 prepared.step(prepared.state, 0, prepared.step.stride)
         except SdeflowError as error:
             run = run.by(replace(run.engine.fallback, why=str(error)))
+            del prepared
             return run, prepare(run)
     return run, prepared
 

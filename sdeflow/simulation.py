@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,8 @@ def simulate(
     batch        how data are subsampled (default: all data in every step)
     grid         frictions and inverse masses, with `replicas` at each; without it the system's own
     evaluate     when the loss on the model's held-out data is measured (default: never)
-    engine       'eager', 'fused' or 'compiled'; 'auto' is fused where there is a kernel for it
+    engine       'eager', 'fused' or 'compiled'; 'auto' is compiled for a long run, and else fused where there
+                 is a kernel for it; see sdeflow.engine. Where a run is resumed, it is what that was begun by
     noise        the noise source, 'torch' or 'philox'; 'auto' is philox where there is a kernel for it
     bound        a loss or kinetic energy past it counts as diverged
     out          a run folder to write; the trajectory is then read from it when it is asked for
@@ -94,7 +96,8 @@ def simulate(
     got; `attrs['retcode']` says so, and a DivergenceWarning is given. An interrupted or failing run is
     written to `out` as far as it got, and then raises KeyboardInterrupt or RunError.
     """
-    run = Run.declare(
+    declare = partial(
+        Run.declare,
         system,
         integrator,
         steps=steps,
@@ -106,14 +109,19 @@ def simulate(
         grid=grid,
         dtype=dtype,
         device=device,
-        engine=engine,
-        noise=noise,
         bound=bound,
     )
-    folder = None if out is None else Path(out)
+
+    def again(facts: Facts) -> Run:
+        begun = facts.setting
+        same = begun["noise_source"] if noise == "auto" else noise
+        kept = engine == "auto" and same == begun["noise_source"]
+        return declare(engine=begun["engine"] if kept else engine, noise=same)
+
+    run, folder = declare(engine=engine, noise=noise), None if out is None else Path(out)
     with progress_bar() if progress else nullcontext() as report:
         if resume and folder is not None and folder.exists():
-            solution = go_on(lambda _: run, folder, progress=report)
+            solution = go_on(again, folder, progress=report)
         else:
             solution = solve(run, out=folder, overwrite=overwrite, progress=report)
     if solution.retcode == "interrupted":

@@ -10,13 +10,29 @@ import numpy as np
 import pytest
 import torch
 
-from sdeflow import Batch, Grid, Save, SdeflowError, SDESystem, kinetic_ebipla, mpgd, simulate
+from sdeflow import (
+    Batch,
+    Grid,
+    Save,
+    SdeflowError,
+    SDESystem,
+    SystemDeclaration,
+    kinetic_ebipla,
+    kiplmc,
+    mpgd,
+    simulate,
+)
+from sdeflow.compiled import CompiledSteps
 from sdeflow.config import Config
+from sdeflow.engine import advance
+from sdeflow.prepared import prepare
 from sdeflow.problem import build
 from sdeflow.problems.decoder import Decoder
 from sdeflow.problems.generic import OrnsteinUhlenbeck
 from sdeflow.problems.hierarchical import Hierarchical
 from sdeflow.problems.latent_ebm import LatentEBM
+from sdeflow.run import Run
+from sdeflow.systems import overdamped
 
 pytestmark = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("c++")), reason="torch.compile needs a C++ compiler"
@@ -64,12 +80,50 @@ def test_numbers_are_those_of_the_eager_engine(system: Any, integrator: str, opt
     assert float(abs(eager["X"][-1] - eager["X"][0]).min()) > 0
 
 
+class Turned(Hierarchical):
+    """Its gradients in X do not lie in memory as X does."""
+
+    score_x = score_theta = None
+
+    def log_joint(self, theta: Any, x: torch.Tensor, y: Any) -> torch.Tensor:
+        return super().log_joint(theta, x.permute(2, 0, 1).contiguous().permute(1, 2, 0), y)
+
+
+def test_kept_forces_may_lie_otherwise_in_a_resumed_run(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"engine": "compiled", "dtype": "float64"}
+    system = kiplmc(Turned(data=3), particles=5, theta=MOTION, x=MOTION)
+    simulate(system, "obabo", steps=20, out=tmp_path / "run", **options)
+    again = simulate(system, "obabo", steps=40, out=tmp_path / "run", resume=True, **options)
+    whole = simulate(system, "obabo", steps=40, **options | {"engine": "eager"})
+    np.testing.assert_allclose(again["X"], whole["X"], rtol=0, atol=1e-12)
+
+
+def test_a_system_without_noise_and_the_state_before() -> None:
+    still = SystemDeclaration(name="still", theta=overdamped("0"), x=overdamped("0"), source="")
+    system = still(Hierarchical(data=3), particles=2, theta={"h": 1e-2}, x={"h": 1e-2})
+    eager, compiled = (simulate(system, steps=20, engine=e, dtype="float64") for e in ("eager", "compiled"))
+    np.testing.assert_allclose(compiled["theta"], eager["theta"], rtol=0, atol=1e-12)
+    prepared = prepare(
+        Run.declare(toy(), "expint", steps=1, dtype="float64", device="cpu", engine="compiled")
+    )
+    before = {name: value.clone() for name, value in prepared.state.items()}
+    advance(prepared.step, prepared.state, 0, prepared.step.stride + 1)
+    assert all(torch.equal(prepared.state[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize(("every", "stride"), [(10, 5), (20, 5), (8, 4), (1, 5), (7, 5), (3, 3)])
+def test_strides_fill_what_is_between_snapshots(every: int, stride: int) -> None:
+    """Of at most 5 steps of 2 gradients; where no such stride is half as long, one that does not."""
+    steps = CompiledSteps(lambda z, draws: z, lambda n, count: [torch.zeros(count)], 2, every)
+    assert steps.stride == stride
+
+
 def test_a_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
-    """Single steps to 9 and from there, with a stop within what takes 8 at once elsewhere."""
-    options: dict[str, Any] = {"engine": "compiled", "save": Save(every=9)}
-    whole = simulate(decoder(), "expint_shared", steps=36, **options)
+    """With a stop at 18, after single steps where the whole run takes a stride; these round alike here."""
+    options: dict[str, Any] = {"engine": "compiled", "save": Save(every=40)}
+    whole = simulate(decoder(), "expint_shared", steps=40, **options)
     simulate(decoder(), "expint_shared", steps=18, out=tmp_path / "run", **options)
-    again = simulate(decoder(), "expint_shared", steps=36, out=tmp_path / "run", resume=True, **options)
+    again = simulate(decoder(), "expint_shared", steps=40, out=tmp_path / "run", resume=True, **options)
     for name in whole.data_vars:
         np.testing.assert_array_equal(whole[name], again[name])
 
@@ -118,3 +172,5 @@ def test_what_it_cannot_compile_is_said(tmp_path: Path, monkeypatch: pytest.Monk
     done = simulate(looks, "expint", steps=2, noise="torch", out=tmp_path / "run")
     assert done.attrs["engine"] == "eager"
     assert "engine eager, noise torch: this model's step cannot be compiled" in log(tmp_path / "run")
+    further = simulate(looks, "expint", steps=4, noise="torch", out=tmp_path / "run", resume=True)
+    assert (further.attrs["engine"], further.attrs["warnings"]) == ("eager", "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -123,6 +124,15 @@ def test_choice_without_a_kernel() -> None:
             resolve_engine(engine, noise, CPU)
     with pytest.raises(SdeflowError, match=WHY):
         PhiloxNoise([], kind="W", substeps=1, h=1.0, seeds=[0], dtype=torch.float64, device=CPU)
+
+
+def test_a_slow_kernel_has_to_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sdeflow.native.native", lambda: SimpleNamespace(fast=False))
+    found = resolve_engine("auto", "auto", CPU)
+    assert (found.name, found.noise) == ("eager", "torch")
+    assert "no fused multiply-add" in found.why
+    assert resolve_engine("auto", "philox", CPU).name == "fused"
+    assert resolve_engine("fused", "auto", CPU).noise == "philox"
 
 
 @pytest.mark.parametrize(

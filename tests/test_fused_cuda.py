@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -85,11 +86,19 @@ noise = keyed.PhiloxNoise(
 )
 step, z = FullBatch(system, scheme, noise), initial_state(system, **how)
 start = {name: value.clone() for name, value in z.items()}
-graphed = GraphedSteps(step, cuda.counter(how["device"]), capture=lambda run: run)
+graphed = GraphedSteps(step, noise.counter, capture=lambda run: run)
 first = 2**32 - 16
 one, other = advance(step, z, first, 17), advance(graphed, z, first, 17)
 assert all(torch.equal(z[name], start[name]) for name in z)
 assert all((one[name] - z[name]).abs().min() > 0 for name in z)
+def cut_short():
+    raise KeyboardInterrupt
+
+cut = GraphedSteps(step, noise.counter, capture=lambda run: cut_short)
+try:
+    cut(z, 32, cut.stride)
+except KeyboardInterrupt:
+    assert noise.counter.item() == 0
 print(*(float((one[name] - other[name]).abs().max()) for name in z))
 """
 
@@ -133,7 +142,7 @@ def test_without_triton_fused_is_refused_on_cuda(monkeypatch: pytest.MonkeyPatch
 
 
 def test_on_cuda_fused_has_to_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sdeflow.native._triton", object)
+    monkeypatch.setattr("sdeflow.native._triton", lambda: SimpleNamespace(fast=True))
     cuda = torch.device("cuda")
     chosen = {e: resolve_engine(e, "auto", cuda) for e in ("auto", "fused")}
     assert [(c.name, c.noise) for c in chosen.values()] == [("eager", "torch"), ("fused", "philox")]

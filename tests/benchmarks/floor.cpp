@@ -1,7 +1,7 @@
 // The toy model's expint step in C++ alone, on sdeflow's own kernel code: what a step cannot be faster than.
 // To be compiled for the machine at hand (-march=native).
 
-#define SDEFLOW_ONE_CLONE
+#define SDEFLOW_ONE_SET
 #include "../../sdeflow/fused.cpp"
 
 namespace baseline {
