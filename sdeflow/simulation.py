@@ -26,7 +26,7 @@ from sdeflow.grid import Grid
 from sdeflow.held_out import Evaluate
 from sdeflow.march import March
 from sdeflow.parts import free_space
-from sdeflow.prepared import Prepared, prepare, prepare_to_solve, threads, threads_for
+from sdeflow.prepared import Prepared, prepare_to_solve, threads, threads_for
 from sdeflow.progress import Progress, progress_bar
 from sdeflow.provenance import provenance, setting, stamp
 from sdeflow.record import Recorder, Save
@@ -182,7 +182,7 @@ def go_on(declare: Callable[[Facts], Run], out: Path, *, progress: Progress | No
         _refuse_another(run, facts, out)
         if facts.whole and facts.steps == run.steps:
             return Solution(open_run(out), state, facts.retcode, facts.message)
-        prepared = prepare(run)
+        run, prepared = prepare_to_solve(run)
         prepared.take_up(state)
         if facts.ended and facts.steps == run.steps:
             return _join(run, prepared, facts, folder)

@@ -43,7 +43,7 @@ import xarray as xr
 from safetensors.torch import load_file
 
 import sdeflow
-from sdeflow import Batch, Evaluate, Save, durable, folder, march, parts, simulation
+from sdeflow import Batch, Evaluate, Save, durable, folder, march, parts, prepared
 from sdeflow.checkpoint import Damaged
 from sdeflow.durable import DiskFull
 from sdeflow.errors import SdeflowError
@@ -109,7 +109,7 @@ class Ticks:
 
 def instrument(tick: Ticks) -> None:
     """Puts a tick before each operation of the run in this process, and in the middle of each write."""
-    fsync, replace, slabs, prepare = os.fsync, Path.replace, parts._slabs, simulation.prepare
+    fsync, replace, slabs, prepare = os.fsync, Path.replace, parts._slabs, prepared.prepare
 
     class System:
         def __getattr__(self, name: str) -> Any:
@@ -132,11 +132,14 @@ def instrument(tick: Ticks) -> None:
         ready = prepare(run)
         step = ready.step
 
-        def ticking_step(z: Any, n: int) -> Any:
-            tick(disk=False)
-            return step(z, n)
+        class Ticking:
+            stride = 1
 
-        ready.step = ticking_step
+            def __call__(self, z: Any, n: int, count: int = 1) -> Any:
+                tick(disk=False)
+                return step(z, n, count)
+
+        ready.step = Ticking()
         return ready
 
     unlink, copyfile, rmtree = Path.unlink, shutil.copyfile, shutil.rmtree
@@ -168,7 +171,7 @@ def instrument(tick: Ticks) -> None:
     durable.write = write_in_two
     Path.replace = ticking_replace  # type: ignore[assignment,method-assign]
     parts._slabs = ticking_slabs
-    simulation.prepare = ticking_prepare
+    prepared.prepare = ticking_prepare
 
 
 def die() -> None:

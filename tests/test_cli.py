@@ -276,15 +276,18 @@ def test_interruption_keeps_what_was_recorded_and_exits_130(
         ready = prepare(run)
         step = ready.step
 
-        def stop_at_five(z: Any, n: int) -> Any:
-            if n == 5:
-                raise KeyboardInterrupt
-            return step(z, n)
+        class StopAtFive:
+            stride = 1
 
-        ready.step = stop_at_five
+            def __call__(self, z: Any, n: int, count: int = 1) -> Any:
+                if n == 5:
+                    raise KeyboardInterrupt
+                return step(z, n, count)
+
+        ready.step = StopAtFive()
         return ready
 
-    monkeypatch.setattr("sdeflow.simulation.prepare", interrupted)
+    monkeypatch.setattr("sdeflow.prepared.prepare", interrupted)
     code, _, err = cli("run", "tiny.toml", "--quiet", "--out", "part", "--steps", 10)
     assert code == 130
     assert err.startswith("interrupted: stopped after 5 of 10 steps; 'sdeflow resume ")

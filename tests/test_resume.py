@@ -80,8 +80,7 @@ def stop_before(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]
         ready.step = Stopping()
         return ready
 
-    for module in ("prepared", "simulation"):
-        monkeypatch.setattr(f"sdeflow.{module}.prepare", stopping)
+    monkeypatch.setattr("sdeflow.prepared.prepare", stopping)
 
     def set_to(n: int | None) -> None:
         at[0] = n

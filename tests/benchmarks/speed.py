@@ -281,10 +281,10 @@ def streaming(data: int) -> Steps:
 
 def toys(data: int) -> dict[str, Callable[[], Steps]]:
     return {
-        "fused, own scores": lambda: toy(Hierarchical, data, engine="fused"),
-        "fused, autograd": lambda: toy(Autograd, data, engine="fused"),
         "compiled, own scores": lambda: toy(Hierarchical, data, engine="compiled"),
         "compiled, autograd": lambda: toy(Autograd, data, engine="compiled"),
+        "fused, own scores": lambda: toy(Hierarchical, data, engine="fused"),
+        "fused, autograd": lambda: toy(Autograd, data, engine="fused"),
         "eager torch, own scores": lambda: toy(Hierarchical, data, noise="torch"),
         "eager torch, autograd": lambda: toy(Autograd, data, noise="torch"),
         "script": lambda: toy_script(data),
@@ -306,8 +306,8 @@ def decoders() -> dict[str, Callable[[], Steps]]:
         return by_jax(peer, Decoder(), BATCH, FEW, motion)
 
     return {
-        "fused, expint_shared": lambda: of_ours("expint_shared", engine="fused"),
         "compiled, expint_shared": lambda: of_ours("expint_shared", engine="compiled"),
+        "fused, expint_shared": lambda: of_ours("expint_shared", engine="fused"),
         "fused, expint": lambda: of_ours("expint", engine="fused"),
         "eager torch, expint_shared": lambda: of_ours("expint_shared", noise="torch"),
         "script (no gathering)": decoder_script,
@@ -330,8 +330,8 @@ def replicas() -> dict[str, Callable[[], Steps]]:
         return take
 
     return {
-        "fused, own scores": lambda: toy(Hierarchical, 100, engine="fused", replicas=64),
         "compiled, own scores": lambda: toy(Hierarchical, 100, engine="compiled", replicas=64),
+        "fused, own scores": lambda: toy(Hierarchical, 100, engine="fused", replicas=64),
         "eager torch, own scores": lambda: toy(Hierarchical, 100, noise="torch", replicas=64),
         "script, 64 runs": in_turn,
         "JAX, jit and scan": lambda: toy_jax("toy_scan", 100, replicas=64),
