@@ -41,6 +41,12 @@ pytestmark = pytest.mark.skipif(
 MOTION = {"h": 1e-3, "eta": 300.0, "gamma": 1.0}
 
 
+@pytest.fixture(autouse=True)
+def short_strides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Functions of fewer steps than users get, which take less long to compile."""
+    monkeypatch.setattr("sdeflow.compiled.GRADIENTS", 4)
+
+
 def decoder() -> Any:
     return mpgd(Decoder(latent=2, hidden=(5,), images=12), particles=3, theta=MOTION, x=MOTION)
 
@@ -112,8 +118,11 @@ def test_a_system_without_noise_and_the_state_before() -> None:
 
 
 @pytest.mark.parametrize(("every", "stride"), [(10, 5), (20, 5), (8, 4), (1, 5), (7, 5), (3, 3)])
-def test_strides_fill_what_is_between_snapshots(every: int, stride: int) -> None:
+def test_strides_fill_what_is_between_snapshots(
+    every: int, stride: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of at most 5 steps of 2 gradients; where no such stride is half as long, one that does not."""
+    monkeypatch.setattr("sdeflow.compiled.GRADIENTS", 10)
     steps = CompiledSteps(lambda z, draws: z, lambda n, count: [torch.zeros(count)], 2, every)
     assert steps.stride == stride
 
