@@ -18,21 +18,21 @@ import torch
 import xarray as xr
 from numpy.typing import NDArray
 
-from sdeflow import durable
 from sdeflow.analysis.free_energy import energy_along, toy_minimum
 from sdeflow.analysis.rates import Decay, Interval, fit_decay, over_replicas
 from sdeflow.analysis.stability import State, contraction, equilibrium
-from sdeflow.catalogue import integrator_named
-from sdeflow.config import parse_config
+from sdeflow.config.build import build
+from sdeflow.config.catalogue import integrator_named
+from sdeflow.config.run import Run, flattened
+from sdeflow.config.schema import parse_config
 from sdeflow.errors import SdeflowError
-from sdeflow.folder import open_run
-from sdeflow.model import Model
-from sdeflow.parts import encode
-from sdeflow.problem import build
+from sdeflow.model.model import Model
 from sdeflow.problems.hierarchical import Hierarchical
-from sdeflow.run import Run, flattened
-from sdeflow.simulation import solve
-from sdeflow.system import BlockSystem
+from sdeflow.simulation.solve import solve
+from sdeflow.system.system import BlockSystem
+from sdeflow.trajectory import durable
+from sdeflow.trajectory.folder import open_run
+from sdeflow.trajectory.segments import encode
 
 FREE = {"integrator", "steps", "seed", "replicas", "device", "bound"}
 """Keys of [run] in which runs of one comparison may differ; they may also differ in [save]."""

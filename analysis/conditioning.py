@@ -20,9 +20,9 @@ import xarray as xr
 
 from sdeflow.analysis.free_energy import energy_along
 from sdeflow.analysis.race import Entrant, Finish, asked, draw, printed, race, row, write
+from sdeflow.config.run import Run
 from sdeflow.problems.ill_conditioned import IllConditioned
-from sdeflow.run import Run
-from sdeflow.system import BlockSystem
+from sdeflow.system.system import BlockSystem
 
 LEVEL, SHARE = 5.0, 0.5
 """Nats above the minimum, of some thousand at the start; share of the largest stable step."""

@@ -18,9 +18,9 @@ import xarray as xr
 
 from sdeflow.analysis.race import Entrant, Finish, asked, draw, printed, race, row, write
 from sdeflow.analysis.rates import Interval, over_replicas
+from sdeflow.config.run import Run
 from sdeflow.problems.two_modes import TwoModes
-from sdeflow.run import Run
-from sdeflow.system import BlockSystem
+from sdeflow.system.system import BlockSystem
 
 LEVEL, SHARE = 0.25, 0.1
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from sdeflow.analysis.entropy import Estimate
 from sdeflow.analysis.evidence import Evidence, Gaussian, annealed
-from sdeflow.energy_model import ALPHA, EnergyModel, Prior, part
 from sdeflow.errors import SdeflowError
+from sdeflow.model.energy import ALPHA, EnergyModel, Prior, part
 
 
 class EnergyEvidence(NamedTuple):

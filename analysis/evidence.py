@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map
 
 from sdeflow.analysis.entropy import Estimate, covariances, refuse_not_finite
 from sdeflow.errors import SdeflowError, expect_shape
-from sdeflow.model import Data, Model, data_size
+from sdeflow.model.model import Data, Model, data_size
 
 ACCEPTANCE = 0.8
 """Share of accepted proposals that step sizes are tuned to."""

@@ -36,8 +36,8 @@ from sdeflow.analysis.entropy import (
     refuse_not_finite,
 )
 from sdeflow.errors import SdeflowError, did_you_mean
-from sdeflow.forces import ModelForces
-from sdeflow.model import Model
+from sdeflow.model.forces import ModelForces
+from sdeflow.model.model import Model
 
 Estimator = Literal["gaussian", "knn"]
 
@@ -215,7 +215,7 @@ def _along(
             "saved whole (raise save.theta_max)"
         )
     forces = ModelForces(model, dataset.sizes["particle"]).to(torch.float64, torch.device("cpu"))
-    expected = {"datum": forces.data, "latent": forces.latent, "param": forces.parameters.size}
+    expected = {"datum": forces.n_data, "latent": forces.latent, "param": forces.parameters.size}
     for dim, size in expected.items():
         if dataset.sizes[dim] != size:
             raise SdeflowError(

@@ -27,18 +27,19 @@ from sdeflow.analysis.convergence import curve
 from sdeflow.analysis.distances import wasserstein
 from sdeflow.analysis.race import pm, printed, reached, write
 from sdeflow.analysis.rates import Interval, over_replicas
-from sdeflow.catalogue import problem_file
-from sdeflow.config import load_config
-from sdeflow.energy_forces import EnergyForces
+from sdeflow.analysis.samples import continued
+from sdeflow.config.build import build
+from sdeflow.config.catalogue import problem_file
+from sdeflow.config.run import Run
+from sdeflow.config.schema import load_config
 from sdeflow.errors import SdeflowError
-from sdeflow.noise import generator
-from sdeflow.prior import continued
-from sdeflow.problem import build
+from sdeflow.model.energy_forces import EnergyForces
 from sdeflow.problems.latent_ebm import LatentEBM, planar
-from sdeflow.progress import progress_bar
-from sdeflow.run import Run
-from sdeflow.simulation import Solution, solve
-from sdeflow.system import BlockSystem
+from sdeflow.seeds import generator
+from sdeflow.simulation.ending import Solution
+from sdeflow.simulation.solve import solve
+from sdeflow.system.system import BlockSystem
+from sdeflow.terminal import progress_bar
 
 PROBLEM, SNAPSHOTS, MOVED_ON = "latent_ebm_2d", 40, 500
 
@@ -137,7 +138,7 @@ def _moved_on(run: Run, solution: Solution) -> list[Tensor]:
         state = {name: value[r] for name, value in solution.state.items()}
         z = None
         if forces.prior is not None:
-            z = continued(system, run.integrator, state, forces.prior.particles, MOVED_ON, seed=r)
+            z = continued(system, run.integrator, state, forces.prior.n_particles, MOVED_ON, seed=r)
         found.append(_observed(model, forces, state, z, seed=r))
     return found
 

@@ -30,10 +30,10 @@ from sdeflow.analysis.compare import decays, interval
 from sdeflow.analysis.convergence import opened
 from sdeflow.analysis.stability import step_map, with_momentum
 from sdeflow.analysis.stability_map import linearised
-from sdeflow.config import Config, parse_config
-from sdeflow.endings import past_bound
+from sdeflow.config.build import build
+from sdeflow.config.schema import Config, parse_config
 from sdeflow.errors import SdeflowError
-from sdeflow.problem import build
+from sdeflow.simulation.ending import past_bound
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

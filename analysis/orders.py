@@ -32,16 +32,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sdeflow.analysis.wells import SRA1, WELLS, MakeSystem
-from sdeflow.catalogue import entries, integrator_named
-from sdeflow.display import table
-from sdeflow.engine import FullBatch, advance
+from sdeflow.config.catalogue import entries, integrator_named
+from sdeflow.engine.step import FullBatch, advance
 from sdeflow.errors import RunError, SdeflowError, attempt
-from sdeflow.integrator import Integrator
-from sdeflow.noise import Channel, Increment, compose, generator
+from sdeflow.seeds import generator
+from sdeflow.system.increments import Channel, Increment, compose
+from sdeflow.system.integrator import Integrator
+from sdeflow.terminal import table
 
 if TYPE_CHECKING:
-    from sdeflow.maps import State
-    from sdeflow.noise import Noise
+    from sdeflow.state import State
+    from sdeflow.system.increments import Noise
 
 Array = NDArray[np.float64]
 CHOICES = (("coupled wells", "coupled, parameters without noise"), ("overdamped well",))

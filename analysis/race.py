@@ -23,14 +23,14 @@ from sdeflow.analysis.convergence import curve
 from sdeflow.analysis.rates import Interval, over_replicas
 from sdeflow.analysis.stability import equilibrium
 from sdeflow.analysis.tuning import Tuning, retuned, tuned
-from sdeflow.catalogue import problem_file
-from sdeflow.config import load_config
+from sdeflow.config.build import build
+from sdeflow.config.catalogue import problem_file
+from sdeflow.config.run import Run
+from sdeflow.config.schema import load_config
 from sdeflow.errors import SdeflowError
-from sdeflow.problem import build
-from sdeflow.progress import progress_bar
-from sdeflow.run import Run
-from sdeflow.simulation import solve
-from sdeflow.system import BlockSystem
+from sdeflow.simulation.solve import solve
+from sdeflow.system.system import BlockSystem
+from sdeflow.terminal import progress_bar
 
 SAVED = 400
 """Times at which a series is looked at."""

@@ -15,7 +15,7 @@ import xarray as xr
 
 from sdeflow.analysis.compare import Entry, Row
 from sdeflow.analysis.convergence import curve
-from sdeflow.units import duration
+from sdeflow.terminal import duration
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -29,10 +29,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sdeflow.errors import SdeflowError
-from sdeflow.forces import ModelForces
-from sdeflow.integrator import Integrator
-from sdeflow.noise import Noise
-from sdeflow.system import BlockSystem, initial_state
+from sdeflow.model.forces import ModelForces
+from sdeflow.system.increments import Noise
+from sdeflow.system.integrator import Integrator
+from sdeflow.system.system import BlockSystem, initial_state
 
 State = dict[str, Tensor]
 Vector = NDArray[np.float64]
@@ -72,7 +72,7 @@ def equilibrium(system: BlockSystem, *, tolerance: float = 1e-9) -> State:
     def energy(x: Vector) -> tuple[float, Vector]:
         assert model is not None
         with torch.no_grad():
-            value = float(model.loss(at(x))) * model.data
+            value = float(model.loss(at(x))) * model.n_data
         return value, -forces(x) / weight
 
     start: Vector = packed(positions).numpy()
@@ -85,7 +85,7 @@ def equilibrium(system: BlockSystem, *, tolerance: float = 1e-9) -> State:
             x = error.args[0]
     else:
         # the force on theta is a mean over particles, that on a particle is not
-        share = {"theta": 1.0, "X": float(model.particles)}
+        share = {"theta": 1.0, "X": float(model.n_particles)}
         weight = packed({k: torch.full_like(v, share[k]) for k, v in positions.items()}).numpy()
         limits: Any = {"maxiter": 10_000, "maxfun": 20_000, "ftol": 0.0, "gtol": tolerance, "maxcor": 50}
         x = scipy.optimize.minimize(energy, start, jac=True, method="L-BFGS-B", options=limits).x

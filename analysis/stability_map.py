@@ -23,11 +23,11 @@ from sdeflow.analysis.stability import (
     stability_limit,
     with_friction,
 )
-from sdeflow.catalogue import integrator_named
+from sdeflow.config.catalogue import integrator_named
+from sdeflow.config.run import Run
 from sdeflow.errors import SdeflowError
-from sdeflow.integrator import Integrator
-from sdeflow.run import Run
-from sdeflow.system import BlockSystem
+from sdeflow.system.integrator import Integrator
+from sdeflow.system.system import BlockSystem
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -139,8 +139,8 @@ def show(run: Run, integrators: Sequence[str], *, at: Path | None, out: Path | N
     from rich.console import Console
     from rich.progress import Progress
 
-    from sdeflow.display import out as console
-    from sdeflow.display import table
+    from sdeflow.terminal import out as console
+    from sdeflow.terminal import table
 
     system, z = linearised(run, at)
     found = list(rows(system, z, integrators))

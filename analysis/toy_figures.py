@@ -21,15 +21,15 @@ from matplotlib.figure import Figure
 
 from sdeflow.analysis.convergence import curve, parameter_curve
 from sdeflow.analysis.free_energy import gaussian_energy, toy_minimum
-from sdeflow.catalogue import problem_file
-from sdeflow.config import load_config
+from sdeflow.config.build import build
+from sdeflow.config.catalogue import problem_file
+from sdeflow.config.run import Run
+from sdeflow.config.schema import load_config
 from sdeflow.errors import SdeflowError
-from sdeflow.problem import build
 from sdeflow.problems.hierarchical import Hierarchical
-from sdeflow.progress import progress_bar
-from sdeflow.run import Run
-from sdeflow.simulation import solve
-from sdeflow.system import BlockSystem
+from sdeflow.simulation.solve import solve
+from sdeflow.system.system import BlockSystem
+from sdeflow.terminal import progress_bar
 
 
 class Choice(NamedTuple):

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from sdeflow.analysis.stability import State, contraction, stability_limit, with_friction
-from sdeflow.integrator import Integrator
-from sdeflow.system import BlockSystem
+from sdeflow.system.integrator import Integrator
+from sdeflow.system.system import BlockSystem
 
 FRICTIONS = tuple(np.geomspace(1 / 4, 4, 9))
 """Factors on friction that are tried."""

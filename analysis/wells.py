@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from sdeflow.block import Block
-from sdeflow.integrator import Integrator
-from sdeflow.system import BlockSystem, System
+from sdeflow.system.block import Block
+from sdeflow.system.integrator import Integrator
+from sdeflow.system.system import BlockSystem, System
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sdeflow.maps import State
-    from sdeflow.noise import Noise
+    from sdeflow.state import State
+    from sdeflow.system.increments import Noise
 
 MakeSystem = Callable[[float, int], System]
 """A system of so many independent paths, from the reference step h and their number."""

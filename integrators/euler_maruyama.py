@@ -2,13 +2,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sdeflow.integrator import Integrator, refuses_memory
-from sdeflow.maps import plus
-from sdeflow.system import System
+from sdeflow.state import plus
+from sdeflow.system.integrator import Integrator, refuses_memory
+from sdeflow.system.system import System
 
 if TYPE_CHECKING:
-    from sdeflow.maps import State
-    from sdeflow.noise import Noise
+    from sdeflow.state import State
+    from sdeflow.system.increments import Noise
 
 
 class EulerMaruyama(Integrator[System]):

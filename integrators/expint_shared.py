@@ -2,13 +2,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sdeflow.integrator import Integrator
-from sdeflow.maps import exponential, free_flight
-from sdeflow.system import BlockSystem
+from sdeflow.system.integrator import Integrator
+from sdeflow.system.maps import exponential, free_flight
+from sdeflow.system.system import BlockSystem
 
 if TYPE_CHECKING:
-    from sdeflow.maps import State
-    from sdeflow.noise import Noise
+    from sdeflow.state import State
+    from sdeflow.system.increments import Noise
 
 
 class ExpIntShared(Integrator[BlockSystem]):

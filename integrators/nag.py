@@ -2,13 +2,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sdeflow.integrator import Integrator
-from sdeflow.maps import exponential, plus, remembered
-from sdeflow.system import BlockSystem, System
+from sdeflow.state import plus
+from sdeflow.system.integrator import Integrator
+from sdeflow.system.maps import exponential, remembered
+from sdeflow.system.system import BlockSystem, System
 
 if TYPE_CHECKING:
-    from sdeflow.maps import State
-    from sdeflow.noise import Noise
+    from sdeflow.state import State
+    from sdeflow.system.increments import Noise
 
 
 class NAG(Integrator[BlockSystem]):
@@ -33,13 +34,13 @@ class NAG(Integrator[BlockSystem]):
     def refuses(self, system: System) -> str | None:
         if refusal := super().refuses(system):
             return refusal
-        assert isinstance(system, BlockSystem)
-        for b in system.parameters:
+        parameters = [b for b in system.blocks if b.role == "parameters"]
+        for b in parameters:
             if not b.kinetic:
                 return f"it needs a momentum in {b.name}"
             if b.temperature > 0:
                 return f"it takes no noise in {b.name}, whose temperature is {b.temperature:g}"
-        return None if system.parameters else "it moves parameters, and the system has none"
+        return None if parameters else "it moves parameters, and the system has none"
 
     def step(self, system: BlockSystem, t: float, z: State, h: float, noise: tuple[Noise, ...]) -> State:
         (dW,) = noise

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sdeflow.integrator import Integrator, kept, recall, refuses_without_momenta
-from sdeflow.maps import A, B, O
-from sdeflow.system import BlockSystem, System
+from sdeflow.system.integrator import Integrator, kept, recall, refuses_without_momenta
+from sdeflow.system.maps import A, B, O
+from sdeflow.system.system import BlockSystem, System
 
 if TYPE_CHECKING:
-    from sdeflow.maps import State
-    from sdeflow.noise import Noise
+    from sdeflow.state import State
+    from sdeflow.system.increments import Noise
 
 
 class OBABO(Integrator[BlockSystem]):

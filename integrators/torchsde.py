@@ -5,14 +5,14 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from sdeflow.integrator import Integrator, refuses_memory
-from sdeflow.system import BlockSystem, System
+from sdeflow.system.integrator import Integrator, refuses_memory
+from sdeflow.system.system import System
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sdeflow.maps import State
-    from sdeflow.noise import Noise
+    from sdeflow.state import State
+    from sdeflow.system.increments import Noise
 
 EXTRA = "torchsde:"
 """Prefix of what a solver keeps in the state from one step to the next."""
@@ -122,7 +122,7 @@ def _path(sde: _Flat, y: Tensor, dW: Noise, h: float) -> Any:
 
 
 def _state_dependent(system: System) -> bool:
-    if isinstance(system, BlockSystem):
+    if system.blocks:
         return False
     import torch
 

@@ -2,13 +2,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sdeflow.integrator import Integrator, refuses_without_momenta
-from sdeflow.maps import B, U
-from sdeflow.system import BlockSystem, System
+from sdeflow.system.integrator import Integrator, refuses_without_momenta
+from sdeflow.system.maps import B, U
+from sdeflow.system.system import BlockSystem, System
 
 if TYPE_CHECKING:
-    from sdeflow.maps import State
-    from sdeflow.noise import Noise
+    from sdeflow.state import State
+    from sdeflow.system.increments import Noise
 
 
 class UBU(Integrator[BlockSystem]):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from sdeflow.errors import SdeflowError
-from sdeflow.model import Model, Parameters
+from sdeflow.model.model import Model, Parameters
 
 
 class Decoder(Model):

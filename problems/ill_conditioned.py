@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sdeflow.errors import SdeflowError
-from sdeflow.model import Model, Parameters
+from sdeflow.model.model import Model, Parameters
 
 
 class IllConditioned(Model):

@@ -15,7 +15,7 @@ from torch.func import functional_call
 from torch.nn.functional import softplus
 
 from sdeflow.errors import SdeflowError
-from sdeflow.model import Model, Parameters
+from sdeflow.model.model import Model, Parameters
 
 
 class Images(Model):
@@ -60,7 +60,7 @@ class Images(Model):
             raise SdeflowError(f"sigma must be positive, given {sigma}")
         if min(latent, width, *hidden) < 1 or pseudo_points < 0:
             raise SdeflowError("latent, width and hidden must be at least 1, and pseudo_points at least 0")
-        from sdeflow.images import load_images
+        from sdeflow.data.images import load_images
 
         pixels, _ = load_images(dataset)
         if images is not None and not 1 <= images <= len(pixels):

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from sdeflow.energy_model import BETA, EnergyModel, part
 from sdeflow.errors import SdeflowError
-from sdeflow.model import Parameters
+from sdeflow.model.energy import BETA, EnergyModel, part
+from sdeflow.model.model import Parameters
 
 
 class LatentEBM(EnergyModel):

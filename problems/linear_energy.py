@@ -7,9 +7,9 @@ from math import log, pi
 import torch
 from torch import Tensor
 
-from sdeflow.energy_model import EnergyModel
 from sdeflow.errors import SdeflowError
-from sdeflow.model import Parameters
+from sdeflow.model.energy import EnergyModel
+from sdeflow.model.model import Parameters
 
 
 class LinearEnergy(EnergyModel):

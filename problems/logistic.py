@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from sdeflow.errors import SdeflowError
-from sdeflow.model import Model, Parameters
+from sdeflow.model.model import Model, Parameters
 
 
 class Logistic(Model):

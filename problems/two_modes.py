@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from sdeflow.errors import SdeflowError
-from sdeflow.model import Model, Parameters
+from sdeflow.model.model import Model, Parameters
 
 
 class TwoModes(Model):

@@ -16,60 +16,52 @@ if not (Path(__file__).parent / "integrators").is_dir():
 __version__ = "0.1.0"
 
 _HOME = {
-    "Batch": "sdeflow.batch",
-    "Block": "sdeflow.block",
-    "BlockSystem": "sdeflow.system",
-    "EnergyModel": "sdeflow.energy_model",
-    "EnergySystemDeclaration": "sdeflow.systems",
-    "Evaluate": "sdeflow.held_out",
-    "Grid": "sdeflow.grid",
-    "Integrator": "sdeflow.integrator",
-    "Model": "sdeflow.model",
-    "Motion": "sdeflow.systems",
-    "Save": "sdeflow.record",
-    "SDESystem": "sdeflow.sde",
-    "SdeflowError": "sdeflow.errors",
-    "SystemDeclaration": "sdeflow.systems",
-    "ebipla": "sdeflow.systems",
-    "ipla": "sdeflow.systems",
-    "kinetic_ebipla": "sdeflow.systems",
-    "kiplmc": "sdeflow.systems",
-    "mpgd": "sdeflow.systems",
-    "mpgd_theta": "sdeflow.systems",
-    "mpgd_x": "sdeflow.systems",
-    "open_run": "sdeflow.folder",
-    "pgd": "sdeflow.systems",
-    "resume": "sdeflow.problem",
-    "simulate": "sdeflow.simulation",
+    name: module
+    for module, names in {
+        "sdeflow.errors": "SdeflowError",
+        "sdeflow.model.energy": "EnergyModel",
+        "sdeflow.model.model": "Model",
+        "sdeflow.options": "Batch Evaluate Grid Save",
+        "sdeflow.simulation.resume": "resume",
+        "sdeflow.simulation.simulate": "simulate",
+        "sdeflow.system.block": "Block",
+        "sdeflow.system.integrator": "Integrator",
+        "sdeflow.system.published": "EnergySystemDeclaration Motion SystemDeclaration "
+        "ebipla ipla kinetic_ebipla kiplmc mpgd mpgd_theta mpgd_x pgd",
+        "sdeflow.system.sde": "SDESystem",
+        "sdeflow.system.system": "BlockSystem",
+        "sdeflow.trajectory.folder": "open_run",
+    }.items()
+    for name in names.split()
 }
 __all__ = sorted([*_HOME, "__version__"])
 
 if TYPE_CHECKING:
-    from sdeflow.batch import Batch as Batch
-    from sdeflow.block import Block as Block
-    from sdeflow.energy_model import EnergyModel as EnergyModel
     from sdeflow.errors import SdeflowError as SdeflowError
-    from sdeflow.folder import open_run as open_run
-    from sdeflow.grid import Grid as Grid
-    from sdeflow.held_out import Evaluate as Evaluate
-    from sdeflow.integrator import Integrator as Integrator
-    from sdeflow.model import Model as Model
-    from sdeflow.problem import resume as resume
-    from sdeflow.record import Save as Save
-    from sdeflow.sde import SDESystem as SDESystem
-    from sdeflow.simulation import simulate as simulate
-    from sdeflow.system import BlockSystem as BlockSystem
-    from sdeflow.systems import EnergySystemDeclaration as EnergySystemDeclaration
-    from sdeflow.systems import Motion as Motion
-    from sdeflow.systems import SystemDeclaration as SystemDeclaration
-    from sdeflow.systems import ebipla as ebipla
-    from sdeflow.systems import ipla as ipla
-    from sdeflow.systems import kinetic_ebipla as kinetic_ebipla
-    from sdeflow.systems import kiplmc as kiplmc
-    from sdeflow.systems import mpgd as mpgd
-    from sdeflow.systems import mpgd_theta as mpgd_theta
-    from sdeflow.systems import mpgd_x as mpgd_x
-    from sdeflow.systems import pgd as pgd
+    from sdeflow.model.energy import EnergyModel as EnergyModel
+    from sdeflow.model.model import Model as Model
+    from sdeflow.options import Batch as Batch
+    from sdeflow.options import Evaluate as Evaluate
+    from sdeflow.options import Grid as Grid
+    from sdeflow.options import Save as Save
+    from sdeflow.simulation.resume import resume as resume
+    from sdeflow.simulation.simulate import simulate as simulate
+    from sdeflow.system.block import Block as Block
+    from sdeflow.system.integrator import Integrator as Integrator
+    from sdeflow.system.published import EnergySystemDeclaration as EnergySystemDeclaration
+    from sdeflow.system.published import Motion as Motion
+    from sdeflow.system.published import SystemDeclaration as SystemDeclaration
+    from sdeflow.system.published import ebipla as ebipla
+    from sdeflow.system.published import ipla as ipla
+    from sdeflow.system.published import kinetic_ebipla as kinetic_ebipla
+    from sdeflow.system.published import kiplmc as kiplmc
+    from sdeflow.system.published import mpgd as mpgd
+    from sdeflow.system.published import mpgd_theta as mpgd_theta
+    from sdeflow.system.published import mpgd_x as mpgd_x
+    from sdeflow.system.published import pgd as pgd
+    from sdeflow.system.sde import SDESystem as SDESystem
+    from sdeflow.system.system import BlockSystem as BlockSystem
+    from sdeflow.trajectory.folder import open_run as open_run
 
 
 def __getattr__(name: str) -> Any:

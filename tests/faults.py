@@ -43,13 +43,16 @@ import xarray as xr
 from safetensors.torch import load_file
 
 import sdeflow
-from sdeflow import Batch, Evaluate, Save, durable, folder, march, parts, prepared
-from sdeflow.checkpoint import Damaged
-from sdeflow.durable import DiskFull
+from sdeflow import Batch, Evaluate, Save, folder, march, prepared
+from sdeflow.config.run import Run
 from sdeflow.errors import SdeflowError
 from sdeflow.problems.hierarchical import Hierarchical
-from sdeflow.run import Run
-from sdeflow.simulation import go_on, solve
+from sdeflow.simulation.resume import go_on
+from sdeflow.simulation.solve import solve
+from sdeflow.trajectory import durable
+from sdeflow.trajectory import segments as parts
+from sdeflow.trajectory.checkpoint import Damaged
+from sdeflow.trajectory.durable import DiskFull
 
 STEPS, SHORT = 18, 10
 """Steps of a run, and of one that ends before it goes on."""

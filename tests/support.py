@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sdeflow.catalogue import entries, find, integrator_named
 from sdeflow.cli import main
-from sdeflow.integrator import Integrator
-from sdeflow.native import native
-from sdeflow.noise import Channel, Noise
-from sdeflow.system import System
+from sdeflow.config.catalogue import entries, find, integrator_named
+from sdeflow.noise.cpp import native
+from sdeflow.system.increments import Channel, Noise
+from sdeflow.system.integrator import Integrator
+from sdeflow.system.system import System
 
 needs_kernel = pytest.mark.skipif(isinstance(native(), str), reason=str(native()))
 

@@ -29,9 +29,9 @@ from support import (
     unpack,
 )
 
-from sdeflow.catalogue import integrator_named
-from sdeflow.engine import FullBatch, advance
-from sdeflow.system import System
+from sdeflow.config.catalogue import integrator_named
+from sdeflow.engine.step import FullBatch, advance
+from sdeflow.system.system import System
 
 # The table of contraction rates --------------------------------------------------------------------
 

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 import sdeflow
 from sdeflow.cli import main
-from sdeflow.config import load_config
+from sdeflow.config.build import build
+from sdeflow.config.schema import load_config
 from sdeflow.errors import SdeflowError
-from sdeflow.problem import build
-from sdeflow.simulation import solve
+from sdeflow.simulation.solve import solve
 
 VALID: dict[str, Any] = {
     "title": "A valid problem",

@@ -16,14 +16,14 @@ from torch import Tensor
 
 import sdeflow
 from sdeflow import Batch, Save, simulate
-from sdeflow.batch import VISITED, MiniBatches
-from sdeflow.block import Block
-from sdeflow.catalogue import entries, integrator_named
+from sdeflow.config.catalogue import entries, integrator_named
+from sdeflow.engine.minibatch import VISITED, MiniBatches
 from sdeflow.errors import SdeflowError, StabilityWarning
-from sdeflow.flow import kinetic_flow
-from sdeflow.noise import TorchNoise
+from sdeflow.noise.source import TorchNoise
 from sdeflow.problems.hierarchical import Hierarchical
-from sdeflow.system import BlockSystem, initial_state
+from sdeflow.system.block import Block
+from sdeflow.system.flow import kinetic_flow
+from sdeflow.system.system import BlockSystem, initial_state
 
 D, N, H, ETA, GAMMA = 12, 2, 0.01, 20.0, 0.5
 WHOLE = Save(every=7, data="all", particles="all")
@@ -122,7 +122,7 @@ def test_particles_outside_the_batch_stay() -> None:
 def test_replicas_are_runs_and_pieces_do_not_matter(catch_up: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"steps": 14, "dtype": "float64", "batch": Batch(5, catch_up, 4)}
     together = simulate(toy(), "expint", seed=3, replicas=3, save=WHOLE, **options)
-    monkeypatch.setattr("sdeflow.march._CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr("sdeflow.simulation.march._CHUNK_SECONDS", 0.0)
     for r in range(3):
         alone = simulate(
             toy(), "expint", seed=3 + r, save=Save(every=1, data="all", particles="all"), **options

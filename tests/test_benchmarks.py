@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from sdeflow import mpgd
-from sdeflow.forces import ModelForces
-from sdeflow.model import Model
-from sdeflow.prepared import prepare
+from sdeflow.config.run import Run
+from sdeflow.model.forces import ModelForces
+from sdeflow.model.model import Model
 from sdeflow.problems.decoder import Decoder
 from sdeflow.problems.hierarchical import Hierarchical
-from sdeflow.run import Run
+from sdeflow.simulation.prepare import prepare
 
 jax = pytest.importorskip("jax")
 pytest.importorskip("diffrax")

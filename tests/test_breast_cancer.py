@@ -19,11 +19,11 @@ from scipy.special import expit
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from sdeflow.catalogue import problem_file
-from sdeflow.config import load_config
-from sdeflow.problem import build
+from sdeflow.config.build import build
+from sdeflow.config.catalogue import problem_file
+from sdeflow.config.schema import load_config
 from sdeflow.problems.logistic import Logistic
-from sdeflow.simulation import solve
+from sdeflow.simulation.solve import solve
 
 Array = NDArray[np.float64]
 

@@ -11,12 +11,12 @@ import pytest
 import xarray as xr
 
 import sdeflow
-from sdeflow import catalogue
 from sdeflow.cli import main
-from sdeflow.config import load_config
+from sdeflow.config import catalogue
+from sdeflow.config.build import build
+from sdeflow.config.schema import load_config
 from sdeflow.errors import SdeflowError, did_you_mean
-from sdeflow.problem import build
-from sdeflow.simulation import solve
+from sdeflow.simulation.solve import solve
 
 PLUGIN = {
     "plugged/__init__.py": "",
@@ -211,7 +211,7 @@ def test_a_package_s_scheme_is_named_where_another_is_refused(
     install: Callable[[dict[str, str]], None],
 ) -> None:
     install(PLUGIN)
-    system = sdeflow.SDESystem(sdeflow.catalogue.find("systems", "decay")(), h=0.1)
+    system = sdeflow.SDESystem(catalogue.find("systems", "decay")(), h=0.1)
     with pytest.raises(SdeflowError, match="These can: backwards, euler_maruyama"):
         sdeflow.simulate(system, "expint", steps=1)
 

@@ -287,7 +287,7 @@ def test_interruption_keeps_what_was_recorded_and_exits_130(
         ready.step = StopAtFive()
         return ready
 
-    monkeypatch.setattr("sdeflow.prepared.prepare", interrupted)
+    monkeypatch.setattr("sdeflow.simulation.prepare.prepare", interrupted)
     code, _, err = cli("run", "tiny.toml", "--quiet", "--out", "part", "--steps", 10)
     assert code == 130
     assert err.startswith("interrupted: stopped after 5 of 10 steps; 'sdeflow resume ")
@@ -308,7 +308,7 @@ def test_interruption_before_the_first_step_writes_nothing(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sdeflow.problem.build", interrupted)
+    monkeypatch.setattr("sdeflow.config.build.build", interrupted)
     code, out, _ = cli("run", "tiny.toml")
     assert (code, out) == (130, "")
     assert contents(tmp_path).keys() == {"tiny.toml"}
@@ -320,7 +320,7 @@ def test_a_full_disk_is_one_sentence_and_exit_1(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sdeflow.durable.os.fsync", full)
+    monkeypatch.setattr("sdeflow.trajectory.durable.os.fsync", full)
     code, _, err = cli("run", "tiny.toml", "--out", "run")
     assert code == 1
     assert err.count("\n") == 1
@@ -332,7 +332,7 @@ def test_a_full_disk_is_one_sentence_and_exit_1(
 
 
 def test_list_shows_the_whole_catalogue(cli: Cli) -> None:
-    from sdeflow.catalogue import integrator_named, problem_files
+    from sdeflow.config.catalogue import integrator_named, problem_files
 
     code, out, err = cli("list")
     assert (code, err) == (0, "")

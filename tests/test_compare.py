@@ -12,11 +12,11 @@ import xarray as xr
 from support import affine_map, command
 
 from sdeflow.analysis.compare import Entry, coordinate, open_entries, rows
-from sdeflow.catalogue import problem_file
-from sdeflow.config import load_config
+from sdeflow.config.build import build
+from sdeflow.config.catalogue import problem_file
+from sdeflow.config.schema import load_config
 from sdeflow.errors import SdeflowError
-from sdeflow.problem import build
-from sdeflow.simulation import solve
+from sdeflow.simulation.solve import solve
 
 OPTIONS = ["-q", "--steps", "900", "--set", "system.particles=20", "--set", "save.every=3"]
 OPTIONS += ["--set", "save.data=all", "--set", "save.particles=all"]

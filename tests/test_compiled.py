@@ -22,17 +22,17 @@ from sdeflow import (
     mpgd,
     simulate,
 )
-from sdeflow.compiled import CompiledSteps
-from sdeflow.config import Config
-from sdeflow.engine import advance
-from sdeflow.prepared import prepare
-from sdeflow.problem import build
+from sdeflow.config.build import build
+from sdeflow.config.run import Run
+from sdeflow.config.schema import Config
+from sdeflow.engine.compiled import CompiledSteps
+from sdeflow.engine.step import advance
 from sdeflow.problems.decoder import Decoder
 from sdeflow.problems.generic import OrnsteinUhlenbeck
 from sdeflow.problems.hierarchical import Hierarchical
 from sdeflow.problems.latent_ebm import LatentEBM
-from sdeflow.run import Run
-from sdeflow.systems import overdamped
+from sdeflow.simulation.prepare import prepare
+from sdeflow.system.published import overdamped
 
 pytestmark = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("c++")), reason="torch.compile needs a C++ compiler"
@@ -44,7 +44,7 @@ MOTION = {"h": 1e-3, "eta": 300.0, "gamma": 1.0}
 @pytest.fixture(autouse=True)
 def short_strides(monkeypatch: pytest.MonkeyPatch) -> None:
     """Functions of fewer steps than users get, which take less long to compile."""
-    monkeypatch.setattr("sdeflow.compiled.GRADIENTS", 4)
+    monkeypatch.setattr("sdeflow.engine.compiled.GRADIENTS", 4)
 
 
 def decoder() -> Any:
@@ -122,7 +122,7 @@ def test_strides_fill_what_is_between_snapshots(
     every: int, stride: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of at most 5 steps of 2 gradients; where no such stride is half as long, one that does not."""
-    monkeypatch.setattr("sdeflow.compiled.GRADIENTS", 10)
+    monkeypatch.setattr("sdeflow.engine.compiled.GRADIENTS", 10)
     steps = CompiledSteps(lambda z, draws: z, lambda n, count: [torch.zeros(count)], 2, every)
     assert steps.stride == stride
 
@@ -143,7 +143,7 @@ def log(run: Path) -> str:
 
 def test_long_runs_are_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From LONG steps on, and the folder holds what it was; a plain SDE is never."""
-    monkeypatch.setattr("sdeflow.engine.LONG", 3)
+    monkeypatch.setattr("sdeflow.engine.engine.LONG", 3)
     chosen = {steps: simulate(toy(), "expint", steps=steps, out=tmp_path / str(steps)) for steps in (2, 3)}
     assert chosen[2].attrs["engine"] != "compiled"
     assert chosen[3].attrs["engine"] == "compiled"
@@ -177,7 +177,7 @@ def test_what_it_cannot_compile_is_said(tmp_path: Path, monkeypatch: pytest.Monk
         simulate(looks, "expint", steps=1, engine="compiled")
 
     # where it was not asked for, the run goes on without it and says why
-    monkeypatch.setattr("sdeflow.engine.LONG", 2)
+    monkeypatch.setattr("sdeflow.engine.engine.LONG", 2)
     done = simulate(looks, "expint", steps=2, noise="torch", out=tmp_path / "run")
     assert done.attrs["engine"] == "eager"
     assert "engine eager, noise torch: this model's step cannot be compiled" in log(tmp_path / "run")

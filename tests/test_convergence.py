@@ -21,7 +21,7 @@ from support import toy
 
 from sdeflow import Save, simulate
 from sdeflow.problems.generic import DoubleWell, OrnsteinUhlenbeck
-from sdeflow.sde import SDESystem
+from sdeflow.system.sde import SDESystem
 
 DATA, PARTICLES, SCALE, MLE, REPLICAS = 4, 12, 1.5, 3.0, 12
 V = 1 / (1 + 1 / SCALE**2)

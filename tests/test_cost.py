@@ -11,8 +11,8 @@ import pytest
 MEASURE = """
 import sys, torch
 from sdeflow import Batch, Model, Save, mpgd, simulate
-from sdeflow.cost import peak_bytes
-from sdeflow.run import Run
+from sdeflow.cli.show import peak_bytes
+from sdeflow.config.run import Run
 
 class Gaussian(Model):
     def __init__(self, data):

@@ -29,9 +29,9 @@ import pytest
 import torch
 
 from sdeflow import data, download, sources
-from sdeflow.datasets import DATASETS, CacheFile, DataSet, Package, Part
+from sdeflow.data.datasets import DATASETS, CacheFile, DataSet, Package, Part
+from sdeflow.data.images import load_images, read_idx, read_records
 from sdeflow.errors import RunError, SdeflowError
-from sdeflow.images import load_images, read_idx, read_records
 
 REAL_CACHE = data.cache_folder()
 Made = tuple[DataSet, dict[str, bytes]]
@@ -374,7 +374,7 @@ import os, signal
 from dataclasses import replace
 from pathlib import Path
 from sdeflow import data, sources
-from sdeflow.datasets import DATASETS, CacheFile, DataSet, Package, Part
+from sdeflow.data.datasets import DATASETS, CacheFile, DataSet, Package, Part
 DATASETS["cifar10"] = {records[0]!r}
 before = os.fsync
 def fsync(fd, seen=[]):
@@ -762,7 +762,7 @@ def test_as_many_labels_as_images(digits: Made, tmp_path: Path, monkeypatch: pyt
 
 
 def test_no_torch_is_loaded() -> None:
-    code = "import sys, sdeflow.data, sdeflow.images; sys.exit('torch' in sys.modules)"
+    code = "import sys, sdeflow.data.cache, sdeflow.data.images; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=20, check=False).returncode == 0
 
 

@@ -21,14 +21,14 @@ from sdeflow.analysis.energy_evidence import energy_evidence
 from sdeflow.analysis.evidence import fitted, standard
 from sdeflow.analysis.rates import fit_decay, over_replicas
 from sdeflow.analysis.stability import contraction, equilibrium
-from sdeflow.block import Block
-from sdeflow.catalogue import find, integrator_named
-from sdeflow.energy_forces import EnergyForces
+from sdeflow.config.catalogue import find, integrator_named
 from sdeflow.errors import DivergenceWarning, SdeflowError
+from sdeflow.model.energy_forces import EnergyForces
 from sdeflow.problems.hierarchical import Hierarchical
 from sdeflow.problems.latent_ebm import LatentEBM
 from sdeflow.problems.linear_energy import LinearEnergy
-from sdeflow.system import BlockSystem
+from sdeflow.system.block import Block
+from sdeflow.system.system import BlockSystem
 
 D, N, P, NOISE = 3, 2, 4, 1.5
 V = 1 / (1 + 2 / NOISE**2)

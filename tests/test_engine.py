@@ -15,21 +15,23 @@ from support import accepted_pairs, affine_map, needs_kernel, toy
 from torch import Tensor
 
 from sdeflow import Batch, Evaluate, Save, kiplmc, mpgd, simulate
-from sdeflow.batch import MiniBatches
-from sdeflow.block import Block
-from sdeflow.catalogue import integrator_named
-from sdeflow.config import Config
-from sdeflow.engine import Engine, FullBatch, advance, pieces, resolve_engine
+from sdeflow.config.build import build
+from sdeflow.config.catalogue import integrator_named
+from sdeflow.config.schema import Config
+from sdeflow.engine.engine import Engine, resolve_engine
+from sdeflow.engine.minibatch import MiniBatches
+from sdeflow.engine.step import FullBatch, advance, pieces
 from sdeflow.errors import SdeflowError
-from sdeflow.grid import Grid
-from sdeflow.held_out import HeldOut
-from sdeflow.keyed import PhiloxNoise
-from sdeflow.maps import U
-from sdeflow.native import Native, native
-from sdeflow.noise import Channel, compose
-from sdeflow.problem import build
+from sdeflow.noise.cpp import Native, native
+from sdeflow.noise.philox_source import PhiloxNoise
+from sdeflow.options import Grid
 from sdeflow.problems.hierarchical import Hierarchical
-from sdeflow.system import BlockSystem, initial_state
+from sdeflow.simulation.held_out import HeldOut
+from sdeflow.system.block import Block
+from sdeflow.system.increments import Channel, compose
+from sdeflow.system.maps import U
+from sdeflow.system.system import BlockSystem, initial_state
+from sdeflow.system.varying import spread
 
 CPU = torch.device("cpu")
 MOTION = {"h": 0.1, "eta": 2.0, "gamma": 0.5}
@@ -60,7 +62,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 @pytest.fixture
 def no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sdeflow.native.native", lambda: WHY)
+    monkeypatch.setattr("sdeflow.noise.philox_source.native", lambda: WHY)
 
 
 def source(system: Any, integrator: str, dtype: torch.dtype = torch.float64, **options: Any) -> PhiloxNoise:
@@ -127,7 +129,7 @@ def test_choice_without_a_kernel() -> None:
 
 
 def test_a_slow_kernel_has_to_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sdeflow.native.native", lambda: SimpleNamespace(fast=False))
+    monkeypatch.setattr("sdeflow.noise.philox_source.native", lambda: SimpleNamespace(fast=False))
     found = resolve_engine("auto", "auto", CPU)
     assert (found.name, found.noise) == ("eager", "torch")
     assert "no fused multiply-add" in found.why
@@ -207,7 +209,7 @@ def test_updates_are_made_in_one_pass(
 
 @needs_kernel
 def test_replicas_with_friction_of_their_own_are_moved_in_one_pass_too(calls: Counter[str]) -> None:
-    built = Grid(gamma=(0.0, 0.8)).spread(toy("kiplmc", data=5, particles=3, theta=MOTION, x=MOTION), 1)
+    built = spread(toy("kiplmc", data=5, particles=3, theta=MOTION, x=MOTION), Grid(gamma=(0.0, 0.8)), 1)
     eager, fused = (steps(built, "ubu", fused=fused, n=4) for fused in (False, True))
     assert calls["kinetic"] == 4 * 4
     assert all(torch.allclose(eager[name], fused[name], rtol=0, atol=1e-13) for name in eager)

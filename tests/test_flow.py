@@ -14,10 +14,11 @@ import pytest
 import torch
 from mpmath import mpf
 
-from sdeflow.block import Block
-from sdeflow.flow import kinetic_flow
-from sdeflow.maps import U
-from sdeflow.noise import Channel, TorchNoise, compose
+from sdeflow.noise.source import TorchNoise
+from sdeflow.system.block import Block
+from sdeflow.system.flow import kinetic_flow
+from sdeflow.system.increments import Channel, compose
+from sdeflow.system.maps import U
 
 EPS = 2.0**-52
 KH = [1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 0.1, 0.3, 0.499, 0.5, 0.501, 0.7, 1.0, 3.0, 10.0, 50.0]

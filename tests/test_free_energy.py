@@ -30,7 +30,7 @@ from sdeflow.analysis.free_energy import (
     toy_energy,
     toy_minimum,
 )
-from sdeflow.catalogue import find
+from sdeflow.config.catalogue import find
 from sdeflow.errors import SdeflowError
 from sdeflow.problems.hierarchical import Hierarchical
 

@@ -15,16 +15,17 @@ import pytest
 import torch
 from support import needs_kernel
 
-from sdeflow.engine import resolve_engine
+from sdeflow.engine.engine import resolve_engine
 from sdeflow.errors import SdeflowError
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 
 INTERPRETED = """
 import torch
-from sdeflow.flow import kinetic_flow
-from sdeflow.fused_cuda import Cuda
-from sdeflow.native import Draw, kinetic_numbers, native
+from sdeflow.system.flow import kinetic_flow
+from sdeflow.noise.cuda import Cuda
+from sdeflow.noise.cpp import native
+from sdeflow.noise.kernel import Draw, kinetic_numbers
 
 torch.manual_seed(0)
 cpu, cuda = native(), Cuda()
@@ -51,13 +52,13 @@ COMPILED = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from sdeflow import fused_cuda
+from sdeflow.noise import cuda
 
 draw = {"keys": "*i64", "counter": "*i64"}
 draw |= {name: "i32" for name in ("stride", "size", "low", "high", "slot")}
 for real in ("*fp32", "*fp64"):
-    for function in (fused_cuda._fill, fused_cuda._linear, fused_cuda._kinetic):
-        fixed = {"GROUPS": fused_cuda.GROUPS, "DOUBLE": real == "*fp64", "FORCE": True}
+    for function in (cuda._fill, cuda._linear, cuda._kinetic):
+        fixed = {"GROUPS": cuda.GROUPS, "DOUBLE": real == "*fp64", "FORCE": True}
         fixed = {name: value for name, value in fixed.items() if name in function.arg_names}
         kinds = {n: "constexpr" if n in fixed else draw.get(n, real) for n in function.arg_names}
         at = {(function.arg_names.index(name),): value for name, value in fixed.items()}
@@ -69,19 +70,20 @@ for real in ("*fp32", "*fp64"):
 
 GRAPHED = """
 import torch
-from sdeflow import keyed, kiplmc
-from sdeflow.catalogue import integrator_named
-from sdeflow.engine import FullBatch, advance
-from sdeflow.fused_cuda import Cuda
-from sdeflow.graphed import GraphedSteps
+from sdeflow import kiplmc
+from sdeflow.noise import philox_source
+from sdeflow.config.catalogue import integrator_named
+from sdeflow.engine.step import FullBatch, advance
+from sdeflow.noise.cuda import Cuda
+from sdeflow.engine.cuda_graph import GraphedSteps
 from sdeflow.problems.hierarchical import Hierarchical
-from sdeflow.system import initial_state
+from sdeflow.system.system import initial_state
 
 cuda, how = Cuda(), {"seeds": [3, 2**40], "dtype": torch.float64, "device": torch.device("cpu")}
-keyed.kernel = lambda device: cuda
+philox_source.kernel = lambda device: cuda
 motion = {"h": 1e-2, "eta": 30.0, "gamma": 1.0}
 system, scheme = kiplmc(Hierarchical(data=3), particles=2, theta=motion, x=motion), integrator_named("expint")
-noise = keyed.PhiloxNoise(
+noise = philox_source.PhiloxNoise(
     system.channels, kind=scheme.noise, substeps=scheme.substeps, h=system.h, fused=True, **how
 )
 step, z = FullBatch(system, scheme, noise), initial_state(system, **how)
@@ -134,7 +136,7 @@ def test_kernels_compile_for_a_device() -> None:
 
 
 def test_without_triton_fused_is_refused_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sdeflow.native._triton", lambda: "Triton is not to be had")
+    monkeypatch.setattr("sdeflow.noise.philox_source._triton", lambda: "Triton is not to be had")
     cuda = torch.device("cuda")
     with pytest.raises(SdeflowError, match="'fused' needs a kernel, and Triton is not to be had"):
         resolve_engine("fused", "auto", cuda)
@@ -142,7 +144,7 @@ def test_without_triton_fused_is_refused_on_cuda(monkeypatch: pytest.MonkeyPatch
 
 
 def test_on_cuda_fused_has_to_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sdeflow.native._triton", lambda: SimpleNamespace(fast=True))
+    monkeypatch.setattr("sdeflow.noise.philox_source._triton", lambda: SimpleNamespace(fast=True))
     cuda = torch.device("cuda")
     chosen = {e: resolve_engine(e, "auto", cuda) for e in ("auto", "fused")}
     assert [(c.name, c.noise) for c in chosen.values()] == [("eager", "torch"), ("fused", "philox")]

@@ -10,12 +10,13 @@ import torch
 import xarray as xr
 
 from sdeflow import Batch, Grid, Save, SdeflowError, mpgd, pgd, simulate
-from sdeflow.catalogue import problem_file
-from sdeflow.config import load_config, override
-from sdeflow.problem import build, resume
+from sdeflow.config.build import build
+from sdeflow.config.catalogue import problem_file
+from sdeflow.config.schema import load_config, override
 from sdeflow.problems.hierarchical import Hierarchical
-from sdeflow.simulation import solve
-from sdeflow.system import BlockSystem
+from sdeflow.simulation.resume import resume
+from sdeflow.simulation.solve import solve
+from sdeflow.system.system import BlockSystem
 
 GAMMA, ETA = (0.1, 0.5), (200.0, 50.0, 10.0)
 
@@ -30,7 +31,7 @@ def system(gamma: float = 0.1, eta: float = 200.0) -> BlockSystem:
 def test_each_point_is_the_run_alone(integrator: str, noise: str) -> None:
     """Two replicas at each of 2 x 3 points, start and noise included, to rounding of float64."""
     if noise == "philox":
-        from sdeflow.native import kernel
+        from sdeflow.noise.philox_source import kernel
 
         if isinstance(found := kernel(torch.device("cpu")), str):
             pytest.skip(found)

@@ -18,15 +18,15 @@ from torch.distributions import Normal
 
 import sdeflow
 from sdeflow import Batch, Evaluate, Save, simulate
-from sdeflow.catalogue import problem_file
 from sdeflow.cli import main
-from sdeflow.config import load_config
+from sdeflow.config.build import build
+from sdeflow.config.catalogue import problem_file
+from sdeflow.config.schema import load_config
 from sdeflow.errors import SdeflowError
-from sdeflow.held_out import PREFIX, HeldOut
-from sdeflow.noise import TorchNoise
-from sdeflow.problem import build
+from sdeflow.noise.source import TorchNoise
 from sdeflow.problems.hierarchical import Hierarchical
-from sdeflow.system import initial_state
+from sdeflow.simulation.held_out import PREFIX, HeldOut
+from sdeflow.system.system import initial_state
 
 KINETIC = {"eta": 4.0, "gamma": 0.5}
 FLOAT64 = {"dtype": torch.float64, "device": torch.device("cpu")}

@@ -15,16 +15,16 @@ import torch
 from matplotlib.image import imread
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from sdeflow.catalogue import problem_file
+from sdeflow.analysis.pictures import grid
+from sdeflow.analysis.samples import sample
 from sdeflow.cli import main
-from sdeflow.config import load_config
+from sdeflow.config.build import build
+from sdeflow.config.catalogue import problem_file
+from sdeflow.config.schema import load_config
 from sdeflow.errors import SdeflowError
-from sdeflow.noise import generator
-from sdeflow.pictures import grid
-from sdeflow.problem import build
 from sdeflow.problems.images import Images
-from sdeflow.sample import sample
-from sdeflow.simulation import solve
+from sdeflow.seeds import generator
+from sdeflow.simulation.solve import solve
 
 SHAPES = {"cifar10": (3, 32, 32), "mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28)}
 
@@ -37,7 +37,7 @@ def made_up(monkeypatch: pytest.MonkeyPatch) -> None:
         rng = np.random.default_rng(0)
         return rng.integers(0, 256, (200, *SHAPES[name]), np.uint8), np.zeros(200, np.uint8)
 
-    monkeypatch.setattr("sdeflow.images.load_images", load)
+    monkeypatch.setattr("sdeflow.data.images.load_images", load)
 
 
 SMALL = {
@@ -79,7 +79,7 @@ def test_the_published_decoder_has_its_weights() -> None:
 
 def test_pixels_are_scaled_dequantised_and_clipped() -> None:
     model = Images("cifar10", images=50, width=1, latent=2)
-    raw, _ = __import__("sdeflow.images", fromlist=["load_images"]).load_images("cifar10")
+    raw, _ = __import__("sdeflow.data.images", fromlist=["load_images"]).load_images("cifar10")
     plain = torch.from_numpy(raw[:50].reshape(50, -1)).float() / 127.5 - 1
     added = model.data - plain
     assert model.data.min() >= -1

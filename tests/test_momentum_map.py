@@ -19,12 +19,12 @@ from sdeflow import Grid, mpgd, simulate
 from sdeflow.analysis import momentum_map
 from sdeflow.analysis.momentum_map import agreement, best, configuration, measured, predicted, told
 from sdeflow.analysis.stability import with_momentum
-from sdeflow.catalogue import problem_file
-from sdeflow.config import Config, load_config
+from sdeflow.config.build import build
+from sdeflow.config.catalogue import problem_file
+from sdeflow.config.schema import Config, load_config
 from sdeflow.errors import SdeflowError
-from sdeflow.problem import build
 from sdeflow.problems.hierarchical import Hierarchical
-from sdeflow.simulation import solve
+from sdeflow.simulation.solve import solve
 
 GAMMA, ETA = [0.0063, 0.04, 0.16], [20_000.0, 80_000.0]
 """At the first pair the step is unstable; at the second eta that friction is enough."""

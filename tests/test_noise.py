@@ -15,11 +15,13 @@ import torch
 from scipy.stats import kstest
 from support import needs_kernel, normals_a_step, toy
 
-from sdeflow.block import Block
-from sdeflow.catalogue import integrator_named
-from sdeflow.engine import FullBatch, advance
-from sdeflow.keyed import PhiloxNoise
-from sdeflow.noise import Channel, NormalSource, TorchNoise, step_key, stream
+from sdeflow.config.catalogue import integrator_named
+from sdeflow.engine.step import FullBatch, advance
+from sdeflow.noise.philox_source import PhiloxNoise
+from sdeflow.noise.source import NormalSource, TorchNoise
+from sdeflow.seeds import step_key, stream
+from sdeflow.system.block import Block
+from sdeflow.system.increments import Channel
 
 SE = 4.5
 MOTION = {"h": 0.1, "eta": 2.0, "gamma": 0.5}

@@ -47,13 +47,13 @@ from sdeflow.analysis.orders import (
     weak_errors,
     weak_slope,
 )
-from sdeflow.block import Block
-from sdeflow.catalogue import entries, integrator_named
-from sdeflow.engine import FullBatch, advance
+from sdeflow.config.catalogue import entries, integrator_named
+from sdeflow.engine.step import FullBatch, advance
 from sdeflow.integrators.ubu import UBU
-from sdeflow.maps import B, U
-from sdeflow.noise import Increment, Kind, Noise, compose
-from sdeflow.system import BlockSystem
+from sdeflow.system.block import Block
+from sdeflow.system.increments import Increment, Kind, Noise, compose
+from sdeflow.system.maps import B, U
+from sdeflow.system.system import BlockSystem
 
 # The shared path -----------------------------------------------------------------------------------
 

@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from philox import LANES, normals, philox
 from scipy.stats import kstest
 from support import needs_kernel
 from torch import Tensor
 
-from sdeflow.flow import kinetic_flow
-from sdeflow.native import Draw, Native, kinetic_numbers, native
-from sdeflow.philox import LANES, normals, philox
+from sdeflow.noise.cpp import Native, native
+from sdeflow.noise.kernel import Draw, kinetic_numbers
+from sdeflow.system.flow import kinetic_flow
 
 KERNEL = native()
 SE = 4.5
@@ -192,7 +193,7 @@ def test_every_instruction_set_gives_the_same_bits(tmp_path: Path) -> None:
 
     By both compilers, where they are there; the one for all sets too.
     """
-    source = Path(__file__).parent.parent / "sdeflow" / "fused.cpp"
+    source = Path(__file__).parent.parent / "sdeflow" / "noise" / "philox.cpp"
     compilers = [found for name in ("g++", "clang++") if (found := shutil.which(name))]
     if not compilers:
         pytest.skip("no compiler")

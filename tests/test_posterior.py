@@ -12,11 +12,11 @@ from sdeflow.analysis.distances import gaussian_w2
 from sdeflow.analysis.posterior import posterior_w2
 from sdeflow.analysis.rates import over_replicas
 from sdeflow.analysis.stability import contraction, equilibrium
-from sdeflow.catalogue import integrator_named
-from sdeflow.engine import FullBatch, advance
+from sdeflow.config.catalogue import integrator_named
+from sdeflow.engine.step import FullBatch, advance
 from sdeflow.errors import SdeflowError
 from sdeflow.problems.hierarchical import Hierarchical
-from sdeflow.system import initial_state
+from sdeflow.system.system import initial_state
 
 
 def clouds(x: np.ndarray) -> xr.Dataset:

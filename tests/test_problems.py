@@ -20,19 +20,19 @@ from support import affine_map
 from torch import Tensor
 from torch.distributions import Bernoulli, Normal
 
-from sdeflow.arguments import call
-from sdeflow.catalogue import problem_file, problem_files
-from sdeflow.config import Config, load_config, variant_tables
+from sdeflow.config.arguments import call
+from sdeflow.config.build import build
+from sdeflow.config.catalogue import problem_file, problem_files
+from sdeflow.config.run import Run
+from sdeflow.config.schema import Config, load_config, variant_tables
 from sdeflow.errors import SdeflowError
-from sdeflow.forces import ModelForces
-from sdeflow.model import Model
-from sdeflow.problem import build
+from sdeflow.model.forces import ModelForces
+from sdeflow.model.model import Model
 from sdeflow.problems.decoder import Decoder
 from sdeflow.problems.hierarchical import Hierarchical
 from sdeflow.problems.logistic import Logistic
-from sdeflow.run import Run
-from sdeflow.simulation import solve
-from sdeflow.system import System
+from sdeflow.simulation.solve import solve
+from sdeflow.system.system import System
 
 
 def variants(name: str) -> list[str]:

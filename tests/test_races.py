@@ -21,11 +21,11 @@ from torch.distributions import Normal
 from sdeflow import Save, pgd, simulate
 from sdeflow.analysis import conditioning, coverage
 from sdeflow.analysis.race import Entrant, prepared, reached
-from sdeflow.arguments import call
-from sdeflow.catalogue import problem_file
-from sdeflow.config import load_config
+from sdeflow.config.arguments import call
+from sdeflow.config.build import build
+from sdeflow.config.catalogue import problem_file
+from sdeflow.config.schema import load_config
 from sdeflow.errors import SdeflowError
-from sdeflow.problem import build
 from sdeflow.problems.ill_conditioned import IllConditioned
 from sdeflow.problems.two_modes import TwoModes
 

@@ -14,7 +14,7 @@ from sdeflow import Save, simulate
 from sdeflow.analysis.free_energy import energy_along, toy_minimum
 from sdeflow.analysis.rates import fit_decay, over_replicas
 from sdeflow.analysis.stability import equilibrium, step_map
-from sdeflow.catalogue import integrator_named
+from sdeflow.config.catalogue import integrator_named
 from sdeflow.errors import DivergenceWarning, SdeflowError
 from sdeflow.problems.hierarchical import Hierarchical
 

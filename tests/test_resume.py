@@ -25,12 +25,13 @@ from support import command
 from torch import Tensor
 
 import sdeflow
-from sdeflow import Batch, Evaluate, Save, SDESystem, checkpoint, open_run, simulate
-from sdeflow.catalogue import entries, integrator_named
-from sdeflow.checkpoint import Damaged
+from sdeflow import Batch, Evaluate, Save, SDESystem, open_run, simulate
+from sdeflow.config.catalogue import entries, integrator_named
 from sdeflow.errors import DivergenceWarning, RunError, SdeflowError
-from sdeflow.folder import RunFolder
 from sdeflow.problems.hierarchical import Hierarchical
+from sdeflow.trajectory import checkpoint
+from sdeflow.trajectory.checkpoint import Damaged
+from sdeflow.trajectory.folder import RunFolder
 
 STEPS = 11
 MOTION = {"eta": 20.0, "gamma": 0.5}
@@ -61,7 +62,7 @@ def toy(declaration: Any = sdeflow.mpgd, model: Any = None, **theta: Any) -> sde
 @pytest.fixture
 def stop_before(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
     """Makes runs stop before step n, as Ctrl-C in the middle of a step does; None for no longer."""
-    from sdeflow.prepared import prepare
+    from sdeflow.simulation.prepare import prepare
 
     at: list[int | None] = [None]
 
@@ -80,7 +81,7 @@ def stop_before(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]
         ready.step = Stopping()
         return ready
 
-    monkeypatch.setattr("sdeflow.prepared.prepare", stopping)
+    monkeypatch.setattr("sdeflow.simulation.prepare.prepare", stopping)
 
     def set_to(n: int | None) -> None:
         at[0] = n
@@ -348,7 +349,7 @@ def test_an_unfinished_run_can_be_opened(
             if "loss" in dataset:
                 opened.append((dataset.sizes["time"], dataset.attrs["retcode"], dataset.X[-1].values))
 
-    monkeypatch.setattr("sdeflow.march._CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr("sdeflow.simulation.march._CHUNK_SECONDS", 0.0)
     monkeypatch.setattr(RunFolder, "keep", keep_and_look)
     whole = simulate(toy(), "expint", out=out, **options).load()
     assert len(opened) > 20
@@ -360,7 +361,7 @@ def test_an_unfinished_run_can_be_opened(
 def test_selections_of_an_unfinished_run(
     stop_before: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sdeflow.march._CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr("sdeflow.simulation.march._CHUNK_SECONDS", 0.0)
     monkeypatch.setattr(RunFolder, "finish", lambda *_: None)
     out, options = tmp_path / "run", WHOLE | {"steps": 40}
     simulate(toy(), "expint", out=out, **options)
@@ -406,7 +407,7 @@ def test_a_replica_that_diverges_leaves_the_others(stop_before: Any, tmp_path: P
 def test_a_diverged_run_keeps_its_last_good_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sdeflow.march._CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr("sdeflow.simulation.march._CHUNK_SECONDS", 0.0)
     system = sdeflow.pgd(Hierarchical(data=3), particles=2, theta={"h": 0.01}, x={"h": 5.0})
     out = tmp_path / "run"
     with pytest.warns(
@@ -436,7 +437,7 @@ def test_joining_that_is_stopped_is_done_later(tmp_path: Path, monkeypatch: pyte
         raise KeyboardInterrupt
 
     out, whole = tmp_path / "run", simulate(toy(), "expint", **WHOLE)
-    monkeypatch.setattr("sdeflow.parts.join", stopped)
+    monkeypatch.setattr("sdeflow.trajectory.segments.join", stopped)
     with pytest.raises(
         KeyboardInterrupt, match=r"trajectory\.nc was not finished; 'sdeflow resume .*run' does that"
     ):
@@ -450,7 +451,7 @@ def test_joining_that_is_stopped_is_done_later(tmp_path: Path, monkeypatch: pyte
 
 def test_values_that_were_not_written_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Joining compares what it wrote; here the disk is made to lie in the second reading."""
-    from sdeflow import parts
+    from sdeflow.trajectory import segments as parts
 
     slabs, calls = parts._slabs, []
 
@@ -494,10 +495,10 @@ def test_a_diverged_run_that_was_kept_from_joining_is_joined_later(
 
     system = sdeflow.pgd(Hierarchical(data=3), particles=2, theta={"h": 0.01}, x={"h": 5.0})
     options: dict[str, Any] = {"steps": 200, "save": Save(every=1, checkpoint=0)}
-    monkeypatch.setattr("sdeflow.march._CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr("sdeflow.simulation.march._CHUNK_SECONDS", 0.0)
     with pytest.warns(DivergenceWarning):
         whole = simulate(system, "euler_maruyama", **options)
-    monkeypatch.setattr("sdeflow.parts.join", stopped)
+    monkeypatch.setattr("sdeflow.trajectory.segments.join", stopped)
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt, match="was not finished"):
         simulate(system, "euler_maruyama", out=out, **options)
@@ -514,7 +515,7 @@ def test_a_diverged_run_that_was_kept_from_joining_is_joined_later(
 def test_the_last_good_checkpoint_is_within_the_bound(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sdeflow.march._CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr("sdeflow.simulation.march._CHUNK_SECONDS", 0.0)
     system = sdeflow.pgd(Hierarchical(data=3), particles=2, theta={"h": 0.01}, x={"h": 5.0})
     for every in (1, 7):
         out = tmp_path / str(every)
@@ -537,7 +538,7 @@ def test_damage_right_after_a_finished_run_was_taken_up(
 
     out, options = tmp_path / "run", WHOLE | {"steps": 20}
     simulate(toy(), "expint", out=out, **WHOLE)
-    monkeypatch.setattr("sdeflow.simulation._march", killed)
+    monkeypatch.setattr("sdeflow.simulation.solve._march", killed)
     with pytest.raises(MemoryError):
         simulate(toy(), "expint", out=out, resume=True, **options)
     monkeypatch.undo()
@@ -567,7 +568,7 @@ def test_a_checkpoint_that_is_damaged_is_no_traceback_to_a_reader(tmp_path: Path
 def test_a_dataset_opened_before_the_end_reads_on_after_it(
     stop_before: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sdeflow.march._CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr("sdeflow.simulation.march._CHUNK_SECONDS", 0.0)
     finish = RunFolder.finish
     monkeypatch.setattr(RunFolder, "finish", lambda *_: None)
     out, options = tmp_path / "run", WHOLE | {"steps": 40}
@@ -596,7 +597,7 @@ def test_segments_are_written_when_memory_is_full(tmp_path: Path, monkeypatch: p
         keep(self, *args)
         kept.append(len(self.facts.parts))
 
-    monkeypatch.setattr("sdeflow.simulation.BUFFER", 1)
+    monkeypatch.setattr("sdeflow.trajectory.record.BUFFER", 1)
     monkeypatch.setattr(RunFolder, "keep", counted)
     options = WHOLE | {"save": Save(every=3, checkpoint=1e9)}
     assert_same(
@@ -630,7 +631,7 @@ def test_files_are_synced_before_they_get_their_names(
 
     if not Path("/proc/self/fd").exists():
         pytest.skip("names of open files are read from /proc")
-    monkeypatch.setattr("sdeflow.durable.os.fsync", synced)
+    monkeypatch.setattr("sdeflow.trajectory.durable.os.fsync", synced)
     monkeypatch.setattr(Path, "replace", replaced)
     simulate(toy(), "expint", out=tmp_path / "run", **WHOLE)
     renames = [i for i, (kind, _) in enumerate(calls) if kind == "rename"]

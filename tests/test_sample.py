@@ -13,10 +13,10 @@ from matplotlib.image import imread
 from support import affine_map, command
 
 from sdeflow import ebipla, kinetic_ebipla
-from sdeflow.catalogue import integrator_named
-from sdeflow.prior import continued
+from sdeflow.analysis.samples import continued
+from sdeflow.config.catalogue import integrator_named
 from sdeflow.problems.linear_energy import LinearEnergy
-from sdeflow.system import BlockSystem
+from sdeflow.system.system import BlockSystem
 
 
 def build(name: str) -> BlockSystem:

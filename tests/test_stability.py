@@ -30,11 +30,11 @@ from sdeflow.analysis.stability import (
     with_friction,
 )
 from sdeflow.analysis.stability_map import draw, friction_step_map, linearised, rows
-from sdeflow.catalogue import integrator_named, problem_file
 from sdeflow.cli import main
-from sdeflow.config import load_config
+from sdeflow.config.build import build
+from sdeflow.config.catalogue import integrator_named, problem_file
+from sdeflow.config.schema import load_config
 from sdeflow.errors import SdeflowError
-from sdeflow.problem import build
 from sdeflow.problems.hierarchical import Hierarchical
 
 D = 100

@@ -22,9 +22,9 @@ from support import (
     toy,
 )
 
-from sdeflow.block import Block
-from sdeflow.catalogue import integrator_named
-from sdeflow.system import BlockSystem, System
+from sdeflow.config.catalogue import integrator_named
+from sdeflow.system.block import Block
+from sdeflow.system.system import BlockSystem, System
 
 DATA, PARTICLES, SCALE = 3, 2, 1.5
 V = 1 / (1 + 1 / SCALE**2)

@@ -15,11 +15,11 @@ from torch import Tensor
 
 import sdeflow
 from sdeflow import Block, BlockSystem, Save, SDESystem, simulate
-from sdeflow.catalogue import integrator_named
+from sdeflow.config.catalogue import find, integrator_named
 from sdeflow.errors import DivergenceWarning, SdeflowError
-from sdeflow.noise import Channel, Increment, compose
 from sdeflow.problems.generic import DoubleWell
 from sdeflow.problems.hierarchical import Hierarchical
+from sdeflow.system.increments import Channel, Increment, compose
 
 METHODS = ("euler", "milstein", "srk", "heun", "midpoint", "euler_heun", "log_ode", "reversible_heun")
 
@@ -52,7 +52,7 @@ def test_same_seed_and_chunks_give_the_same_numbers(method: str, monkeypatch: py
     """A solver's own state lives in the run's state: pieces of any length give the same bits."""
     options = {"steps": 12, "dtype": "float64"}
     whole = simulate(toy(sdeflow.mpgd), f"torchsde:{method}", **options, save=Save(every=12))
-    monkeypatch.setattr("sdeflow.march._CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr("sdeflow.simulation.march._CHUNK_SECONDS", 0.0)
     pieces = simulate(toy(sdeflow.mpgd), f"torchsde:{method}", **options, save=Save(every=1))
     np.testing.assert_array_equal(whole.X[-1], pieces.X[-1])
 
@@ -125,7 +125,7 @@ def test_stationary_law_of_an_ornstein_uhlenbeck_process(method: str) -> None:
     the weak order of the scheme. reversible_heun is left out: its step is not a map of x alone.
     """
     integrator = integrator_named(f"torchsde:{method}")
-    system = SDESystem(sdeflow.catalogue.find("systems", "ornstein_uhlenbeck")(), h=1.0)
+    system = SDESystem(find("systems", "ornstein_uhlenbeck")(), h=1.0)
     biases = []
     for h in (0.2, 0.1):
 

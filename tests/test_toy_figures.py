@@ -11,8 +11,8 @@ import pytest
 from sdeflow.analysis import toy_figures
 from sdeflow.analysis.free_energy import energy_along
 from sdeflow.analysis.toy_figures import EXPERIMENTS, Choice, Experiment, draw, measure, runs
-from sdeflow.catalogue import problem_file
-from sdeflow.config import load_config, variant_tables
+from sdeflow.config.catalogue import problem_file
+from sdeflow.config.schema import load_config, variant_tables
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -21,15 +21,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import sdeflow
 from sdeflow import Block, Save, SDESystem, march, simulate
-from sdeflow.catalogue import find, integrator_named
-from sdeflow.config import load_config
-from sdeflow.engine import FullBatch, advance
-from sdeflow.noise import TorchNoise
-from sdeflow.problem import build
+from sdeflow.config.build import build
+from sdeflow.config.catalogue import find, integrator_named
+from sdeflow.config.run import Run
+from sdeflow.config.schema import load_config
+from sdeflow.engine.step import FullBatch, advance
+from sdeflow.noise.source import TorchNoise
 from sdeflow.problems.hierarchical import Hierarchical
-from sdeflow.run import Run
-from sdeflow.simulation import Solution, solve
-from sdeflow.system import BlockSystem, initial_state
+from sdeflow.simulation.ending import Solution
+from sdeflow.simulation.solve import solve
+from sdeflow.system.system import BlockSystem, initial_state
 
 D, N = 5, 4
 THETA = {"h": 2e-3, "eta": 3.0, "gamma": 0.7}
@@ -438,7 +439,7 @@ def test_replicas_are_runs(
     monkeypatch: pytest.MonkeyPatch, model: Callable[[], sdeflow.Model], vmap_below: int
 ) -> None:
     """Replica i of a run with seed s is the run with seed s + i: the same start to the bit, then roundoff."""
-    monkeypatch.setattr("sdeflow.forces.VMAP_BELOW", vmap_below)
+    monkeypatch.setattr("sdeflow.model.forces.VMAP_BELOW", vmap_below)
     system = system_of(model(), "kiplmc")
     together = run(system, replicas=R, seed=3).dataset
     for i in range(R):

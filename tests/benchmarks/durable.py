@@ -14,11 +14,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from sdeflow.catalogue import problem_file
-from sdeflow.config import load_config
-from sdeflow.folder import RunFolder
-from sdeflow.problem import build
-from sdeflow.simulation import solve
+from sdeflow.config.build import build
+from sdeflow.config.catalogue import problem_file
+from sdeflow.config.schema import load_config
+from sdeflow.simulation.solve import solve
+from sdeflow.trajectory.folder import RunFolder
 
 
 def seconds(steps: int, out: Path | None) -> tuple[float, float]:

@@ -2,7 +2,7 @@
 // To be compiled for the machine at hand (-march=native).
 
 #define SDEFLOW_ONE_SET
-#include "../../sdeflow/fused.cpp"
+#include "../../sdeflow/noise/philox.cpp"
 
 namespace baseline {
 

@@ -37,16 +37,16 @@ from machine import machine, pin
 from torch import Tensor
 
 from sdeflow import Batch, mpgd
-from sdeflow.engine import advance
-from sdeflow.flow import kinetic_flow
-from sdeflow.model import Model
-from sdeflow.native import kinetic_numbers, native
-from sdeflow.noise import stream
-from sdeflow.parameters import ParameterLayout
-from sdeflow.prepared import prepare
+from sdeflow.config.run import Run
+from sdeflow.engine.step import advance
+from sdeflow.model.model import Model, ParameterLayout
+from sdeflow.noise.cpp import native
+from sdeflow.noise.kernel import kinetic_numbers
 from sdeflow.problems.decoder import Decoder
 from sdeflow.problems.hierarchical import Hierarchical
-from sdeflow.run import Run
+from sdeflow.seeds import stream
+from sdeflow.simulation.prepare import prepare
+from sdeflow.system.flow import kinetic_flow
 
 Steps = Callable[[int], int | None]
 """Takes that many steps, or where it gives a number, so many."""

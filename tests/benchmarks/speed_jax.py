@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 from torch.nn.utils import parameters_to_vector
 
-from sdeflow.flow import Flow, kinetic_flow
 from sdeflow.problems.decoder import Decoder
 from sdeflow.problems.hierarchical import Hierarchical
+from sdeflow.system.flow import Flow, kinetic_flow
 
 CHUNK, EPOCHS = 50, 4
 """Steps, or epochs of minibatches, in one compiled call."""

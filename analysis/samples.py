@@ -1,0 +1,230 @@
+"""Samples of a learned energy-based prior: its particles, moved on with the parameters held fixed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sdeflow.analysis.pictures import Latents, write_grid, write_planar
+from sdeflow.config.build import build
+from sdeflow.config.schema import load_config
+from sdeflow.engine.step import FullBatch, advance
+from sdeflow.errors import RunError, SdeflowError
+from sdeflow.model.energy_forces import EnergyForces
+from sdeflow.model.force_field import ModelField
+from sdeflow.model.model import Model
+from sdeflow.noise.source import TorchNoise
+from sdeflow.seeds import generator
+from sdeflow.state import State
+from sdeflow.system.integrator import Integrator
+from sdeflow.system.system import BlockSystem
+from sdeflow.trajectory import durable
+from sdeflow.trajectory.folder import CONFIG, FINAL, open_run
+from sdeflow.trajectory.provenance import stamp
+from sdeflow.trajectory.segments import encode
+
+
+def continued(
+    system: BlockSystem, scheme: Integrator, state: State, n: int, steps: int, seed: int = 0
+) -> Tensor:
+    """n latents [n, d] of exp(-U_alpha)/Z, from prior particles that take `steps` more steps of the scheme.
+
+    Each sample starts from a particle of `state` (alpha [a], Z [P, d], and V like it with momenta); where
+    there are more samples than particles some start alike and part by their noise.
+    """
+    forces = system.force_field
+    assert isinstance(forces, EnergyForces)
+    (block,) = (b for b in system.blocks if b.name == "z")
+    block = replace(block, shape=(n, *block.shape[1:]))
+    alpha = state["alpha"][None]
+
+    def of_z(t: float, z: State, names: Sequence[str]) -> State:
+        return forces(t, {"alpha": alpha, "Z": z["Z"]}, names)
+
+    alone = BlockSystem([block], of_z, h=system.h)
+    count = len(state["Z"])
+    take = torch.arange(n) % count if n > count else torch.linspace(0, count - 1, n).round().long()
+    z = {name: state[name][None, take] for name in block.variables}
+    noise = TorchNoise(
+        [replace(channel, key="z/samples") for channel in alone.channels],
+        kind=scheme.noise,
+        substeps=scheme.substeps,
+        h=system.h,
+        seeds=[seed],
+        dtype=z["Z"].dtype,
+        device=z["Z"].device,
+    )
+    with torch.no_grad():
+        z |= scheme.init(alone, z)
+    return advance(FullBatch(alone, scheme, noise), z, 0, steps)["Z"][0]
+
+
+SAMPLES, RECONSTRUCTIONS, VALUES = "samples.png", "reconstructions.png", "samples.nc"
+CLOUDS = 4
+"""Pictures of the prior particles over time."""
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a run has learned: system (on the CPU), scheme, and of one replica theta and the last state."""
+
+    system: BlockSystem
+    scheme: Integrator
+    forces: ModelField
+    theta: dict[str, Tensor]
+    state: dict[str, Tensor]
+
+    @property
+    def model(self) -> Model:
+        return self.forces.model
+
+
+def learned(run: Path, replica: int = 0) -> Learned:
+    """Reads a run folder.
+
+    Raises SdeflowError for a folder that is no run with its configuration, a system without a model, fewer
+    replicas than asked for, or one that diverged; RunError for a state that cannot be read.
+    """
+    for name in (CONFIG, FINAL):
+        if not (run / name).is_file():
+            raise SdeflowError(
+                f"{run} has no {name}: give the folder of a run that 'sdeflow run' has written"
+            )
+    config = load_config(run / CONFIG)
+    built = build(config)
+    system = built.system
+    if not isinstance(system, BlockSystem) or system.model_forces is None:
+        raise SdeflowError(f"{run} is of a system without a model: there is nothing to sample")
+    count = len(built.seeds)
+    if not 0 <= replica < count:
+        raise SdeflowError(f"replica must lie in 0..{count - 1}, given {replica}")
+    try:
+        stored = load_file(run / FINAL)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{run / FINAL} cannot be read: {error}") from error
+    if count > 1:
+        stored = {name: value[replica] for name, value in stored.items()}
+    if lost := [name for name, value in stored.items() if not value.isfinite().all()]:
+        raise SdeflowError(
+            f"replica {replica} of {run} diverged: at its end not finite: {', '.join(sorted(lost))}"
+        )
+    system = BlockSystem([b.of(replica) for b in system.blocks], system.force_field, h=system.h)
+    system = system.to(stored["X"].dtype, torch.device("cpu"))
+    assert system.model_forces is not None
+    state, layouts = {}, system.model_forces.layouts
+    for name, axes in system.axes.items():
+        layout = layouts.get(axes.dims[0])
+        state[name] = (
+            stored[name]
+            if layout is None
+            else layout.flatten({part: stored[f"{name}.{part}"] for part in layout.shapes})
+        )
+    positions = tuple(f"{b.position}." for b in system.parameters)
+    theta = {name: v for name, v in stored.items() if name.startswith(positions)}
+    theta = {name.removeprefix("theta."): v for name, v in theta.items()}
+    return Learned(system, built.integrator, system.model_forces, theta, state)
+
+
+def sample(run: Path, *, n: int = 64, steps: int = 100, seed: int = 0, replica: int = 0) -> list[Path]:
+    """Writes samples of the prior into a run folder, and pictures; gives their paths.
+
+    samples.nc            n latents of p_theta, and where the model can, observations drawn for them
+    samples.png           of images: the latents decoded; of points in the plane: data and observations, and
+                          the prior's latents over the run
+    reconstructions.png   of images: 16 data spread evenly, each above the mean of its particles decoded
+
+    steps   of the particles of a learned energy-based prior, from where the run left them
+
+    Raises as `learned`, and SdeflowError for a model that cannot be sampled.
+    """
+    if n < 1 or steps < 0:
+        raise SdeflowError(f"n must be at least 1 and steps at least 0, given {n} and {steps}")
+    found = learned(run, replica)
+    model, forces, theta = found.model, found.forces, found.theta
+    with_energy = isinstance(forces, EnergyForces) and forces.prior is not None
+    if not with_energy and not model.sample_prior:
+        raise SdeflowError(
+            f"the model of {run} cannot be sampled, and makes no pictures: it has no sample_prior"
+        )
+    with torch.no_grad():
+        if with_energy:
+            latents = continued(found.system, found.scheme, found.state, n, steps, seed)
+            if not latents.isfinite().all():
+                raise SdeflowError(
+                    f"the prior particles of {run} diverged within {steps} steps at the parameters that it "
+                    "learned: give fewer --steps, or run it with a smaller system.z.h"
+                )
+        else:
+            latents = model.sample_prior(theta, n, generator(seed, "samples"))
+        latents = latents.reshape(n, *model.latent_shape).to(found.state["X"].dtype)
+        observed = (
+            model.sample_data(theta, latents, generator(seed, "samples", "y")) if model.sample_data else None
+        )
+    arrays = {"x": latents.flatten(1)} | ({} if observed is None else {"y": observed.flatten(1)})
+    axes = {"x": "latent", "y": "coordinate"}
+    dataset = xr.Dataset(
+        {name: (("sample", axes[name]), value.numpy()) for name, value in arrays.items()},
+        attrs={
+            "run": run.name,
+            "steps": steps if with_energy else 0,
+            "seed": seed,
+            "history": stamp("sampled"),
+        },
+    )
+    durable.write(run / VALUES, encode(dataset))
+    written = [run / VALUES]
+    if model.image_shape is not None and model.decode:
+        return [*written, *_images(run, found, latents)]
+    if observed is not None and observed.flatten(1).shape[1] == 2:
+        written.append(_planar(run, found, observed, replica))
+    return written
+
+
+def _images(run: Path, found: Learned, latents: Tensor) -> list[Path]:
+    model, shape, x = found.model, found.model.image_shape, found.state["X"]
+    assert shape is not None
+    data, particles = x.shape[:2]
+    index = torch.linspace(0, data - 1, min(16, data)).round().long()
+    with torch.no_grad():
+        samples = model.decode(found.theta, latents).reshape(-1, *shape)
+        chosen = x[index].reshape(len(index) * particles, *model.latent_shape)
+        means = model.decode(found.theta, chosen).reshape(len(index), particles, *shape).mean(1)
+    write_grid(run / SAMPLES, samples, columns=max(1, round(len(samples) ** 0.5)))
+    pairs = torch.cat([model.data[index].reshape(-1, *shape), means])
+    write_grid(run / RECONSTRUCTIONS, pairs, columns=len(index))
+    return [run / SAMPLES, run / RECONSTRUCTIONS]
+
+
+def _planar(run: Path, found: Learned, observed: Tensor, replica: int) -> Path:
+    data = found.model.data.flatten(1).numpy()
+    write_planar(run / SAMPLES, data, observed.flatten(1).numpy(), _latents(run, found, replica))
+    return run / SAMPLES
+
+
+def _latents(run: Path, found: Learned, replica: int) -> Latents | None:
+    """What there is to see of latents in the plane whose prior was learned."""
+    forces, x = found.forces, found.state["X"]
+    trajectory = open_run(run)
+    if not isinstance(forces, EnergyForces) or x.shape[-1] != 2 or "Z" not in trajectory:
+        return None
+    alpha = forces.parameters["alpha"].views(found.state["alpha"])
+
+    def energy(points: NDArray[np.floating]) -> NDArray[np.floating]:
+        at = torch.from_numpy(points).to(x.dtype).view(-1, *found.model.latent_shape)
+        with torch.no_grad():
+            return forces.model.energy(alpha, at).numpy()
+
+    z = trajectory["Z"]
+    z = z.isel(replica=replica) if "replica" in z.dims else z
+    at = np.unique(np.linspace(0, z.sizes["time"] - 1, CLOUDS).round().astype(int))
+    prior = {f"prior particles, step {int(z.step[i]):,}": z.isel(time=i).to_numpy() for i in at}
+    return Latents(x.flatten(0, 1).numpy(), prior, energy)

@@ -1,0 +1,1 @@
+"""From TOML or Python to a Run, checked before anything is computed."""

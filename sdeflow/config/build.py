@@ -1,0 +1,83 @@
+"""From a configuration to a run: TOML -> problem -> system -> integrator -> trajectory."""
+
+from __future__ import annotations
+
+from inspect import isfunction
+
+import torch
+
+from sdeflow.config.arguments import call, typed
+from sdeflow.config.catalogue import find
+from sdeflow.config.run import Run, compatible, resolve_device
+from sdeflow.config.schema import Config
+from sdeflow.engine.engine import resolve_engine, worth_compiling
+from sdeflow.errors import SdeflowError
+from sdeflow.model.model import Model
+from sdeflow.options import Batch, Evaluate, Grid, Save
+from sdeflow.system.published import Declaration, Motion
+from sdeflow.system.sde import SDESystem
+from sdeflow.system.system import BlockSystem
+
+
+def build(config: Config) -> Run:
+    """The run that a configuration declares; raises SdeflowError where something does not fit."""
+    run, batch, evaluate, grid = config.run, config.batch, config.evaluate, config.grid
+    device = resolve_device(run.device)
+    system = _model_system(config) if config.model is not None else _sde_system(config)
+    long = worth_compiling(system, run.steps, device)
+    engine = resolve_engine(run.engine, run.noise, device, long=long)
+    return Run(
+        system=system,
+        integrator=compatible(run.integrator, system),
+        steps=run.steps,
+        seed=run.seed,
+        replicas=run.replicas,
+        save=Save(**config.save.model_dump()),
+        batch=None if batch is None else Batch(**batch.model_dump()),
+        evaluate=None if evaluate is None else Evaluate(**evaluate.model_dump()),
+        grid=None if grid is None else Grid(tuple(grid.gamma), tuple(grid.eta)),
+        dtype=getattr(torch, run.dtype),
+        device=device,
+        engine=engine,
+        bound=run.bound,
+        config=config.on(engine.name, engine.noise).toml(),
+        title=config.title,
+    )
+
+
+def _model_system(config: Config) -> BlockSystem:
+    assert config.model is not None
+    use = config.model.use
+    found = find("models", use)
+    model = call(found, config.model.arguments, "model") if callable(found) else found
+    if not isinstance(model, Model):
+        raise SdeflowError(f"'model.use': {use} gives {type(model).__name__}, not an sdeflow.Model")
+    declaration = find("systems", config.system.use)
+    if not callable(declaration) or hasattr(declaration, "drift"):
+        raise SdeflowError(f"system '{config.system.use}' is a plain SDE and takes no model: remove [model]")
+    arguments = {
+        key: typed(Motion, value, f"system.{key}") if isinstance(value, dict) else value
+        for key, value in config.system.arguments.items()
+    }
+    system = call(declaration, arguments, "system", built={"model": model})
+    if not isinstance(system, BlockSystem):
+        raise SdeflowError(f"system '{config.system.use}' gives a {type(system).__name__}, not a BlockSystem")
+    return system
+
+
+def _sde_system(config: Config) -> SDESystem:
+    name = config.system.use
+    sde = find("systems", name)
+    if isinstance(sde, Declaration) or isfunction(sde):
+        raise SdeflowError(f"system '{name}' needs a model: add a [model] table with use = ...")
+    for method in ("drift", "diffusion"):
+        if not callable(getattr(sde, method, None)):
+            raise SdeflowError(f"system '{name}' has no {method}(t, x): an SDE needs drift and diffusion")
+    given = config.system.arguments
+    keys = ["h", "paths", "start"]
+    own = {key: given.pop(key) for key in keys if key in given}
+    if isinstance(sde, type):
+        sde = call(sde, given, "system", also=keys)
+    elif given:
+        raise SdeflowError(f"system '{name}' takes no arguments, given {', '.join(given)}")
+    return call(SDESystem, own, "system", built={"sde": sde})

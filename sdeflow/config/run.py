@@ -1,0 +1,238 @@
+"""A run: everything that fixes its numbers, checked before anything is computed."""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_leaves
+
+from sdeflow.config.catalogue import integrator_named, integrators_for
+from sdeflow.config.schema import Config
+from sdeflow.engine.engine import Engine, resolve_engine, worth_compiling
+from sdeflow.errors import Incompatible, SdeflowError
+from sdeflow.model.forces import held_out_forces
+from sdeflow.model.model import Model
+from sdeflow.options import Batch, Evaluate, Grid, Save
+from sdeflow.system.integrator import Integrator, evaluations
+from sdeflow.system.published import Declaration
+from sdeflow.system.system import System
+from sdeflow.system.varying import spread
+
+Scheme = str | Integrator | type[Integrator]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A system, a scheme that can take it, and all that a trajectory depends on besides.
+
+    seed     replica i of a run with seed s is the run of one replica with seed s + i
+    grid     frictions and inverse masses, with `replicas` at each
+    bound    a loss or kinetic energy past it counts as diverged
+    config   the TOML text that this came from, '' for a run declared in Python
+
+    Raises SdeflowError where something does not fit.
+    """
+
+    system: System
+    integrator: Integrator
+    steps: int
+    seed: int = 0
+    replicas: int = 1
+    save: Save = field(default_factory=Save)
+    batch: Batch | None = None
+    evaluate: Evaluate | None = None
+    dtype: torch.dtype = torch.float32
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    engine: Engine = field(default_factory=Engine)
+    grid: Grid | None = None
+    bound: float = 1e12
+    config: str = ""
+    title: str = ""
+
+    def __post_init__(self) -> None:
+        for name, least, most in (("steps", 0, 10**15), ("replicas", 1, 10**9), ("seed", 0, 2**62)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise SdeflowError(f"{name} must be at least {least}, given {value!r}")
+            if value > most:
+                raise SdeflowError(f"{name} must be at most {most:,}, given {value:,}")
+        for name, expected in (("save", Save), ("batch", Batch), ("evaluate", Evaluate), ("grid", Grid)):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, expected):
+                raise SdeflowError(
+                    f"{name} must be an sdeflow.{expected.__name__}, given {type(value).__name__}"
+                )
+        if not isinstance(self.bound, int | float) or not self.bound > 0:
+            raise SdeflowError(f"bound must be positive, given {self.bound!r}")
+        if self.grid is not None:
+            if self.batch is not None or self.evaluate is not None:
+                raise SdeflowError("a grid takes all data in every step and no evaluation: drop either")
+            object.__setattr__(self, "system", spread(self.system, self.grid, self.replicas))
+        if self.batch is not None and not self.system.blocks:
+            raise SdeflowError("minibatches need a system made of blocks, with a model's forces")
+        if self.evaluate is not None:
+            held_out_forces(self.system.model_forces)
+            if self.evaluate.every % self.save.every:
+                raise SdeflowError(
+                    f"evaluate.every must be a multiple of save.every, {self.save.every}, "
+                    f"given {self.evaluate.every}"
+                )
+
+    @classmethod
+    def declare(
+        cls,
+        system: object,
+        integrator: Scheme,
+        *,
+        dtype: str | torch.dtype,
+        device: str | torch.device,
+        engine: str = "auto",
+        noise: str = "auto",
+        steps: int,
+        **rest: Any,
+    ) -> Run:
+        """A run with its scheme, device, dtype, engine and noise source given by name."""
+        found, where = _system(system), resolve_device(device)
+        return cls(
+            system=found,
+            integrator=compatible(integrator, found),
+            dtype=_dtype(dtype),
+            device=where,
+            engine=resolve_engine(engine, noise, where, long=worth_compiling(found, steps, where)),
+            steps=steps,
+            **rest,
+        )
+
+    def by(self, engine: Engine) -> Run:
+        """The run computed by another engine."""
+        if not self.config:
+            return replace(self, engine=engine)
+        config = Config.model_validate(tomllib.loads(self.config)).on(engine.name, engine.noise)
+        return replace(self, engine=engine, config=config.toml())
+
+    @property
+    def data(self) -> int:
+        """D, the number of data of the model; 1 without one."""
+        forces = self.system.model_forces
+        return 1 if forces is None else forces.n_data
+
+    @property
+    def gradient_evaluations(self) -> int:
+        """Gradient evaluations a step."""
+        return evaluations(self.integrator, self.batch)
+
+    @property
+    def seeds(self) -> Sequence[int]:
+        """Of all replicas, at every point of the grid the same."""
+        return [*range(self.seed, self.seed + self.replicas)] * self.points
+
+    @property
+    def points(self) -> int:
+        return 1 if self.grid is None else len(self.grid.points)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What fixes the numbers but for how many there are, by key: the same in a run and its resumption."""
+        if self.config:
+            keys = flattened(tomllib.loads(self.config))
+            apart = ("run.steps", "run.device", "run.engine", "save.checkpoint")
+            return {key: value for key, value in keys.items() if key not in apart}
+        return {
+            "system": str(self.system),
+            "model": _fingerprint(self.system),
+            "integrator": self.integrator.name,
+            "seed": self.seed,
+            "replicas": self.replicas,
+            "save": str(replace(self.save, checkpoint=0.0)),
+            "batch": str(self.batch),
+            "evaluate": str(self.evaluate),
+            "grid": str(self.grid),
+            "dtype": str(self.dtype),
+            "noise": self.engine.noise,
+            "bound": self.bound,
+        }
+
+    @property
+    def code(self) -> dict[str, str]:
+        """SHA-256 of the files that the configuration names as file.py:Name, by path."""
+        specs = [value for value in self.settings.values() if isinstance(value, str) and ".py:" in value]
+        files = [Path(spec.rpartition(":")[0]) for spec in specs] if self.config else []
+        return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
+
+
+def _fingerprint(system: System) -> str:
+    """The class of a system's model or SDE, and SHA-256 of its numbers and tensors."""
+    thing = system.definition
+    digest = hashlib.sha256()
+    for name, value in sorted(getattr(thing, "__dict__", {}).items()):
+        for leaf in tree_leaves(value):
+            if isinstance(leaf, torch.Tensor):
+                digest.update(f"{name}{leaf.dtype}{tuple(leaf.shape)}".encode())
+                digest.update(leaf.detach().cpu().contiguous().numpy().data)
+            elif isinstance(leaf, int | float | str | bool):
+                digest.update(f"{name}={leaf!r}".encode())
+    kind = thing if isinstance(thing, type | FunctionType) else type(thing)
+    return f"{kind.__name__} {digest.hexdigest()[:16]}"
+
+
+def flattened(tables: Mapping[str, Any], at: str = "") -> dict[str, Any]:
+    """Nested tables as one, by dotted key."""
+    flat: dict[str, Any] = {}
+    for key, value in tables.items():
+        flat |= flattened(value, f"{at}{key}.") if isinstance(value, Mapping) else {f"{at}{key}": value}
+    return flat
+
+
+def compatible(integrator: Scheme, system: System) -> Integrator:
+    """The integrator; raises Incompatible, naming those that would do, where it refuses the system."""
+    scheme = integrator_named(integrator)
+    if refusal := scheme.refuses(system):
+        would_do = ", ".join(integrators_for(system)) or "none of the catalogue"
+        raise Incompatible(
+            f"integrator '{scheme.name}' cannot take this system: {refusal}. These can: {would_do}"
+        )
+    return scheme
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """'auto' is CUDA where there is one; raises SdeflowError for CUDA where there is none."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise SdeflowError(f"device must be 'auto', 'cpu' or 'cuda', given '{device}'") from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise SdeflowError(f"device must be 'auto', 'cpu' or 'cuda', given '{device}'")
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise SdeflowError(
+            "device 'cuda' was asked for, but there is no CUDA device here: give 'cpu' or 'auto'"
+        )
+    return chosen
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+    chosen = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if chosen not in (torch.float32, torch.float64):
+        raise SdeflowError(f"dtype must be float32 or float64, given {dtype}")
+    assert isinstance(chosen, torch.dtype)
+    return chosen
+
+
+def _system(system: object) -> System:
+    if isinstance(system, System) and not isinstance(system, type):
+        return system
+    if hasattr(system, "drift") and hasattr(system, "diffusion"):
+        raise SdeflowError(f"{type(system).__name__} is a plain SDE: give SDESystem(sde, h=...) instead")
+    if isinstance(system, Model | Declaration):
+        raise SdeflowError(
+            "a system is a declaration with a model: mpgd(model, particles=..., theta=..., x=...)"
+        )
+    raise SdeflowError(f"a system was expected, given {type(system).__name__}")

@@ -1,0 +1,255 @@
+"""The TOML schema of a problem, and its errors.
+
+title = "...", cpu_note = "..." (what to know before running it on a CPU)
+[model]      use = name or file.py:Name; the rest are the model's own arguments
+[system]     use = name or file.py:Name
+             of a model: particles, optionally h, and a table [system.BLOCK] with h, eta, gamma a block
+             of a plain SDE: h, paths, start; the rest are the SDE's own arguments
+[run]        integrator, steps, seed, replicas, dtype, device, engine, noise, bound
+[batch]      size, catch_up, cap; without it every step sees all data
+[save]       every, data, particles, theta_max, checkpoint
+[evaluate]   every, steps: when a loss on the model's held-out data is measured; without it never
+[grid]       gamma, eta: lists of values for all blocks with a momentum, with `replicas` of each pair
+[variants.NAME]   tables that replace parts of the above under `--variant NAME`
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sdeflow.errors import SdeflowError, did_you_mean
+from sdeflow.options import EngineName, NoiseName
+
+Count = Annotated[int, Field(ge=1)]
+Choice = Literal["all"] | Count | list[Annotated[int, Field(ge=0)]]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Named(_Strict):
+    """A model or a system by name, with its arguments in the same table."""
+
+    model_config = ConfigDict(extra="allow")
+    use: str
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class RunSection(_Strict):
+    """How to run."""
+
+    integrator: str = "expint"
+    steps: Annotated[int, Field(ge=0)] = 1000
+    seed: Annotated[int, Field(ge=0, lt=2**62)] = 0
+    replicas: Count = 1
+    dtype: Literal["float32", "float64"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    engine: EngineName = "auto"
+    noise: NoiseName = "auto"
+    bound: Annotated[float, Field(gt=0)] = 1e12
+
+
+class BatchSection(_Strict):
+    """How data are subsampled; see sdeflow.batch.Batch."""
+
+    size: Count
+    catch_up: Literal["off", "one_step", "substeps"] = "off"
+    cap: Count = 10
+
+
+class SaveSection(_Strict):
+    """What to save; see sdeflow.record.Save."""
+
+    every: Count = 10
+    data: Choice = 16
+    particles: Choice = 16
+    theta_max: Annotated[int, Field(ge=0)] = 10_000
+    checkpoint: Annotated[float, Field(ge=0)] = 15.0
+
+
+class EvaluateSection(_Strict):
+    """When the loss on held-out data is measured; see sdeflow.held_out.Evaluate."""
+
+    every: Count
+    steps: Count = 10
+
+
+class GridSection(_Strict):
+    """Frictions and inverse masses at which the replicas differ; see sdeflow.grid.Grid."""
+
+    gamma: list[float] = []
+    eta: list[float] = []
+
+
+class Config(_Strict):
+    """A problem with everything that was chosen for one run of it."""
+
+    title: str = ""
+    cpu_note: str = ""
+    system: Named
+    model: Named | None = None
+    run: RunSection = RunSection()
+    batch: BatchSection | None = None
+    save: SaveSection = SaveSection()
+    evaluate: EvaluateSection | None = None
+    grid: GridSection | None = None
+
+    def with_particles(self, n: int) -> Config:
+        """The same with n particles a datum, and as many of a prior where there are any."""
+        counts: dict[str, Any] = {
+            key: n for key in ("particles", "prior_particles") if key in self.system.arguments
+        }
+        return self.model_copy(update={"system": self.system.model_copy(update=counts)})
+
+    def on(self, engine: str, noise: str) -> Config:
+        """The configuration with what 'auto' has become for engine and noise source."""
+        return self.model_copy(update={"run": self.run.model_copy(update={"engine": engine, "noise": noise})})
+
+    def toml(self) -> str:
+        """The configuration as TOML; running it gives the same numbers."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+_SECTIONS: dict[str, type[BaseModel] | None] = {
+    "system": None,
+    "run": RunSection,
+    "batch": BatchSection,
+    "save": SaveSection,
+    "evaluate": EvaluateSection,
+    "grid": GridSection,
+}
+
+
+def load_config(
+    path: Path, *, variant: str | None = None, overrides: Sequence[Mapping[str, Any]] = ()
+) -> Config:
+    """The configuration in a file, with a variant and then overrides (nested tables) merged into it.
+
+    Raises SdeflowError for what is not TOML, an unknown key, a wrong type, or a value out of range.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SdeflowError(f"{path} cannot be read: {error}") from error
+    return parse_config(text, path, variant=variant, overrides=overrides)
+
+
+def parse_config(
+    text: str, path: Path, *, variant: str | None = None, overrides: Sequence[Mapping[str, Any]] = ()
+) -> Config:
+    """The configuration in the text of a file at `path`; see `load_config`."""
+    try:
+        tables = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise SdeflowError(f"{path} is not valid TOML: {error}") from error
+    variants = variant_tables(tables)
+    if variant is not None and variant not in variants:
+        raise SdeflowError(f"{path.name} has no variant '{variant}': {did_you_mean(variant, variants)}")
+    tables.pop("variants", None)
+    tables = _absolute_files(merged(tables, variants[variant] if variant else {}), path.parent)
+    for table in overrides:
+        tables = merged(tables, _absolute_files(table, Path.cwd()))
+    _refuse_nonfinite(tables, "")
+    for name in ("model", *_SECTIONS):
+        if not isinstance(tables.get(name, {}), dict):
+            raise SdeflowError(f"{path.name}: '{name}' must be a table, [{name}], given {tables[name]!r}")
+    try:
+        return Config.model_validate(tables)
+    except ValidationError as error:
+        raise SdeflowError(f"{path.name}: {'; '.join(explain(error, _fields))}") from None
+
+
+def variant_tables(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """The [variants.NAME] tables of a file."""
+    variants = tables.get("variants", {})
+    if not isinstance(variants, dict) or not all(isinstance(v, dict) for v in variants.values()):
+        raise SdeflowError("variants must be tables: [variants.NAME]")
+    return variants
+
+
+def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with the entries of `over` in their place; tables are merged, other values replaced."""
+    result = dict(base)
+    for key, value in over.items():
+        old = result.get(key)
+        result[key] = merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result
+
+
+def override(assignment: str) -> dict[str, Any]:
+    """The nested table of 'key.sub=value'; the value is TOML, or else a string."""
+    key, equals, text = assignment.partition("=")
+    parts = [part.strip() for part in key.split(".")]
+    if not equals or not all(parts):
+        raise SdeflowError(
+            f"--set takes key.sub=value, for example system.theta.gamma=0.05; given '{assignment}'"
+        )
+    try:
+        value: Any = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    for part in reversed(parts):
+        value = {part: value}
+    return value
+
+
+def _absolute_files(tables: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The tables with every 'file.py:Name' relative to `folder` made absolute, so that they can move."""
+    result = dict(tables)
+    for section, key in (("model", "use"), ("system", "use"), ("run", "integrator")):
+        table = result.get(section)
+        spec = table.get(key) if isinstance(table, dict) else None
+        if isinstance(table, dict) and isinstance(spec, str) and ".py:" in spec:
+            file, _, name = spec.rpartition(":")
+            result[section] = table | {key: f"{(folder / Path(file).expanduser()).resolve()}:{name}"}
+    return result
+
+
+def _refuse_nonfinite(value: Any, where: str) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise SdeflowError(f"'{where}': a finite number was expected, given {value}")
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in items:
+        _refuse_nonfinite(part, f"{where}.{key}" if where else str(key))
+
+
+def explain(
+    error: ValidationError, fields: Callable[[Sequence[str]], Sequence[str]], where: str = ""
+) -> list[str]:
+    """One sentence for each thing that pydantic found: where, what was given, what was expected.
+
+    fields   gives the known keys of the table at a path
+    where    the path of the whole
+    """
+    sentences = []
+    seen: set[str] = set()
+    for e in error.errors():
+        path = [str(part) for part in e["loc"] if not (isinstance(part, str) and "[" in part)]
+        key = ".".join(filter(None, [where, *path]))
+        if key in seen:
+            continue  # the other members of a union that did not match either
+        seen.add(key)
+        if e["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            sentences.append(f"unknown key '{key}': {did_you_mean(path[-1], fields(path[:-1]))}")
+        elif e["type"] == "missing":
+            sentences.append(f"'{key}' is missing")
+        else:
+            message = e["msg"][0].lower() + e["msg"][1:]
+            sentences.append(f"'{key}': {message}, given {e['input']!r}")
+    return sentences
+
+
+def _fields(path: Sequence[str]) -> list[str]:
+    schema = _SECTIONS.get(path[0]) if path else Config
+    return list(schema.model_fields) if schema is not None else []

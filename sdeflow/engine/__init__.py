@@ -1,0 +1,1 @@
+"""How steps are computed: eager, fused, compiled, captured, by minibatches."""

@@ -1,0 +1,90 @@
+"""Several steps that torch.compile makes one function of: the scheme, the forces and their gradients."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from types import FunctionType
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from sdeflow.errors import SdeflowError
+from sdeflow.state import State
+
+GRADIENTS = 10
+"""Evaluations of gradients in one function at most; compiling takes longer the more there are."""
+
+NUMBERS = 2**21
+"""Numbers drawn for one function at most: more than a cache holds are better drawn a step at a time."""
+
+
+class CompiledSteps:
+    """Steps as a function of the state and of what is drawn for them, compiled when it is first called.
+
+        z_{n+1} = transition(z_n, draws_n),    draws_n, ..., draws_{n+count-1} = draw(n, count)
+
+    Draws are tensors [count, ...], made outside, so the numbers are those of the other engines to rounding.
+    As a function of `stride` steps may have other rounding than one of a single step, a run takes the same
+    ones wherever it is cut: see sdeflow.engine.pieces. Compiling takes seconds to a minute of a CPU the first
+    time, and less where torch finds it in its cache on the disk.
+
+    evaluations   of gradients in one transition
+    every         steps from one snapshot to the next, which whole strides are to fill
+
+    Raises SdeflowError where torch cannot compile what the model does (a branch on a value, say).
+    """
+
+    def __init__(
+        self,
+        transition: Callable[[State, Sequence[Tensor]], State],
+        draw: Callable[[int, int], Sequence[Tensor]],
+        evaluations: int,
+        every: int = 1,
+    ) -> None:
+        numbers = sum(x.numel() for x in draw(0, 1))
+        most = max(1, min(GRADIENTS // max(1, evaluations), NUMBERS // max(1, numbers)))
+        filling = max(k for k in range(1, most + 1) if every % k == 0)
+        self.stride = filling if 2 * filling >= most else most
+        self._transition, self._draw = transition, draw
+        self._compiled: dict[int, Callable[[State, Sequence[Tensor]], State]] = {}
+
+    def __call__(self, z: State, n: int, count: int = 1) -> State:
+        # what is compiled is for tensors that lie as those of the first call did
+        draws, z = self._draw(n, count), {name: value.contiguous() for name, value in z.items()}
+        if count in self._compiled:
+            return self._compiled[count](z, draws)
+        compiled = self._compile(count)
+        with warnings.catch_warnings():  # torch warns of what it does itself, such as looking through caches
+            warnings.simplefilter("ignore")
+            try:
+                z = compiled(z, draws)
+            except Exception as error:
+                reason = next((line for line in str(error).splitlines() if line.strip()), "")
+                raise SdeflowError(
+                    f"this model's step cannot be compiled, {type(error).__name__}: {reason.strip()}; "
+                    "give engine 'eager' or 'fused'"
+                ) from error
+        self._compiled[count] = compiled
+        return z
+
+    def _compile(self, count: int) -> Callable[[State, Sequence[Tensor]], State]:
+        """By a code object of its own: torch compiles one no more than a few times."""
+        transition = self._transition
+
+        def steps(z: State, draws: Sequence[Tensor]) -> State:
+            for i in range(count):
+                z = transition(z, [x[i] for x in draws])
+            return {name: value.contiguous() for name, value in z.items()}
+
+        made = cast(FunctionType, steps)
+        own = FunctionType(made.__code__.replace(), made.__globals__, closure=made.__closure__)
+        how: dict[str, Any] = {"fullgraph": True, "dynamic": False}
+        try:  # what torch would look at before each call never changes: one system, shapes and layouts
+            done = torch.compile(
+                own, **how, options={"guard_filter_fn": lambda guards: [False] * len(guards)}
+            )
+        except RuntimeError:  # a torch that has no such option
+            done = torch.compile(own, **how)
+        return cast("Callable[..., State]", done)

@@ -1,0 +1,1 @@
+"""What a user writes, a log-joint or an energy, and the forces that it gives."""

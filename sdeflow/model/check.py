@@ -1,0 +1,108 @@
+"""Trying a user's model once before a run, so that a mistake is a sentence and not a traceback."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdeflow.errors import SdeflowError, attempt, expect_shape
+from sdeflow.model.model import Data, Model, ParameterLayout
+
+RESERVED = {
+    "theta",
+    "m",
+    "X",
+    "U",
+    "loss",
+    "held_out_loss",
+    "step",
+    "seed",
+    "replica",
+    "datum",
+    "particle",
+    "latent",
+    "param",
+    "gamma",
+    "eta",
+    "alpha",
+    "m_alpha",
+    "beta",
+    "m_beta",
+    "Z",
+    "V",
+    "prior_particle",
+    "alpha_param",
+    "beta_param",
+}
+RESERVED_STARTS = ("time", "kinetic_", "force_", "energy_")
+SCORE_TOLERANCE = 0.01
+"""Largest relative difference of an analytic score from automatic differentiation."""
+
+
+def try_model(model: Model, layout: ParameterLayout, theta: Tensor, x: Tensor, y: Data) -> None:
+    """Calls each method of a model at one state, theta [p], x [B, N, *latent_shape] and y of B data.
+
+    Raises SdeflowError for a method that fails, a value of the wrong kind or shape, and a log-joint that
+    cannot be differentiated where no analytic score stands in for it.
+    """
+    name = type(model).__name__
+    theta, x = theta.detach().requires_grad_(), x.detach().requires_grad_()
+    arguments = (layout.views(theta), x, y)
+
+    with torch.enable_grad():
+        value = attempt(f"{name}.log_joint", model.log_joint, *arguments)
+    meaning = "one value a datum and particle, summed over the latent's axes"
+    expect_shape(f"{name}.log_joint", value, tuple(x.shape[:2]), meaning)
+    for variable, score, leaf in (("x", model.score_x, x), ("theta", model.score_theta, theta)):
+        if score is None and not _depends(value, leaf):
+            raise SdeflowError(
+                f"{name}.log_joint gives a value without gradient in {variable}: use torch operations all "
+                f"the way from {variable}, or define score_{variable}"
+            )
+
+    if model.score_x is not None:
+        score = attempt(f"{name}.score_x", model.score_x, *arguments)
+        expect_shape(f"{name}.score_x", score, tuple(x.shape), "like x")
+        _compare(f"{name}.score_x", score, value, x)
+    if model.score_theta is not None:
+        what = f"{name}.score_theta"
+        scores = _mapping(what, attempt(what, model.score_theta, *arguments))
+        for key, shape in layout.shapes.items():
+            expect_shape(f"{what}['{key}']", scores.get(key), shape, f"like theta['{key}']")
+        _compare(what, torch.cat([scores[key].reshape(-1) for key in layout.shapes]), value, theta)
+
+    what = f"{name}.observables"
+    for key, scalar in _mapping(what, attempt(what, model.observables, *arguments)).items():
+        expect_shape(f"{what}['{key}']", torch.as_tensor(scalar), (), "a scalar")
+        if key in RESERVED or key.startswith(RESERVED_STARTS) or key.endswith("_norm"):
+            raise SdeflowError(f"{what}['{key}'] has a name that the trajectory uses: choose another")
+        if not key.isidentifier():
+            raise SdeflowError(f"{what}['{key}']: a name of letters, digits and underscores was expected")
+
+
+def _mapping(what: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise SdeflowError(f"{what} gives {type(value).__name__}, expected a mapping by name")
+    return value
+
+
+def _compare(what: str, score: Tensor, value: Tensor, leaf: Tensor) -> None:
+    """Raises SdeflowError where an analytic score is not the gradient of the log-joint."""
+    if not _depends(value, leaf):
+        return
+    (gradient,) = torch.autograd.grad(value.sum(), leaf, retain_graph=True)
+    difference = float((score.detach() - gradient).norm() / gradient.norm().clamp_min(1e-12))
+    if difference > SCORE_TOLERANCE:
+        raise SdeflowError(
+            f"{what} differs from the gradient of log_joint by {difference:.0%} at the start: mend either"
+        )
+
+
+def _depends(value: Tensor, leaf: Tensor) -> bool:
+    if not value.requires_grad:
+        return False
+    (gradient,) = torch.autograd.grad(value.sum(), leaf, retain_graph=True, allow_unused=True)
+    return gradient is not None

@@ -1,0 +1,121 @@
+"""What a system asks of its forces."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sdeflow.errors import SdeflowError, attempt, expect_shape
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from sdeflow.model.model import Model, ParameterLayout
+    from sdeflow.state import State
+
+
+class ForceField(ABC):
+    """Forces by block name, with a start and what is to be recorded beside them.
+
+    definition   what a user wrote: a model, or a function
+    layouts      how named parameters lie in a variable, by the name of its axis
+    """
+
+    @property
+    @abstractmethod
+    def definition(self) -> Any: ...
+
+    @property
+    @abstractmethod
+    def layouts(self) -> Mapping[str, ParameterLayout]: ...
+
+    @abstractmethod
+    def to(self, dtype: torch.dtype, device: torch.device) -> ForceField:
+        """The same forces on another device or in another precision."""
+
+    @abstractmethod
+    def on(self, index: Tensor) -> ForceField:
+        """The forces of a minibatch, data `index` [R, b]: X is [R, b, N, d], gradients of sums times D/b."""
+
+    @abstractmethod
+    def see(self, index: Tensor) -> None:
+        """Changes the data of forces made by `on`, in place."""
+
+    @abstractmethod
+    def start(self, seed: int) -> State:
+        """Positions at the start of one replica, in float64."""
+
+    @abstractmethod
+    def __call__(self, t: float, z: State, names: Sequence[str]) -> dict[str, Tensor]:
+        """Forces on the blocks `names`."""
+
+    @abstractmethod
+    def observe(self, z: State) -> dict[str, Tensor]:
+        """Scalars to record, each [R]."""
+
+    @abstractmethod
+    def check(self, z: State) -> None:
+        """Tries what the user wrote once; raises SdeflowError for what does not fit."""
+
+
+class ModelField(ForceField):
+    """The forces of a model.
+
+    n_data, n_particles   D, of a minibatch b, and N
+    """
+
+    model: Model
+    n_data: int
+    n_particles: int
+
+    @property
+    def definition(self) -> Model:
+        return self.model
+
+
+class FunctionField(ForceField):
+    """A function forces(t, z, names) as forces, without data, parameters' names or a start of its own.
+
+    positions   names of the positions in the state, by block
+    """
+
+    def __init__(
+        self, function: Callable[[float, State, Sequence[str]], dict[str, Tensor]], positions: dict[str, str]
+    ) -> None:
+        self._function, self._positions = function, positions
+
+    @property
+    def definition(self) -> Any:
+        return self._function
+
+    @property
+    def layouts(self) -> Mapping[str, ParameterLayout]:
+        return {}
+
+    def to(self, dtype: torch.dtype, device: torch.device) -> FunctionField:
+        from sdeflow.model.model import moved
+
+        return FunctionField(moved(self._function, dtype, device), self._positions)
+
+    def on(self, index: Tensor) -> ForceField:
+        raise SdeflowError("minibatches need a model's forces, and this system's are a function")
+
+    def see(self, index: Tensor) -> None:
+        self.on(index)
+
+    def start(self, seed: int) -> State:
+        raise SdeflowError("this system has no start: pass start={position: tensor} to BlockSystem")
+
+    def __call__(self, t: float, z: State, names: Sequence[str]) -> dict[str, Tensor]:
+        return self._function(t, z, names)
+
+    def observe(self, z: State) -> dict[str, Tensor]:
+        return {}
+
+    def check(self, z: State) -> None:
+        forces: Any = attempt("the function of forces", self, 0.0, z, list(self._positions))
+        for name, position in self._positions.items():
+            shape = tuple(z[position].shape)
+            expect_shape(f"the force on block '{name}'", forces.get(name), shape, "like its position")

@@ -1,0 +1,165 @@
+"""What a user writes: a latent-variable model, as its log-joint."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from math import prod
+from types import FunctionType
+from typing import Any, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from sdeflow.errors import SdeflowError
+
+Parameters = Mapping[str, Tensor]
+Data = Any  # a tensor, or a tuple or dict of tensors; each has the data along its first axis
+
+
+class Model(ABC):
+    """A latent-variable model: l_i(theta, x) = log p_theta(x, y_i), with one latent x_i in R^d a datum.
+
+    `data` is a tensor (or a tuple or dict of tensors) whose first axis runs over the D latents. Where
+    all observations share one latent, D = 1: give the data a first axis of length 1.
+    `latent_shape` is the shape of one x.
+
+    Analytic scores are optional and replace automatic differentiation where they are defined:
+
+        score_x(theta, x, y) -> [B, N, *latent_shape]         grad_x l_i(theta, x_ij)
+        score_theta(theta, x, y) -> {name: like theta[name]}  sum_ij grad_theta l_i(theta, x_ij)
+
+    held_out: data of the same kind that the parameters are not to see, for a loss on them
+    (`sdeflow.held_out`); None where there are none.
+
+    A model may say how its data come about, for `sdeflow sample`, and one of images what they look like:
+
+        image_shape                                           channels, height, width
+        decode(theta, x) -> [n, pixels]                       images in [-1, 1] of x [n, *latent_shape]
+        sample_prior(theta, n, generator) -> [n, *latent_shape]   latents from p_theta
+        sample_data(theta, x, generator) -> [n, ...]          observations of latents x [n, *latent_shape]
+    """
+
+    data: Data
+    latent_shape: tuple[int, ...]
+    held_out: Data | None = None
+
+    score_x: Any = None
+    score_theta: Any = None
+
+    decode: Any = None
+    sample_prior: Any = None
+    sample_data: Any = None
+    image_shape: tuple[int, int, int] | None = None
+
+    @abstractmethod
+    def log_joint(self, theta: Parameters, x: Tensor, y: Data) -> Tensor:
+        """l_i(theta, x_ij) for a batch: x [B, N, *latent_shape], y `data` or a part of it; gives [B, N].
+
+        Called for one replica, or under torch.func.vmap for several small ones; entry (i, j) may
+        depend on theta, x[i, j] and y[i] only.
+        """
+
+    @abstractmethod
+    def init_theta(self, generator: torch.Generator) -> Parameters | nn.Module:
+        """The parameters at the start, as named tensors or as a module whose parameters they are.
+
+        torch's global generator is seeded too while this runs, for the sake of torch.nn's initialisers.
+        """
+
+    def init_x(self, generator: torch.Generator, data: int, particles: int) -> Tensor:
+        """Particles at the start, [D, N, *latent_shape]; standard normal unless overridden."""
+        return torch.randn(data, particles, *self.latent_shape, generator=generator, dtype=torch.float64)
+
+    def observables(self, theta: Parameters, x: Tensor, y: Data) -> dict[str, Tensor]:
+        """More scalars to record beside the loss, by name; evaluated where a snapshot is taken."""
+        return {}
+
+    def to(self, dtype: torch.dtype, device: torch.device) -> Self:
+        """A copy with every tensor and module attribute on `device`, its floating-point ones as `dtype`."""
+        return moved(self, dtype, device)
+
+
+T = TypeVar("T")
+
+
+def moved(thing: T, dtype: torch.dtype, device: torch.device) -> T:
+    """A copy of an object with every tensor and module attribute on `device`, as `dtype` where floating."""
+    if not hasattr(thing, "__dict__") or isinstance(thing, nn.Module | type | FunctionType):
+        return _moved(thing, dtype, device)
+    result = copy.copy(thing)
+    for name, value in vars(thing).items():
+        setattr(result, name, _moved(value, dtype, device))
+    return result
+
+
+def _moved(value: Any, dtype: torch.dtype, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, dtype if value.is_floating_point() else None)
+    if isinstance(value, nn.Module):
+        return copy.deepcopy(value).to(device, dtype)
+    if isinstance(value, tuple | list):
+        return type(value)(_moved(v, dtype, device) for v in value)
+    if isinstance(value, dict):
+        return {k: _moved(v, dtype, device) for k, v in value.items()}
+    return value
+
+
+def data_size(model: Model) -> int:
+    """D, the length of the first axis that all tensors of the data share; SdeflowError for other data."""
+    data = model.data
+    parts = data.values() if isinstance(data, dict) else data if isinstance(data, tuple | list) else [data]
+    sizes = {len(part) if isinstance(part, Tensor) and part.ndim > 0 else None for part in parts}
+    if len(sizes) != 1 or None in sizes or 0 in sizes:
+        raise SdeflowError(
+            f"{type(model).__name__}.data must be a tensor, or a tuple or dict of tensors, with one entry a "
+            f"datum along the first axis; given {type(data).__name__} of lengths {sorted(map(str, sizes))}"
+        )
+    (size,) = sizes
+    assert size is not None
+    return size
+
+
+class ParameterLayout:
+    """How named parameters lie in one flat vector of length p."""
+
+    def __init__(self, theta: Parameters) -> None:
+        self.shapes = {name: tuple(value.shape) for name, value in theta.items()}
+        self.sizes = [prod(shape) for shape in self.shapes.values()]
+        self.size = sum(self.sizes)
+
+    def views(self, flat: Tensor) -> dict[str, Tensor]:
+        """Named views of a flat vector [..., p]."""
+        parts = flat.split_with_sizes(self.sizes, -1)  # torch's `split` takes a detour through Python
+        return {
+            name: part.view((*flat.shape[:-1], *shape))
+            for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
+        }
+
+    def flatten(self, theta: Parameters) -> Tensor:
+        """The flat vector [p] of named tensors; raises SdeflowError where names or shapes differ."""
+        given = {name: tuple(value.shape) for name, value in theta.items()}
+        if given != self.shapes:
+            raise SdeflowError(f"parameters {self.shapes} were expected by name and shape, given {given}")
+        return torch.cat([theta[name].reshape(-1) for name in self.shapes])
+
+    def part(self, prefix: str) -> ParameterLayout:
+        """The layout of the parameters whose names begin with a prefix, without it, on their own."""
+        chosen = {n.removeprefix(prefix): s for n, s in self.shapes.items() if n.startswith(prefix)}
+        return ParameterLayout({name: torch.empty(shape) for name, shape in chosen.items()})
+
+    def labels(self) -> list[str]:
+        """A name for each entry of the flat vector: 'weight[0,2]', or the bare name of a scalar."""
+        labels: list[str] = []
+        for name, shape in self.shapes.items():
+            index = (
+                torch.cartesian_prod(*(torch.arange(n) for n in shape)).view(-1, len(shape))
+                if shape
+                else None
+            )
+            if index is None or prod(shape) == 1:
+                labels.append(name)
+            else:
+                labels += [f"{name}[{','.join(map(str, row))}]" for row in index.tolist()]
+        return labels

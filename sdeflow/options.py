@@ -1,0 +1,186 @@
+"""What a run can be told: what is saved, how data are subsampled, when it is evaluated, on which grid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import inf
+from typing import Literal, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdeflow.errors import SdeflowError
+
+EngineName = Literal["auto", "eager", "compiled", "fused"]
+NoiseName = Literal["auto", "torch", "philox"]
+
+Choice = int | Sequence[int] | Literal["all"]
+
+
+@dataclass(frozen=True)
+class Steps(Sequence[int]):
+    """The steps of a grid, and the last one where it is not on it; as many as you like take no memory."""
+
+    grid: range
+    last: int
+
+    def __len__(self) -> int:
+        return len(self.grid) + (self.grid[-1] != self.last)
+
+    @overload
+    def __getitem__(self, i: int) -> int: ...
+
+    @overload
+    def __getitem__(self, i: slice) -> list[int]: ...
+
+    def __getitem__(self, i: int | slice) -> int | list[int]:
+        if isinstance(i, slice):
+            return [self[k] for k in range(len(self))[i]]
+        k = range(len(self))[i]
+        return self.grid[k] if k < len(self.grid) else self.last
+
+    def after(self, count: int) -> Iterator[int]:
+        """Those after the first `count`."""
+        return (self[k] for k in range(count, len(self)))
+
+
+@dataclass(frozen=True)
+class Save:
+    """What to save.
+
+    every       steps between snapshots; the start and the last step are always among them
+    data        data whose particles are saved: 'all', that many spread evenly, or a list of indices
+    particles   particles saved of each, likewise
+    theta_max   longest parameter vector that is saved whole; of a longer one only the norm is
+    checkpoint  seconds at least between checkpoints of a run with a folder; more where that keeps them to
+                5% of its time, and in a long run, of which 0.5% (at most 5 minutes) may be lost; 0 for one
+                after every chunk of steps
+    """
+
+    every: int = 10
+    data: Choice = 16
+    particles: Choice = 16
+    theta_max: int = 10_000
+    checkpoint: float = 15.0
+
+    def __post_init__(self) -> None:
+        if not self.checkpoint >= 0:
+            raise SdeflowError(f"save.checkpoint must be at least 0 seconds, given {self.checkpoint!r}")
+        if not isinstance(self.every, int) or self.every < 1:
+            raise SdeflowError(f"save.every must be at least 1 step, given {self.every!r}")
+
+    def steps(self, last: int) -> Steps:
+        """The steps at which snapshots are taken in a run of `last` steps."""
+        return Steps(range(0, last + 1, self.every), last)
+
+    def indices(self, dim: str, size: int) -> NDArray[np.int64]:
+        """The positions saved along an axis of the given name; raises SdeflowError for one out of range."""
+        choice: Choice = {"datum": self.data, "particle": self.particles}.get(dim, "all")
+        if isinstance(choice, str):
+            if choice != "all":
+                raise SdeflowError(
+                    f"save.{dim}: 'all', a number or a list of indices expected, given {choice!r}"
+                )
+            return np.arange(size)
+        if isinstance(choice, int):
+            if choice < 1:
+                raise SdeflowError(f"save: at least one {dim} must be saved, given {choice}")
+            return np.unique(np.linspace(0, size - 1, min(choice, size)).round().astype(np.int64))
+        chosen = np.asarray(choice, dtype=np.int64)
+        if chosen.size == 0 or chosen.min() < 0 or chosen.max() >= size:
+            raise SdeflowError(f"save: {dim} indices must lie in 0..{size - 1}, given {list(choice)}")
+        return chosen
+
+
+@dataclass(frozen=True)
+class Batch:
+    """How data are subsampled.
+
+    size       b, data a step; D // b steps are an epoch, in each of which a datum is seen at most once
+    catch_up   what is done for a datum that was missed k times, before its step, with k at most `cap`:
+               'off': nothing; 'one_step': one step of size k h; 'substeps': k steps of size h.
+               theta is held, and each (sub)step costs one more evaluation of the score
+    """
+
+    size: int
+    catch_up: Literal["off", "one_step", "substeps"] = "off"
+    cap: int = 10
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or self.cap < 1:
+            raise SdeflowError(f"batch size and cap must be at least 1, given {self.size} and {self.cap}")
+
+    @property
+    def extra_evaluations(self) -> int:
+        """Evaluations of the score a step beyond the integrator's own."""
+        return {"off": 0, "one_step": 1, "substeps": self.cap}[self.catch_up]
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """When the loss on held-out data is measured.
+
+    every   steps of the run between evaluations; the start and the last step are always among them
+    steps   steps that held-out particles take at each, from where the last evaluation left them
+    """
+
+    every: int
+    steps: int = 10
+
+    def __post_init__(self) -> None:
+        for name, value in (("every", self.every), ("steps", self.steps)):
+            if not isinstance(value, int) or value < 1:
+                raise SdeflowError(f"evaluate.{name} must be at least 1 step, given {value!r}")
+
+    def cost(self, last: int, data: int, particles: int) -> str:
+        """What it costs in a run of `last` steps, in words."""
+        times = 1 + -(-last // self.every)
+        return (
+            f"{times} times {self.steps} steps of {data:,} held-out data x {particles} particles: "
+            f"{times * self.steps:,} evaluations of their scores, {times} of their loss"
+        )
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Values of gamma and of eta, each for all blocks with a momentum; none leaves the blocks' own.
+
+    Every pair is a point, and a run has its replicas at each, from the same seeds. In a dataset gamma and eta
+    are coordinates along `replica`, which `run.set_index(replica=["gamma", "eta"]).unstack("replica")` makes
+    dimensions.
+
+    Raises SdeflowError for values that are no frictions or inverse masses.
+    """
+
+    gamma: tuple[float, ...] = ()
+    eta: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        for values in (self.gamma, self.eta):
+            if not isinstance(values, tuple) or not all(isinstance(v, int | float) for v in values):
+                raise SdeflowError(f"a grid takes tuples of numbers, given {values!r}")
+        for name, values, least in (("gamma", self.gamma, "at least 0"), ("eta", self.eta, "positive")):
+            good = all(0 <= v < inf if name == "gamma" else 0 < v < inf for v in values)
+            if not good or len(set(values)) < len(values):
+                raise SdeflowError(
+                    f"grid.{name}: different finite numbers, {least}, were expected; given {list(values)}"
+                )
+        if not self.gamma and not self.eta:
+            raise SdeflowError("a grid needs values of gamma or of eta, given neither")
+
+    @property
+    def points(self) -> list[dict[str, float]]:
+        """What a kinetic block has at each point, in place of its own."""
+        axes = {name: values for name, values in (("gamma", self.gamma), ("eta", self.eta)) if values}
+        return [dict(zip(axes, point, strict=True)) for point in product(*axes.values())]
+
+    def coordinates(self, replicas: int) -> dict[str, list[float]]:
+        """gamma and eta of every replica, so many at each point."""
+        rows = [point for point in self.points for _ in range(replicas)]
+        return {name: [row[name] for row in rows] for name in rows[0]}
+
+    def told(self, replica: int, replicas: int) -> str:
+        """Where a replica is, so many at each point: 'gamma=0.1, eta=2000'."""
+        return ", ".join(f"{name}={value:g}" for name, value in self.points[replica // replicas].items())

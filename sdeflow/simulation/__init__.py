@@ -1,0 +1,1 @@
+"""Takes a Run through its steps, and says how it ended."""

@@ -1,0 +1,151 @@
+"""How a run can end: a request to stop, and numbers that run away."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sdeflow.config.run import Run
+from sdeflow.state import State
+from sdeflow.trajectory.checkpoint import Facts
+from sdeflow.trajectory.folder import RunFolder
+
+PATIENCE = 2.0
+"""Seconds that a chunk of steps has to finish after a request to stop."""
+
+
+class Stop:
+    """Ctrl-C and SIGTERM as a request that is looked at between chunks; in the main thread only.
+
+    A chunk that does not finish within PATIENCE is cut short by KeyboardInterrupt; its steps are lost,
+    the state before it is not. Where nothing is being stepped or joined a request waits.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._interruptible = False
+        self._impatient = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Stop:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._request)
+            if hasattr(signal, "setitimer"):
+                self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._cut_short)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if signal.SIGINT in self._before and hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def stepping(self) -> Iterator[None]:
+        """While steps are taken: a request lets the chunk finish, for as long as PATIENCE."""
+        self._interruptible = True
+        try:
+            yield
+        finally:
+            self._interruptible = False
+
+    @contextmanager
+    def joining(self) -> Iterator[None]:
+        """While files are joined, which can be done later: a new request stops it at once."""
+        self._interruptible = self._impatient = True
+        try:
+            yield
+        finally:
+            self._interruptible = self._impatient = False
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        again, self.asked = self.asked, True
+        if self._impatient or (again and self._interruptible):
+            raise KeyboardInterrupt
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+
+    def _cut_short(self, number: int, frame: FrameType | None) -> None:
+        if self._interruptible and not self._impatient:
+            raise KeyboardInterrupt
+
+
+def not_finite(z: Mapping[str, Tensor]) -> dict[int, str]:
+    """The variables that are not finite, by replica; one synchronisation."""
+    import torch
+
+    names = [name for name, value in z.items() if value.is_floating_point()]
+    finite = torch.stack([z[name].flatten(1).isfinite().all(1) for name in names]).cpu()
+    found = {}
+    for replica in (~finite.all(0)).nonzero().flatten().tolist():
+        first, *others = [name for name, good in zip(names, finite[:, replica], strict=True) if not good]
+        found[replica] = f"{first} is not finite" + (f" (nor {', '.join(others)})" if others else "")
+    return found
+
+
+def past_bound(observed: Mapping[str, NDArray[np.floating]], bound: float) -> dict[int, str]:
+    """The first of the loss and the energies that is past the bound or not a number, by replica."""
+    found: dict[int, str] = {}
+    for name, values in observed.items():
+        if name == "loss" or name.startswith(("kinetic_", "energy_")):
+            for replica in np.flatnonzero(~(np.abs(values) <= bound)).tolist():
+                found.setdefault(
+                    replica, f"{name} is {values[replica]:.3g}, past the bound of {bound:g} (run.bound)"
+                )
+    return found
+
+
+NAMED = 8
+"""Diverged replicas that a message names."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A finished run: the trajectory, the full last state, and how it ended.
+
+    retcode   'success', 'diverged' or 'interrupted'; `message` tells more
+    """
+
+    dataset: xr.Dataset
+    state: State
+    retcode: str
+    message: str
+
+
+def _message(facts: Facts, run: Run, error: Exception | None, folder: RunFolder | None) -> str:
+    if facts.retcode == "interrupted":
+        again = "" if folder is None else f"; 'sdeflow resume {folder.path}' goes on"
+        return f"stopped after {facts.step} of {run.steps} steps{again}"
+    if error is not None:
+        kind = type(error).__name__
+        return f"the run failed after {facts.step} of {run.steps} steps with {kind}: {error}"
+    if facts.retcode == "diverged":
+        good = "" if folder is None or folder.new else f" The last checkpoint is of step {folder.facts.step}."
+        fix = f"Likely fix: a smaller step h, or a more stable integrator than {run.integrator.name}."
+        return f"{_where(facts, run)}. {fix}{good}"
+    return f"{facts.step} steps"
+
+
+def _where(facts: Facts, run: Run) -> str:
+    """Which replicas diverged, and of a grid at which points; the first NAMED of them."""
+
+    def name(replica: int) -> str:
+        at = "" if run.grid is None else f" ({run.grid.told(replica, run.replicas)})"
+        return f"replica {replica}{at}"
+
+    lost = list(facts.diverged.items())
+    more = len(lost) - NAMED
+    return "; ".join(f"{name(r)}: {what}" for r, what in lost[:NAMED]) + (
+        f"; and {more} more of {len(run.seeds)} replicas" if more > 0 else ""
+    )

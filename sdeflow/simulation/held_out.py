@@ -1,0 +1,101 @@
+"""The loss on data that the parameters never see, whose particles move with theta held fixed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from sdeflow.model.forces import ModelForces, held_out_forces
+from sdeflow.noise.source import NoiseSource, TorchNoise
+from sdeflow.options import Evaluate
+from sdeflow.state import State
+from sdeflow.system.maps import exponential
+from sdeflow.system.system import BlockSystem, initial_state
+
+PREFIX = "held_out."
+LOSS = "held_out_loss"
+
+
+class HeldOut:
+    """Moves the particles of a model's held-out data and measures their loss.
+
+    Held-out particles start like the others and follow the dynamics of the system's particle blocks, by
+    the exponential integrator (Euler-Maruyama without momenta), on noise of their own. They are part of
+    the state, as 'held_out.X' [R, D', N, d] and 'held_out.U', and change no other number.
+
+    at_once   data whose forces are taken together, which bounds the memory
+
+    Raises SdeflowError for a system without a model, or a model without held-out data of the right kind.
+    """
+
+    def __init__(
+        self,
+        system: BlockSystem,
+        evaluate: Evaluate,
+        *,
+        seeds: Sequence[int],
+        dtype: torch.dtype,
+        device: torch.device,
+        at_once: int | None = None,
+        source: Callable[..., NoiseSource] = TorchNoise,
+    ) -> None:
+        forces = held_out_forces(system.model_forces)
+        blocks = [replace(b, shape=(forces.n_data, *b.shape[1:])) for b in system.particles]
+        self.system = BlockSystem(blocks, forces, h=system.h)
+        self.evaluate, self.data, self.particles = evaluate, forces.n_data, forces.n_particles
+        self._seeds, self._dtype, self._device = seeds, dtype, device
+        size = min(at_once or forces.n_data, forces.n_data)
+        index = torch.arange(forces.n_data, device=device).expand(len(seeds), -1)
+        pieces = [slice(i, i + size) for i in range(0, forces.n_data, size)]
+        self._pieces = [(piece, forces.on(index[:, piece])) for piece in pieces]
+        channels = [replace(c, key=f"{c.key}/held-out") for c in self.system.channels]
+        self._noise = source(
+            channels, kind="PQ", substeps=1, h=system.h, seeds=seeds, dtype=dtype, device=device
+        )
+
+    def start(self) -> State:
+        """The particles at the start of a run; raises SdeflowError where the model cannot take the data."""
+        z = initial_state(self.system, self._seeds, self._dtype, self._device)
+        piece, forces = self._pieces[0]
+        forces.check({"theta": z["theta"], "X": z["X"][:, piece]})
+        return {PREFIX + name: z[name] for name in self.system.axes}
+
+    def cost(self, last: int) -> str:
+        """What the evaluations of a run of `last` steps cost, in words."""
+        return self.evaluate.cost(last, self.data, self.particles)
+
+    def look(self, z: State, n: int, last: int) -> tuple[State, dict[str, Tensor]]:
+        """What a snapshot after step n of `last` finds: the state, and the loss, NaN where none is due.
+
+        Where only the end of the run makes it due the particles go back to where they were, so that a longer
+        run is the same up to here.
+        """
+        if n % self.evaluate.every and n != last:
+            return z, {LOSS: z["theta"].new_full((len(self._seeds),), torch.nan)}
+        moved = self.move(z, n)
+        return (z if n % self.evaluate.every else moved), {LOSS: self.loss(moved)}
+
+    def move(self, z: State, n: int) -> State:
+        """The state after step n with its held-out particles moved, the rest as it was."""
+        part = {"theta": z["theta"]} | {name: z[PREFIX + name] for name in self.system.axes}
+        blocks, h = self.system.blocks, self.system.h
+        with torch.no_grad():
+            for i in range(self.evaluate.steps):
+                forces = {b.name: self._in_pieces(part, lambda f, z: f(0.0, z, ["x"])["x"]) for b in blocks}
+                (noise,) = self._noise(n * self.evaluate.steps + i)
+                part |= exponential(blocks, part, forces, h, noise)
+        return z | {PREFIX + name: part[name] for name in self.system.axes}
+
+    def loss(self, z: State) -> Tensor:
+        """Mean over held-out data and particles of -log p_theta(x, y), [R]."""
+        part = {"theta": z["theta"], "X": z[PREFIX + "X"]}
+        with torch.no_grad():
+            losses = self._in_pieces(part, lambda f, z: f.loss(z)[:, None] * z["X"].shape[1])
+        return losses.sum(1) / self.data
+
+    def _in_pieces(self, z: State, one: Callable[[ModelForces, State], Tensor]) -> Tensor:
+        """`one(forces, state)` on one piece of the data after the other, joined along axis 1."""
+        return torch.cat([one(forces, z | {"X": z["X"][:, piece]}) for piece, forces in self._pieces], 1)

@@ -1,0 +1,118 @@
+"""What a run needs in memory before its first step: system, start, step, and who looks on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdeflow.config.run import Run
+from sdeflow.engine.minibatch import MiniBatches
+from sdeflow.engine.step import Step
+from sdeflow.errors import SdeflowError, attempt
+from sdeflow.simulation.held_out import HeldOut
+from sdeflow.state import State
+from sdeflow.system.system import BlockSystem, System, initial_state
+
+ONE_THREAD_BELOW = 500_000
+"""Numbers in the state up to which a CPU run keeps to one thread.
+
+Small operations gain nothing from more, and lose much where the other cores are busy: threads that wait
+for each other made a step of 4000 particles 20 times slower on two cores with one of them taken.
+"""
+
+
+@dataclass
+class Prepared:
+    """A run that can start: `step` takes its steps, `observe(t, state)` gives the system's observables.
+
+    state     at the start, or where the run was taken up
+    warning   what to know of catching up by long steps, '' for nothing
+    """
+
+    system: System
+    state: State
+    step: Step
+    observe: Callable[[float, State], State]
+    held_out: HeldOut | None
+    warning: str
+
+    def take_up(self, state: State) -> None:
+        """Goes on from a stored state; raises SdeflowError where it is that of another system."""
+        for name in sorted(state.keys() | self.state.keys()):
+            stored, own = state.get(name), self.state.get(name)
+            if stored is None or own is None or stored.shape != own.shape or stored.dtype != own.dtype:
+                given, expected = (
+                    "nothing" if v is None else f"{v.dtype} {tuple(v.shape)}" for v in (stored, own)
+                )
+                raise SdeflowError(
+                    f"the checkpoint holds {given} for {name}, expected {expected}: the model has changed"
+                )
+        self.state = {name: state[name].to(own.device) for name, own in self.state.items()}
+
+
+def prepare(run: Run) -> Prepared:
+    """Moves the system to its device, draws the start and tries what the user wrote on it once.
+
+    Raises SdeflowError where something does not fit.
+    """
+    scheme, system = run.integrator, run.system.to(run.dtype, run.device)
+    common: dict[str, Any] = {"seeds": run.seeds, "dtype": run.dtype, "device": run.device}
+    z = initial_state(system, **common)
+    warning, source, every = "", run.engine.source, run.save.every
+    if run.batch is None:
+        system.check(z)
+        how = {"kind": scheme.noise, "substeps": scheme.substeps, "h": system.h}
+        noise = source(system.channels, **how, **common)
+        step, observe = run.engine.step(system, scheme, noise, every=every), system.observe
+        with torch.no_grad():
+            z |= attempt(f"{type(scheme).__name__}.init", scheme.init, system, z)
+    else:
+        assert isinstance(system, BlockSystem)
+        step = batches = MiniBatches(system, scheme, run.batch, engine=run.engine, every=every, **common)
+        batches.check(z)
+        with torch.no_grad():
+            warning = batches.warning(z)
+        z, observe = batches.start(z), batches.observe
+    held_out = None
+    if run.evaluate is not None:
+        assert isinstance(system, BlockSystem)
+        at_once = None if run.batch is None else run.batch.size
+        held_out = HeldOut(system, run.evaluate, at_once=at_once, source=source, **common)
+        z |= held_out.start()
+    return Prepared(system, z, step, observe, held_out, warning)
+
+
+def prepare_to_solve(run: Run) -> tuple[Run, Prepared]:
+    """What `prepare` gives, and the run by its engine's fallback where torch cannot compile its step."""
+    prepared = prepare(run)
+    if run.engine.fallback is not None:
+        try:
+            with threads(threads_for(prepared.state)), torch.no_grad():
+                prepared.step(prepared.state, 0, prepared.step.stride)
+        except SdeflowError as error:
+            run = run.by(replace(run.engine.fallback, why=str(error)))
+            del prepared
+            return run, prepare(run)
+    return run, prepared
+
+
+def threads_for(z: Mapping[str, Tensor]) -> int:
+    """How many threads a state is worth: one, or those that torch uses."""
+    small = sum(value.numel() for value in z.values()) < ONE_THREAD_BELOW
+    return 1 if small else torch.get_num_threads()
+
+
+@contextmanager
+def threads(number: int) -> Iterator[None]:
+    """Torch with that many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,95 @@
+"""A run from Python."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+import torch
+import xarray as xr
+
+from sdeflow.config.run import Run, Scheme
+from sdeflow.errors import DivergenceWarning
+from sdeflow.options import Batch, Evaluate, Grid, Save
+from sdeflow.simulation.resume import go_on
+from sdeflow.simulation.solve import solve
+from sdeflow.system.system import System
+from sdeflow.terminal import progress_bar
+from sdeflow.trajectory.checkpoint import Facts
+
+
+def simulate(
+    system: System,
+    integrator: Scheme = "expint",
+    *,
+    steps: int,
+    seed: int = 0,
+    replicas: int = 1,
+    save: Save | None = None,
+    batch: Batch | None = None,
+    evaluate: Evaluate | None = None,
+    grid: Grid | None = None,
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device = "auto",
+    engine: str = "auto",
+    noise: str = "auto",
+    bound: float = 1e12,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    progress: bool = False,
+) -> xr.Dataset:
+    """Runs `steps` steps of an integrator on a system and gives the trajectory.
+
+    integrator   a name of the catalogue, a 'file.py:Name', an Integrator or its class
+    seed         replica i of a run with seed s is the run of one replica with seed s + i
+    save         what to record (default: every 10 steps, 16 data with 16 particles each)
+    batch        how data are subsampled (default: all data in every step)
+    grid         frictions and inverse masses, with `replicas` at each; without it the system's own
+    evaluate     when the loss on the model's held-out data is measured (default: never)
+    engine       'eager', 'fused' or 'compiled'; 'auto' is compiled for a long run, and else fused where there
+                 is a kernel for it; see sdeflow.engine. Where a run is resumed, it is what that was begun by
+    noise        the noise source, 'torch' or 'philox'; 'auto' is philox where there is a kernel for it
+    bound        a loss or kinetic energy past it counts as diverged
+    out          a run folder to write; the trajectory is then read from it when it is asked for
+    resume       goes on with the run in `out` where there is one, to the same numbers as in one piece
+
+    Raises SdeflowError where something does not fit. A trajectory that diverges is returned as far as it
+    got; `attrs['retcode']` says so, and a DivergenceWarning is given. An interrupted or failing run is
+    written to `out` as far as it got, and then raises KeyboardInterrupt or RunError.
+    """
+    declare = partial(
+        Run.declare,
+        system,
+        integrator,
+        steps=steps,
+        seed=seed,
+        replicas=replicas,
+        save=Save() if save is None else save,
+        batch=batch,
+        evaluate=evaluate,
+        grid=grid,
+        dtype=dtype,
+        device=device,
+        bound=bound,
+    )
+
+    def again(facts: Facts) -> Run:
+        begun = facts.setting
+        same = begun["noise_source"] if noise == "auto" else noise
+        kept = engine == "auto" and same == begun["noise_source"]
+        return declare(engine=begun["engine"] if kept else engine, noise=same)
+
+    run, folder = declare(engine=engine, noise=noise), None if out is None else Path(out)
+    with progress_bar() if progress else nullcontext() as report:
+        if resume and folder is not None and folder.exists():
+            solution = go_on(again, folder, progress=report)
+        else:
+            solution = solve(run, out=folder, overwrite=overwrite, progress=report)
+    if solution.retcode == "interrupted":
+        raise KeyboardInterrupt(solution.message)
+    if solution.retcode == "diverged":
+        warnings.warn(solution.message, DivergenceWarning, stacklevel=2)
+    return solution.dataset

@@ -1,0 +1,112 @@
+"""A block: one position, possibly with a momentum, moving on its own clock."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from sdeflow.errors import SdeflowError
+from sdeflow.system.flow import Flow, kinetic_flow
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+Role = Literal["parameters", "particles"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A position q under a force f at temperature T, on a clock that runs at `rate` times the reference.
+
+        overdamped   dq = f dt + sqrt(2 T) dW
+        kinetic      dq = eta p dt,   dp = (-gamma eta p + f) dt + sqrt(2 gamma T) dW
+
+    name       the block's name in configuration and in the noise key
+    position   name of q in the state; tensors are [R, *shape] with R replicas
+    shape      shape of q for one replica, its axes named by `dims`
+    momentum   name of p in the state; None means overdamped
+    eta        inverse mass (p has stationary law N(0, T/eta)); gamma: friction, k = gamma eta per unit time
+    rate       r = h_block / h: the drift is multiplied by r, the diffusion by sqrt(r)
+    memory     name in the state of the running mean square of the force, by which RMSProp divides it; None
+               leaves the force as it is. Noise beside such a force would change the stationary law, so T = 0
+    role       'parameters' are moved before 'particles' by the schemes that tell them apart
+
+    Raises SdeflowError for a negative or missing constant.
+    """
+
+    name: str
+    position: str
+    shape: tuple[int, ...]
+    dims: tuple[str, ...]
+    momentum: str | None = None
+    eta: float = math.nan
+    gamma: float = math.nan
+    temperature: float = 1.0
+    rate: float = 1.0
+    role: Role = "particles"
+    memory: str | None = None
+
+    def __post_init__(self) -> None:
+        def require(condition: bool, what: str, value: object) -> None:
+            if not condition:
+                raise SdeflowError(f"block '{self.name}': {what}, given {value!r}")
+
+        require(len(self.shape) == len(self.dims), "dims must name each axis of shape", self.dims)
+        require(0 < self.rate < math.inf, "the step size must be positive and finite", self.rate)
+        require(0 <= self.temperature < math.inf, "temperature must not be negative", self.temperature)
+        require(self.memory is None or self.temperature == 0, "RMSProp needs T = 0", self.temperature)
+        if self.kinetic:
+            require(0 < self.eta < math.inf, "a kinetic block needs eta > 0 (its inverse mass)", self.eta)
+            require(0 <= self.gamma < math.inf, "a kinetic block needs gamma >= 0 (its friction)", self.gamma)
+
+    @property
+    def kinetic(self) -> bool:
+        return self.momentum is not None
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """Names of its random variables in the state: the position, and the momentum where there is one."""
+        return (self.position,) if self.momentum is None else (self.position, self.momentum)
+
+    @property
+    def noisy(self) -> str:
+        """The variable that the Brownian motion drives."""
+        return self.position if self.momentum is None else self.momentum
+
+    @property
+    def diffusion(self) -> float:
+        """Diffusion coefficient on the reference clock: sqrt(2 T r), or sqrt(2 gamma T r) with a momentum."""
+        friction = self.gamma if self.kinetic else 1.0
+        return math.sqrt(2 * friction * self.temperature * self.rate)
+
+    @property
+    def momentum_std(self) -> float:
+        """sqrt(T/eta), the standard deviation of a momentum coordinate at stationarity."""
+        return math.sqrt(self.temperature / self.eta)
+
+    @property
+    def replicas(self) -> tuple[Block, ...]:
+        """The blocks of the replicas where they differ (sdeflow.grid), else this one."""
+        return (self,)
+
+    def of(self, replica: int) -> Block:
+        """The block of one replica."""
+        return self.replicas[replica % len(self.replicas)]
+
+    def to(self, dtype: torch.dtype, device: torch.device) -> Block:
+        """The block with its numbers, where they are tensors, on another device or in another precision."""
+        return self
+
+    def number(self, name: str) -> str:
+        """eta, gamma or another number in words, the least and the most where replicas differ."""
+        values = [getattr(b, name) for b in self.replicas]
+        least, most = min(values), max(values)
+        return f"{least:g}" if least == most or least != least else f"{least:g}..{most:g}"
+
+    def flow(self, h: float | Tensor) -> Flow:
+        """The exact flow over a reference step h, that is over r h of this block's own time."""
+        assert isinstance(h, float | int), "steps that differ by datum need a table (sdeflow.batch)"
+        return kinetic_flow(self.gamma, self.eta, self.rate * h)

@@ -1,0 +1,118 @@
+"""Brownian increments: what a scheme asks for, how two steps compose, and where the draws come from.
+
+Over a step h of a kinetic block (k = gamma eta, its own clock, unit temperature),
+
+    P = sqrt(2 gamma) int e^{-k(h-s)} dB,    Q = sqrt(2 gamma)/gamma int (1 - e^{-k(h-s)}) dB
+
+and W is the increment of the same path on the reference clock, Var W = h, so that with the block's
+rate r the three are tied by P + gamma Q = sqrt(2 gamma r) W. Two of them are drawn. H, the space-time
+Levy area of W, is N(0, h/12) and independent of W; with it int_0^h B ds = h (W/2 + H).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from sdeflow.state import State, plus
+from sdeflow.system.block import Block
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sdeflow.state import Coefficient
+
+Kind = Literal["W", "WH", "P", "PQ", "WPQ"]
+"""The increments a scheme needs. P and Q are a kinetic block's; an overdamped block gets W in their place."""
+
+
+Increment = Mapping[str, "Tensor"]
+"""Noise of one variable over one step: 'W', 'P', 'Q' as asked for, each shaped like it, [R, ...]."""
+
+Noise = Mapping[str, Increment]
+"""By name of the variable that the noise enters. A variable at zero temperature has no entry."""
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One variable that noise enters: its place in the state, its block (None for a plain SDE), its key."""
+
+    key: str
+    variable: str
+    shape: tuple[int, ...]
+    block: Block | None = None
+
+    @property
+    def kinetic(self) -> bool:
+        return self.block is not None and self.block.kinetic
+
+    def normals(self, kind: Kind) -> int:
+        """Standard normals a coordinate over one (sub)step."""
+        return 2 if "H" in kind or (self.kinetic and "Q" in kind) else 1
+
+    def increment(self, xi: Sequence[Tensor], h: float | Tensor, kind: Kind) -> Increment:
+        """The increments over a reference step h made of the standard normals `xi`; h may differ by datum."""
+        if kind == "WH":
+            return {"W": h**0.5 * xi[0], "H": (h / 12) ** 0.5 * xi[1]}
+        if kind == "W" or self.block is None or not self.block.kinetic:
+            return {"W": h**0.5 * xi[0]}
+        c = self.block.flow(h)
+        if kind == "P":
+            return {"P": c.p_std * xi[0]}
+        parts: dict[str, Tensor] = {}
+        if "W" in kind:
+            parts["W"] = h**0.5 * xi[0]
+        if "Q" in kind:
+            parts["P"] = plus(c.p1 * xi[0], (c.p2, xi[1]))
+            parts["Q"] = plus(c.q1 * xi[0], (c.q2, xi[1]))
+        return parts
+
+
+def compose(channel: Channel, first: Increment, second: Increment, h_second: float) -> Increment:
+    """The increment over two consecutive steps, the second of reference length `h_second`; exact.
+
+    W = W1 + W2,    P = w2 P1 + P2,    Q = Q1 + Q2 + (1-w2)/gamma P1,    H = (H1 + H2)/2 + (W1 - W2)/4
+
+    H, where there is one, needs steps of equal length.
+    """
+    whole: dict[str, Tensor] = {}
+    if "W" in first:
+        whole["W"] = first["W"] + second["W"]
+    if "H" in first:
+        whole["H"] = (first["H"] + second["H"]) / 2 + (first["W"] - second["W"]) / 4
+    if "P" in first and channel.block is not None:
+        c = channel.block.flow(h_second)
+        whole["P"] = c.w * first["P"] + second["P"]
+        if "Q" in first:
+            whole["Q"] = first["Q"] + second["Q"] + c.free * first["P"]
+    return whole
+
+
+def noise_of(
+    drawn: Iterable[tuple[Channel, Tensor]], *, kind: Kind, substeps: int, h: float
+) -> tuple[Noise, ...]:
+    """The noise of one step of length h made of its normals, [substep, normal, R, *shape] by channel."""
+    noise: list[dict[str, Increment]] = [{} for _ in range(substeps)]
+    for channel, xi in drawn:
+        for part, normals in zip(noise, xi.unbind(), strict=True):
+            part[channel.variable] = channel.increment(normals.unbind(), h / substeps, kind)
+    return tuple(noise)
+
+
+class Described(Mapping[str, "Tensor"]):
+    """An increment that is drawn when it is looked at, and may draw itself within an update.
+
+    Each update gives what `U`, `exponential` or `O` would, in one pass, or None where it cannot.
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def exponential(self, b: Block, z: State, f: Tensor | None, h: Coefficient) -> State | None:
+        """The exponential integrator of a block; U for f = None."""
+
+    @abstractmethod
+    def friction(self, b: Block, z: State, h: Coefficient) -> State | None:
+        """O, the friction and the noise alone."""

@@ -1,0 +1,101 @@
+"""What an integrator is, and what it declares of itself."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+from sdeflow.options import Batch
+from sdeflow.state import State
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sdeflow.system.increments import Kind, Noise
+    from sdeflow.system.system import System
+
+
+S = TypeVar("S", bound="System")
+
+
+class Integrator(ABC, Generic[S]):
+    """One numerical scheme for systems of type S.
+
+    `step` is a pure function: it draws nothing, never looks at a value on the host and changes nothing
+    in place that a caller can see, so it runs on any device and can be differentiated.
+
+    name                       the class's in lower case unless given
+    strong_order, weak_order   in the step size, for the additive noise of our systems; NaN if not stated
+    evaluations                evaluations of theta's gradient or of the score a step, at most
+    noise, substeps            the increments that a step needs over each of its `substeps` equal parts
+    minibatches                whether a step may see another batch than the last
+    needs                      in words, what `refuses` checks
+    source                     where the scheme comes from
+    """
+
+    name: ClassVar[str]
+    strong_order: ClassVar[float] = math.nan
+    weak_order: ClassVar[float] = math.nan
+    evaluations: ClassVar[int] = 1
+    noise: ClassVar[Kind] = "W"
+    substeps: ClassVar[int] = 1
+    needs: ClassVar[str] = "blocks"
+    minibatches: ClassVar[bool] = True
+    source: ClassVar[str] = ""
+
+    def __init_subclass__(cls) -> None:
+        if "name" not in vars(cls):
+            cls.name = cls.__name__.lower()
+
+    def refuses(self, system: System) -> str | None:
+        """Why this scheme cannot take `system`; None where it can."""
+        return None if system.blocks else "it needs a system made of blocks"
+
+    def init(self, system: S, z: State) -> State:
+        """Extra tensors that the scheme keeps in the state between steps; none for most."""
+        return {}
+
+    @abstractmethod
+    def step(self, system: S, t: float, z: State, h: float, noise: tuple[Noise, ...]) -> State:
+        """The state at t + h on the reference clock. `noise` has one mapping a substep, by noisy variable."""
+
+
+def refuses_without_momenta(system: System) -> str | None:
+    """The refusal of schemes that split position from momentum in every block."""
+    if not system.blocks:
+        return "it needs a system made of blocks"
+    bare = [b.name for b in system.blocks if not b.kinetic]
+    if bare:
+        return f"it needs a momentum in every block; without one: {', '.join(bare)}"
+    return refuses_memory(system)
+
+
+def refuses_memory(system: System) -> str | None:
+    """The refusal of schemes that cannot update a preconditioner once a step."""
+    for b in system.blocks:
+        if b.memory is not None:
+            return f"it takes no preconditioned force, and that on {b.name} is"
+    return None
+
+
+KEPT = "force:"
+"""Prefix of forces that a splitting keeps in the state from one step to the next."""
+
+
+def kept(forces: dict[str, Tensor]) -> State:
+    """Forces under the names by which the state carries them."""
+    return {KEPT + name: f for name, f in forces.items()}
+
+
+def recall(z: State) -> dict[str, Tensor]:
+    """The kept forces by block name."""
+    return {name.removeprefix(KEPT): f for name, f in z.items() if name.startswith(KEPT)}
+
+
+def evaluations(integrator: Integrator[Any], batch: Batch | None) -> int:
+    """Gradient evaluations a step, with catching up and with forces that another batch makes invalid."""
+    if batch is None:
+        return integrator.evaluations
+    keeps_forces = type(integrator).init is not Integrator.init
+    return integrator.evaluations + batch.extra_evaluations + int(keeps_forces)

@@ -1,0 +1,112 @@
+"""The maps that integrators are made of, each one line of the equations it stands for.
+
+A map takes blocks, the state z, forces f by block name, the reference step h and the noise of the
+step, and returns only what it changed, to be merged as `z | map(...)`. Nothing is changed in place
+that a caller can see.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from sdeflow.state import State, plus
+from sdeflow.system.block import Block
+from sdeflow.system.increments import Described
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sdeflow.state import Coefficient
+    from sdeflow.system.increments import Noise
+
+    Forces = Mapping[str, Tensor]
+
+
+def free_flight(blocks: Sequence[Block], z: State, h: Coefficient) -> State:
+    """q + (1-w)/gamma p: where a block would be without force or noise. Empty for overdamped blocks."""
+    return {
+        b.position: plus(z[b.position], (b.flow(h).free, z[b.momentum]))
+        for b in blocks
+        if b.momentum is not None
+    }
+
+
+def U(blocks: Sequence[Block], z: State, h: Coefficient, noise: Noise) -> State:
+    """The exact force-free flow: q + (1-w)/gamma p + sqrt(T) Q and w p + sqrt(T) P.
+
+    Without a momentum only the noise is left: q + sqrt(2 T r) W.
+    """
+    new: State = {}
+    for b in blocks:
+        new |= _in_one_pass(b, z, None, h, noise) or _free(b, z, h, noise)
+    return new
+
+
+def exponential(blocks: Sequence[Block], z: State, f: Forces, h: Coefficient, noise: Noise) -> State:
+    """The exponential integrator: U, and the share of a force that is frozen over the step.
+
+    q' = q + (1-w)/gamma p + (h - (1-w)/k)/gamma f + sqrt(T) Q,    p' = w p + (1-w)/k f + sqrt(T) P
+
+    Without a momentum this is Euler-Maruyama: q' = q + r h f + sqrt(2 T r) W.
+    """
+    new: State = {}
+    for b in blocks:
+        if moved := _in_one_pass(b, z, f[b.name], h, noise):
+            new |= moved
+            continue
+        new |= _free(b, z, h, noise)
+        if b.momentum is None:
+            new[b.position] = plus(new[b.position], (b.rate * h, f[b.name]))
+        else:
+            new[b.position] = plus(new[b.position], (b.flow(h).push, f[b.name]))
+            new[b.momentum] = plus(new[b.momentum], (b.flow(h).kick, f[b.name]))
+    return new | remembered(blocks, f)
+
+
+def _in_one_pass(b: Block, z: State, f: Tensor | None, h: Coefficient, noise: Noise) -> State | None:
+    """The exponential integrator of one block, where its noise can draw itself."""
+    xi = noise.get(b.noisy)
+    return xi.exponential(b, z, f, h) if isinstance(xi, Described) else None
+
+
+def _free(b: Block, z: State, h: Coefficient, noise: Noise) -> State:
+    q, xi = z[b.position], noise.get(b.noisy)
+    if b.momentum is None:
+        return {b.position: q if xi is None else plus(q, (b.diffusion, xi["W"]))}
+    p, c, root = z[b.momentum], b.flow(h), math.sqrt(b.temperature)
+    new = {b.position: plus(q, (c.free, p)), b.momentum: c.w * p}
+    if xi is not None:
+        new[b.position].add_(xi["Q"], alpha=root)
+        new[b.momentum].add_(xi["P"], alpha=root)
+    return new
+
+
+def remembered(blocks: Sequence[Block], f: Forces) -> State:
+    """What preconditioned forces leave in the state, to be kept once a step."""
+    return {b.memory: f[b.memory] for b in blocks if b.memory is not None}
+
+
+def A(blocks: Sequence[Block], z: State, h: Coefficient) -> State:
+    """q + r h eta p, the drift of kinetic blocks alone."""
+    return {b.position: plus(z[b.position], (b.rate * h * b.eta, z[b.noisy])) for b in blocks}
+
+
+def B(blocks: Sequence[Block], z: State, f: Forces, h: Coefficient) -> State:
+    """p + r h f, the force alone."""
+    return {b.noisy: plus(z[b.noisy], (b.rate * h, f[b.name])) for b in blocks}
+
+
+def O(blocks: Sequence[Block], z: State, h: Coefficient, noise: Noise) -> State:  # noqa: E743 (its name in the field)
+    """w p + sqrt(T) P, the friction and the noise alone (an Ornstein-Uhlenbeck process)."""
+    new: State = {}
+    for b in blocks:
+        xi = noise.get(b.noisy)
+        if isinstance(xi, Described) and (moved := xi.friction(b, z, h)) is not None:
+            new |= moved
+            continue
+        new[b.noisy] = b.flow(h).w * z[b.noisy]
+        if xi is not None:
+            new[b.noisy].add_(xi["P"], alpha=math.sqrt(b.temperature))
+    return new

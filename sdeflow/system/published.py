@@ -1,0 +1,249 @@
+"""The published systems, each a declaration of its blocks.
+
+theta moves under -grad_theta E, the particles X under their scores. Momenta, where there are any, are
+m and U. N is the number of particles a datum. Systems with an energy-based prior have theta in two blocks,
+alpha and beta, and prior particles Z (momenta V) besides, under minus the gradient of their energy.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from sdeflow.errors import SdeflowError
+from sdeflow.state import Axes
+from sdeflow.system.block import Block, Role
+from sdeflow.system.system import BlockSystem
+
+if TYPE_CHECKING:
+    from sdeflow.model.energy import EnergyModel
+    from sdeflow.model.model import Model
+
+
+@dataclass(frozen=True)
+class Motion:
+    """The numbers of one block: its step h and, with a momentum, eta (inverse mass) and gamma (friction).
+
+    precondition   'rmsprop' divides the force by the root of its running mean square; for parameters at T = 0
+    """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    h: float
+    eta: float | None = None
+    gamma: float | None = None
+    precondition: Literal["rmsprop"] | None = None
+
+
+@dataclass(frozen=True)
+class Dynamics:
+    """How a block moves, whatever its numbers."""
+
+    momentum: bool
+    temperature: Literal["0", "1", "1/N"]
+
+    def __str__(self) -> str:
+        return f"{'kinetic' if self.momentum else 'overdamped'}, T = {self.temperature}"
+
+
+def overdamped(temperature: Literal["0", "1", "1/N"]) -> Dynamics:
+    return Dynamics(False, temperature)
+
+
+def kinetic(temperature: Literal["0", "1", "1/N"]) -> Dynamics:
+    return Dynamics(True, temperature)
+
+
+class Declaration(ABC):
+    """A published system: how its blocks move. Calling it with a model gives a BlockSystem."""
+
+    name: str
+    source: str
+
+    @property
+    @abstractmethod
+    def dynamics(self) -> dict[str, Dynamics]:
+        """How each variable moves."""
+
+
+@dataclass(frozen=True)
+class SystemDeclaration(Declaration):
+    """A system of parameters theta and particles X.
+
+    model       what to learn
+    particles   N, particles a datum
+    theta, x    the blocks' numbers, as `Motion` or a mapping with h, eta, gamma; an overdamped block
+                needs h alone, and leaves the others aside so that systems can be exchanged
+    h           the reference step of the common clock (default: theta's own)
+
+    Raises SdeflowError for a missing or impossible number.
+    """
+
+    name: str
+    theta: Dynamics
+    x: Dynamics
+    source: str
+
+    def __call__(
+        self,
+        model: Model,
+        *,
+        particles: int,
+        theta: Motion | Mapping[str, Any],
+        x: Motion | Mapping[str, Any],
+        h: float | None = None,
+    ) -> BlockSystem:
+        from sdeflow.model.energy_forces import refuse_energy
+        from sdeflow.model.forces import ModelForces
+
+        forces = ModelForces(model, particles)
+        refuse_energy(forces, self.name)
+        motion = {"theta": _motion("theta", theta), "x": _motion("x", x)}
+        block = _Blocks(motion, motion["theta"].h if h is None else h, particles)
+        parameters = Axes(("param",), (forces.parameters.size,))
+        cloud = Axes(("datum", "particle", "latent"), (forces.n_data, particles, forces.latent))
+        return BlockSystem(
+            (
+                block("theta", "theta", "m", parameters, "parameters", self.theta),
+                block("x", "X", "U", cloud, "particles", self.x),
+            ),
+            forces,
+            h=block.reference,
+        )
+
+    @property
+    def dynamics(self) -> dict[str, Dynamics]:
+        return {"theta": self.theta, "X": self.x}
+
+
+@dataclass(frozen=True)
+class EnergySystemDeclaration(Declaration):
+    """A system of an energy-based prior's parameters alpha, a likelihood's beta, particles X and Z.
+
+    model              what to learn, an `EnergyModel`
+    particles          N, posterior particles a datum
+    prior_particles    P, prior particles
+    alpha, beta, x, z  the blocks' numbers, as in `SystemDeclaration`; z moves like x unless given. A model
+                       without parameters in its energy has no blocks alpha and z, one without parameters in
+                       its likelihood no beta
+    h                  the reference step of the common clock (default: x's own)
+
+    A step h of an average over D data, as it is usually published, is h/D here: theta's forces are sums.
+    Raises SdeflowError for a missing or impossible number.
+    """
+
+    name: str
+    parameters: Dynamics
+    particles: Dynamics
+    source: str
+
+    def __call__(
+        self,
+        model: EnergyModel,
+        *,
+        particles: int,
+        prior_particles: int,
+        x: Motion | Mapping[str, Any],
+        alpha: Motion | Mapping[str, Any] | None = None,
+        beta: Motion | Mapping[str, Any] | None = None,
+        z: Motion | Mapping[str, Any] | None = None,
+        h: float | None = None,
+    ) -> BlockSystem:
+        from sdeflow.model.energy_forces import EnergyForces
+
+        forces = EnergyForces(model, particles, prior_particles)
+        given = {"alpha": alpha, "beta": beta, "x": x, "z": x if z is None else z}
+        motion = {name: _motion(name, numbers) for name, numbers in given.items() if numbers is not None}
+        block = _Blocks(motion, motion["x"].h if h is None else h, particles)
+        latent = forces.posterior.latent
+        cloud = Axes(("datum", "particle", "latent"), (forces.n_data, particles, latent))
+        blocks = [
+            block(
+                name,
+                name,
+                f"m_{name}",
+                Axes((f"{name}_param",), (layout.size,)),
+                "parameters",
+                self.parameters,
+            )
+            for name, layout in forces.parameters.items()
+        ]
+        blocks.append(block("x", "X", "U", cloud, "particles", self.particles))
+        if forces.prior is not None:
+            prior = Axes(("prior_particle", "latent"), (prior_particles, latent))
+            blocks.append(block("z", "Z", "V", prior, "particles", self.particles))
+        return BlockSystem(blocks, forces, h=block.reference)
+
+    @property
+    def dynamics(self) -> dict[str, Dynamics]:
+        return {"alpha, beta": self.parameters, "X, Z": self.particles}
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    """Makes blocks out of their numbers on a common clock."""
+
+    motion: Mapping[str, Motion]
+    reference: float
+    particles: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.reference < math.inf:
+            raise SdeflowError(f"the reference step h must be positive and finite, given {self.reference!r}")
+
+    def __call__(
+        self, name: str, position: str, momentum: str, axes: Axes, role: Role, dynamics: Dynamics
+    ) -> Block:
+        if name not in self.motion:
+            raise SdeflowError(f"block '{name}' has no step: give it h and, with a momentum, eta and gamma")
+        m = self.motion[name]
+        if dynamics.momentum and (m.eta is None or m.gamma is None):
+            raise SdeflowError(f"block '{name}' has a momentum and needs both eta and gamma")
+        return Block(
+            name=name,
+            position=position,
+            shape=axes.shape,
+            dims=axes.dims,
+            momentum=momentum if dynamics.momentum else None,
+            eta=math.nan if m.eta is None else m.eta,
+            gamma=math.nan if m.gamma is None else m.gamma,
+            temperature={"0": 0.0, "1": 1.0, "1/N": 1 / self.particles}[dynamics.temperature],
+            rate=m.h / self.reference,
+            memory=f"{position}_rms" if m.precondition else None,
+            role=role,
+        )
+
+
+def _motion(block: str, numbers: Motion | Mapping[str, Any]) -> Motion:
+    if isinstance(numbers, Motion):
+        motion = numbers
+    else:
+        try:
+            motion = Motion(**numbers)
+        except TypeError:
+            raise SdeflowError(
+                f"block '{block}' takes h and, with a momentum, eta and gamma; "
+                f"given {', '.join(numbers) or 'nothing'}"
+            ) from None
+    if not isinstance(motion.h, float | int) or not 0 < motion.h < math.inf:
+        raise SdeflowError(f"block '{block}': the step h must be positive and finite, given {motion.h!r}")
+    return motion
+
+
+pgd = SystemDeclaration(
+    "pgd", overdamped("0"), overdamped("1"), "Kuntz, Lim, Johansen 2023, arXiv:2204.12965"
+)
+ipla = SystemDeclaration("ipla", overdamped("1/N"), overdamped("1"), "Akyildiz et al. 2023, arXiv:2303.13429")
+mpgd = SystemDeclaration("mpgd", kinetic("0"), kinetic("1"), "Lim et al. 2024, arXiv:2312.07335")
+mpgd_theta = SystemDeclaration("mpgd-theta", kinetic("0"), overdamped("1"), "Lim et al. 2024, ablation")
+mpgd_x = SystemDeclaration("mpgd-x", overdamped("0"), kinetic("1"), "Lim et al. 2024, ablation")
+kiplmc = SystemDeclaration("kiplmc", kinetic("1/N"), kinetic("1"), "Oliva, Akyildiz 2024, arXiv:2407.05790")
+ebipla = EnergySystemDeclaration(
+    "ebipla", overdamped("1/N"), overdamped("1"), "Marks, Wang, Akyildiz 2025, arXiv:2510.12311"
+)
+kinetic_ebipla = EnergySystemDeclaration(
+    "kinetic_ebipla", kinetic("1/N"), kinetic("1"), "sdeflow; after Marks et al. 2025, arXiv:2510.12311"
+)

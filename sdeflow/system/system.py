@@ -1,0 +1,255 @@
+"""Systems: a generic drift and diffusion on one reference clock, and systems made of blocks.
+
+State z is a dict of tensors by variable name, each [R, ...] with R replicas. A system owns every
+scale: means over particles, temperatures, clocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from sdeflow.errors import SdeflowError
+from sdeflow.model.force_field import ForceField, FunctionField, ModelField
+from sdeflow.state import Axes, State
+from sdeflow.system.block import Block
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from sdeflow.system.increments import Channel
+
+
+RMSPROP_DECAY, RMSPROP_FLOOR = 0.99, 1e-8
+
+
+@runtime_checkable
+class System(Protocol):
+    """dz = drift(t, z) dt + diffusion(t, z) dW, with diagonal noise, on the reference clock.
+
+    blocks   what the system is made of; none for a plain SDE
+    """
+
+    h: float
+
+    @property
+    def blocks(self) -> Sequence[Block]: ...
+
+    @property
+    def model_forces(self) -> ModelField | None:
+        """The forces of the system's model; None where there is no model."""
+
+    @property
+    def definition(self) -> Any:
+        """What the user wrote: a model, a function of forces or an SDE."""
+
+    def drift(self, t: float, z: State) -> State:
+        """Drift by variable, each like its variable."""
+
+    def diffusion(self, t: float, z: State) -> dict[str, Any]:
+        """Diffusion by noisy variable, each a number or a tensor that broadcasts against it."""
+
+    @property
+    def axes(self) -> Mapping[str, Axes]:
+        """The variables of the state."""
+
+    @property
+    def channels(self) -> Sequence[Channel]:
+        """Where noise enters."""
+
+    @property
+    def clocks(self) -> Mapping[str, float]:
+        """Rates of the blocks' own clocks, by block name."""
+
+    def to(self, dtype: torch.dtype, device: torch.device) -> System:
+        """The same system on another device or in another precision."""
+
+    def start(self, seed: int, replica: int = 0) -> State:
+        """The state at the start of one replica, without the replica axis."""
+
+    def check(self, z: State) -> None:
+        """Raises SdeflowError where what the user wrote does not fit the state."""
+
+    def observe(self, t: float, z: State) -> dict[str, Tensor]:
+        """Scalars to record, each [R]."""
+
+
+class BlockSystem:
+    """A system made of named blocks and the forces on them.
+
+    forces(t, z, names) gives forces by block name; they need not come from one potential. A model's are
+    a `sdeflow.model.force_field.ForceField`; any function will do, with `start` for the positions.
+
+    h       the reference step: block b moves by b.rate * h of its own time in one step
+    start   positions [*shape] by name, or a function of the seed that gives them (default: the forces')
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[Block],
+        forces: Callable[[float, State, Sequence[str]], dict[str, Tensor]] | ForceField,
+        *,
+        h: float,
+        start: Callable[[int], State] | State | None = None,
+    ) -> None:
+        if not 0 < h < float("inf"):
+            raise SdeflowError(f"the reference step h must be positive and finite, given {h!r}")
+        for names in ([b.name for b in blocks], [name for b in blocks for name in b.variables]):
+            if len(set(names)) < len(names):
+                raise SdeflowError(f"blocks and their variables must have names of their own, given {names}")
+        self.blocks = tuple(blocks)
+        self.parameters = tuple(b for b in blocks if b.role == "parameters")
+        self.particles = tuple(b for b in blocks if b.role == "particles")
+        self.h = h
+        positions = {b.name: b.position for b in blocks}
+        self.force_field = forces if isinstance(forces, ForceField) else FunctionField(forces, positions)
+        self.given_start = start
+
+    def __str__(self) -> str:
+        return "; ".join(
+            f"{b.name}: {'kinetic' if b.kinetic else 'overdamped'}, h={b.rate * self.h:g}, "
+            + (f"eta={b.number('eta')}, gamma={b.number('gamma')}, " if b.kinetic else "")
+            + f"T={b.temperature:g}, {' x '.join(map(str, b.shape))} ({', '.join(b.dims)})"
+            for b in self.blocks
+        )
+
+    # The generic SDE -------------------------------------------------------------------------------
+
+    def forces(self, t: float, z: State, blocks: Sequence[Block]) -> dict[str, Tensor]:
+        """Forces on the given blocks at (t, z), by block name; nothing is evaluated for no blocks.
+
+        A block with memory gets RMSProp's force, and the new memory v comes under the memory's name:
+        v' = 0.99 v + 0.01 f^2,    f / sqrt(v' + 1e-8).
+        """
+        f = self.force_field(t, z, [b.name for b in blocks]) if blocks else {}
+        for b in blocks:
+            if b.memory is not None:
+                f[b.memory] = RMSPROP_DECAY * z[b.memory] + (1 - RMSPROP_DECAY) * f[b.name].square()
+                f[b.name] = f[b.name] / (f[b.memory] + RMSPROP_FLOOR).sqrt()
+        return f
+
+    def drift(self, t: float, z: State) -> State:
+        f = self.forces(t, z, self.blocks)
+        drift: State = {}
+        for b in self.blocks:
+            if b.momentum is None:
+                drift[b.position] = b.rate * f[b.name]
+            else:
+                p = z[b.momentum]
+                drift[b.position] = b.rate * b.eta * p
+                drift[b.momentum] = b.rate * (f[b.name] - b.gamma * b.eta * p)
+        return drift
+
+    def diffusion(self, t: float, z: State) -> dict[str, Any]:
+        return {b.noisy: b.diffusion for b in self.blocks if b.temperature > 0}
+
+    # What a run needs to know ----------------------------------------------------------------------
+
+    @property
+    def axes(self) -> Mapping[str, Axes]:
+        return {name: Axes(b.dims, b.shape) for b in self.blocks for name in b.variables}
+
+    @property
+    def channels(self) -> Sequence[Channel]:
+        from sdeflow.system.increments import Channel
+
+        return [Channel(b.name, b.noisy, b.shape, b) for b in self.blocks if b.temperature > 0]
+
+    @property
+    def clocks(self) -> Mapping[str, float]:
+        return {b.name: b.rate for b in self.blocks}
+
+    @property
+    def model_forces(self) -> ModelField | None:
+        return self.force_field if isinstance(self.force_field, ModelField) else None
+
+    @property
+    def definition(self) -> Any:
+        return self.force_field.definition
+
+    def on(self, index: Tensor) -> BlockSystem:
+        """The system of a minibatch: data `index` [R, b], with theta's force scaled by D/b.
+
+        Raises SdeflowError where the forces are not a model's.
+        """
+        size = index.shape[1]
+        blocks = [replace(b, shape=(size, *b.shape[1:])) if b.dims[0] == "datum" else b for b in self.blocks]
+        return BlockSystem(blocks, self.force_field.on(index), h=self.h)
+
+    def see(self, index: Tensor) -> None:
+        """Shows a minibatch's system, made by `on`, other data, as many; in place."""
+        self.force_field.see(index)
+
+    def to(self, dtype: torch.dtype, device: torch.device) -> BlockSystem:
+        blocks = [b.to(dtype, device) for b in self.blocks]
+        forces = self.force_field.to(dtype, device)
+        return BlockSystem(blocks, forces, h=self.h, start=self.given_start)
+
+    def start(self, seed: int, replica: int = 0) -> State:
+        """Positions as given, momenta from N(0, T/eta)."""
+        import torch
+
+        from sdeflow.seeds import generator
+
+        if callable(self.given_start):
+            z = dict(self.given_start(seed))
+        elif self.given_start is not None:
+            z = dict(self.given_start)
+        else:
+            z = self.force_field.start(seed)
+        for b in self.blocks:
+            if b.memory is not None:
+                z[b.memory] = torch.ones(b.shape, dtype=torch.float64)
+            if b.momentum is not None:
+                g = generator(seed, "start", b.momentum)
+                z[b.momentum] = b.of(replica).momentum_std * torch.randn(
+                    b.shape, generator=g, dtype=torch.float64
+                )
+        return z
+
+    def check(self, z: State) -> None:
+        self.force_field.check(z)
+
+    def observe(self, t: float, z: State) -> dict[str, Tensor]:
+        """The model's loss and own observables; by block, kinetic energy and size of the force.
+
+        kinetic_b   eta |p|^2 / 2, for particles the mean over them
+        force_b     |f|, for particles the root mean square over them
+        """
+        values = self.force_field.observe(z)
+        f = self.force_field(t, z, [b.name for b in self.blocks])
+        for b in self.blocks:
+            count = 1
+            for n in b.shape[:-1]:
+                count *= n
+            if b.momentum is not None:
+                energy = b.eta / 2 * z[b.momentum].square()
+                values[f"kinetic_{b.name}"] = energy.flatten(1).sum(1) / count
+            values[f"force_{b.name}"] = (f[b.name].flatten(1).square().sum(1) / count).sqrt()
+        return values
+
+
+def initial_state(system: System, seeds: Sequence[int], dtype: torch.dtype, device: torch.device) -> State:
+    """The state at the start of all replicas, each variable [R, ...]; drawn in float64 on the host."""
+    import torch
+
+    z: State = {}
+    for replica, seed in enumerate(seeds):
+        start = system.start(seed, replica)
+        for name, axes in system.axes.items():
+            given = tuple(start[name].shape) if name in start else None
+            if given != axes.shape:
+                raise SdeflowError(
+                    f"the start gives {name} the shape {given}, expected {axes.shape}: {axes.dims}"
+                )
+        for name in list(start):
+            value = start.pop(name)
+            if replica == 0:
+                z[name] = torch.empty((len(seeds), *value.shape), dtype=dtype, device=device)
+            z[name][replica] = value
+    for name, value in z.items():
+        if not value.isfinite().all():
+            raise SdeflowError(f"the start of {name} is not finite in {dtype}")
+    return z

@@ -1,0 +1,1 @@
+"""What is kept of a run: snapshots, the dataset, the folder that loses nothing."""

@@ -1,0 +1,131 @@
+"""What a run leaves: its trajectory as an xarray Dataset, its last state by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from torch import Tensor
+
+from sdeflow.model.model import ParameterLayout
+from sdeflow.system.integrator import KEPT
+from sdeflow.system.system import System
+from sdeflow.trajectory.record import Recorder
+
+_LONG_NAMES = {
+    "theta": "parameters",
+    "m": "momentum of the parameters",
+    "X": "particles",
+    "U": "momentum of the particles",
+    "alpha": "parameters of the energy",
+    "m_alpha": "momentum of the energy's parameters",
+    "beta": "parameters of the likelihood",
+    "m_beta": "momentum of the likelihood's parameters",
+    "Z": "prior particles",
+    "V": "momentum of the prior particles",
+    "loss": "mean over data and particles of minus log p_theta(x, y) at the saved state",
+    "held_out_loss": "mean over held-out data and their particles of minus log p_theta(x, y)",
+    "datum": "index of the datum",
+    "particle": "index of the particle",
+    "prior_particle": "index of the prior particle",
+    "latent": "coordinate of the latent",
+    "param": "parameter by name",
+    "alpha_param": "parameter of the energy by name",
+    "beta_param": "parameter of the likelihood by name",
+    "replica": "replica",
+}
+
+
+_PARAMETERS = ("theta", "alpha", "beta")
+
+
+def _long_name(name: str) -> str:
+    kind, _, of = name.partition("_")
+    if kind == "kinetic":
+        return f"kinetic energy of block {of}, eta |p|^2 / 2" + (
+            "" if of in _PARAMETERS else ", mean over particles"
+        )
+    if kind == "force":
+        return f"norm of the force on block {of}" + (
+            "" if of in _PARAMETERS else ", root mean square over particles"
+        )
+    if kind == "energy":
+        return f"mean over the particles of block {of} of the energy U_alpha"
+    if name.endswith("_norm"):
+        return f"Euclidean norm of {_LONG_NAMES.get(name.removesuffix('_norm'), name)}"
+    return _LONG_NAMES.get(name, name.replace("_", " "))
+
+
+def to_dataset(
+    recorder: Recorder,
+    *,
+    seeds: Sequence[int],
+    attrs: Mapping[str, Any],
+    batch: int | None = None,
+    along: Mapping[str, Sequence[float]] = MappingProxyType({}),
+) -> xr.Dataset:
+    """The recorded trajectory with dims time, replica (when there are several) and each variable's own.
+
+    batch   the number of data that observables were evaluated on, where it was not all
+    along   numbers in which the replicas differ, by name, one each
+    """
+    system = recorder.system
+    several = recorder.replicas > 1 or bool(along)
+    lead = ("time", "replica") if several else ("time",)
+    variables: dict[str, tuple[tuple[str, ...], Any, dict[str, Any]]] = {}
+    for name, values in recorder.values().items():
+        dims = recorder.whole[name].dims if name in recorder.whole else ()
+        about = {"long_name": _long_name(name), "units": "1"}
+        if name == "loss":
+            about["evaluated_on"] = (
+                f"{batch} training data spread evenly, the same every time, and all their particles"
+                if batch
+                else "all training data and all their particles"
+            )
+        if name == "held_out_loss":
+            about["missing"] = "NaN where a snapshot was taken and no evaluation was due"
+        variables[name] = ((*lead, *dims), values if several else values[:, 0], about)
+
+    step = np.asarray(recorder.steps, dtype=np.int64)
+    coords: dict[str, Any] = {
+        "time": ("time", step * system.h, {"long_name": "time on the reference clock", "units": "1"}),
+        "step": ("time", step, {"long_name": "integrator steps taken", "units": "1"}),
+    }
+    for block, rate in system.clocks.items():
+        about = {"long_name": f"time on the clock of block {block}", "units": "1"}
+        coords[f"time_{block}"] = ("time", step * (system.h * rate), about)
+    layouts = _layouts(system)
+    for dim, index in recorder.index.items():
+        labels = index.astype(str) if dim.endswith("param") else index
+        if dim in layouts:
+            labels = np.asarray(layouts[dim].labels())
+        coords[dim] = (dim, labels, {"long_name": _long_name(dim)})
+    if several:
+        coords["replica"] = ("replica", np.arange(recorder.replicas), {"long_name": "replica"})
+        coords["seed"] = ("replica", np.asarray(seeds), {"long_name": "seed that gives this replica alone"})
+    for name, numbers in along.items():
+        about = {"long_name": f"{name} of every block with a momentum, in this replica", "units": "1"}
+        coords[name] = ("replica", np.asarray(numbers), about)
+    return xr.Dataset(variables, coords, dict(attrs))
+
+
+def _layouts(system: System) -> Mapping[str, ParameterLayout]:
+    """How named parameters lie in variables of the system, by the name of the axis."""
+    return {} if system.model_forces is None else system.model_forces.layouts
+
+
+def final_state(system: System, z: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The full state by name, theta and m by parameter ('theta.weight'); one replica has no axis."""
+    layouts = _layouts(system)
+    named: dict[str, Tensor] = {}
+    for name, value in z.items():
+        own = system.axes.get(name)
+        layout = None if own is None else layouts.get(own.dims[0])
+        if layout is not None:
+            named |= {f"{name}.{part}": view for part, view in layout.views(value).items()}
+        else:
+            named[name.replace(KEPT, "force.")] = value
+    return {k: (v[0] if len(v) == 1 else v).contiguous().cpu().clone() for k, v in named.items()}

@@ -1,0 +1,135 @@
+"""Solving a run: what it starts from, the march through its steps, and what is left of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from math import prod
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sdeflow.errors import SdeflowError
+from sdeflow.options import Save
+from sdeflow.state import Axes
+from sdeflow.system.system import System
+
+BUFFER = 1 << 26
+"""Bytes of snapshots that a run with a folder holds in memory before it writes a segment."""
+
+
+class Recorder:
+    """Snapshots and observables of a run, gathered on the host until they are cleared.
+
+    buffer   bytes of snapshots to hold (default: all of them)
+    taken    snapshots that were taken before this recorder began
+    """
+
+    def __init__(
+        self,
+        system: System,
+        save: Save,
+        *,
+        replicas: int,
+        steps: int,
+        observe: Callable[[float, dict[str, Tensor]], dict[str, Tensor]] | None = None,
+        buffer: int | None = None,
+        taken: int = 0,
+    ) -> None:
+        self.system, self.save = system, save
+        self._observe = observe or system.observe
+        self.steps: list[int] = []
+        self.replicas = replicas
+        self.whole: dict[str, Axes] = {}
+        self.norms: list[str] = []
+        self.index: dict[str, NDArray[np.int64]] = {}
+        for name, axes in system.axes.items():
+            if axes.named and prod(axes.shape) > save.theta_max:
+                self.norms.append(name)
+                continue
+            for dim, size in zip(axes.dims, axes.shape, strict=True):
+                index = save.indices(dim, size)
+                if len(self.index.setdefault(dim, index)) != len(index):
+                    raise SdeflowError(
+                        f"the axis '{dim}' has different lengths in different blocks: rename one"
+                    )
+            self.whole[name] = Axes(axes.dims, tuple(len(self.index[dim]) for dim in axes.dims))
+        size = 8 * max(1, self.numbers_per_snapshot)
+        if buffer is None:
+            _refuse_too_much(size * (steps // save.every + 2))
+        self.when = save.steps(steps)
+        self.taken = taken
+        left = len(self.when) - taken
+        self._capacity = left if buffer is None else max(1, min(left, buffer // size))
+        self._buffers: dict[str, NDArray[np.floating]] = {}
+
+    @property
+    def numbers_per_snapshot(self) -> int:
+        """Floating-point numbers that a snapshot of all replicas holds, observables aside."""
+        return self.replicas * (sum(prod(axes.shape) for axes in self.whole.values()) + len(self.norms))
+
+    def take(
+        self, step: int, t: float, z: dict[str, Tensor], more: dict[str, Tensor] | None = None
+    ) -> dict[str, NDArray[np.floating]]:
+        """Stores a snapshot of the state after `step` steps; gives its observables and `more`, each [R]."""
+        with torch.no_grad():
+            scalars = dict(more or {})
+            scalars |= {f"{name}_norm": z[name].flatten(1).norm(dim=1) for name in self.norms}
+            host = self.observed(t, z) | {name: value.cpu().numpy() for name, value in scalars.items()}
+            chosen = {
+                name: self._chosen(z[name], axes.dims).cpu().numpy() for name, axes in self.whole.items()
+            }
+        if self._buffers and self._buffers.keys() != (host | chosen).keys():
+            changed = sorted(self._buffers.keys() ^ (host | chosen).keys())
+            raise SdeflowError(f"observables must be the same in every snapshot; {', '.join(changed)} is not")
+        for name, value in (host | chosen).items():
+            if name not in self._buffers:
+                self._buffers[name] = np.empty((self._capacity, *value.shape), dtype=value.dtype)
+            self._buffers[name][len(self.steps)] = value
+        self.steps.append(step)
+        self.taken += 1
+        return host
+
+    def observed(self, t: float, z: dict[str, Tensor]) -> dict[str, NDArray[np.floating]]:
+        """The system's observables at a state, each [R]."""
+        with torch.no_grad():
+            return {name: value.cpu().numpy() for name, value in self._observe(t, z).items()}
+
+    @property
+    def bytes_left(self) -> int:
+        """About how many bytes the snapshots take that are still to come."""
+        return 4 * self.numbers_per_snapshot * (len(self.when) - self.taken)
+
+    @property
+    def full(self) -> bool:
+        """Whether there is no room for another snapshot before `clear`."""
+        return len(self.steps) == self._capacity
+
+    def clear(self) -> None:
+        """Forgets the snapshots it holds, which have been stored."""
+        self.steps.clear()
+
+    def values(self) -> dict[str, NDArray[np.floating]]:
+        """The snapshots it holds, by name, with snapshots and replicas as the first two axes."""
+        return {name: buffer[: len(self.steps)] for name, buffer in self._buffers.items()}
+
+    def _chosen(self, value: Tensor, dims: tuple[str, ...]) -> Tensor:
+        for axis, dim in enumerate(dims, start=1):
+            if len(self.index[dim]) < value.shape[axis]:
+                value = value.index_select(axis, torch.from_numpy(self.index[dim]).to(value.device))
+        return value
+
+
+def _refuse_too_much(size: int) -> None:
+    """Raises SdeflowError where snapshots of that many bytes cannot be held in this machine's memory."""
+    if not hasattr(os, "sysconf"):
+        return
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > memory:
+        raise SdeflowError(
+            f"the snapshots would take {size / 2**30:,.0f} GiB of memory and there are "
+            f"{memory / 2**30:,.0f}: save less often (save.every), of fewer "
+            "data (save.data) or of fewer particles (save.particles)"
+        )
