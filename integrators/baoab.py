@@ -23,7 +23,7 @@ class BAOAB(Integrator[BlockSystem]):
 
     name = "baoab"
     strong_order, weak_order, evaluations = 1.0, 2.0, 1
-    noise = "P"
+    increments = "P"
     needs = "blocks, all with momentum"
     source = "Leimkuhler, Matthews 2013"
 

@@ -22,7 +22,7 @@ class EulerMaruyama(Integrator[System]):
 
     name = "euler_maruyama"
     strong_order, weak_order, evaluations = 1.0, 1.0, 1
-    noise = "W"
+    increments = "W"
     needs = "any SDE"
     source = "Maruyama 1955; Kloeden, Platen 1992"
 

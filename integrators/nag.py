@@ -27,7 +27,7 @@ class NAG(Integrator[BlockSystem]):
 
     name = "nag"
     strong_order, weak_order, evaluations = 1.0, 1.0, 2
-    noise = "PQ"
+    increments = "PQ"
     needs = "blocks; parameters with momentum, T = 0"
     source = "Sutskever, Martens, Dahl, Hinton 2013"
 

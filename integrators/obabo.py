@@ -22,7 +22,7 @@ class OBABO(Integrator[BlockSystem]):
 
     name = "obabo"
     strong_order, weak_order, evaluations = 1.0, 2.0, 1
-    noise, substeps = "P", 2
+    increments, substeps = "P", 2
     needs = "blocks, all with momentum"
     source = "Bussi, Parrinello 2007"
 

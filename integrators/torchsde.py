@@ -148,7 +148,7 @@ class Milstein(TorchSDE):
 class SRK(TorchSDE):
     """torchsde's stochastic Runge-Kutta scheme of Roessler, with the space-time Levy area."""
 
-    name, method, noise = "torchsde:srk", "srk", "WH"
+    name, method, increments = "torchsde:srk", "srk", "WH"
     strong_order, weak_order, evaluations = 1.5, 2.0, 6
 
 

@@ -22,7 +22,7 @@ class UBU(Integrator[BlockSystem]):
 
     name = "ubu"
     strong_order, weak_order, evaluations = 2.0, 2.0, 1
-    noise, substeps = "PQ", 2
+    increments, substeps = "PQ", 2
     needs = "blocks, all with momentum"
     source = "Sanz-Serna, Zygalakis 2021"
 

@@ -30,7 +30,7 @@ _HOME = {
         "ebipla ipla kinetic_ebipla kiplmc mpgd mpgd_theta mpgd_x pgd",
         "sdeflow.system.sde": "SDESystem",
         "sdeflow.system.system": "BlockSystem",
-        "sdeflow.trajectory.folder": "open_run",
+        "sdeflow.trajectory.opening": "open_run",
     }.items()
     for name in names.split()
 }
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from sdeflow.system.published import pgd as pgd
     from sdeflow.system.sde import SDESystem as SDESystem
     from sdeflow.system.system import BlockSystem as BlockSystem
-    from sdeflow.trajectory.folder import open_run as open_run
+    from sdeflow.trajectory.opening import open_run as open_run
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""What a run can be told: what is saved, how data are subsampled, when it is evaluated, on which grid."""
+"""What a run can be told, in Python and in TOML: each setting is declared here once, with its default."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import inf
-from typing import Literal, overload
+from typing import ClassVar, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,36 @@ EngineName = Literal["auto", "eager", "compiled", "fused"]
 NoiseName = Literal["auto", "torch", "philox"]
 
 Choice = int | Sequence[int] | Literal["all"]
+
+
+class _Strict:
+    """Read from TOML, an option takes no unknown key and no other type."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(_Strict):
+    """How many steps, from which seeds.
+
+    seed    replica i of a run with seed s is the run of one replica with seed s + i
+    bound   a loss or kinetic energy past it counts as diverged
+    """
+
+    steps: int = 1000
+    seed: int = 0
+    replicas: int = 1
+    bound: float = 1e12
+
+    def __post_init__(self) -> None:
+        for name, least, most in (("steps", 0, 10**15), ("replicas", 1, 10**9), ("seed", 0, 2**62 - 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise SdeflowError(f"{name} must be at least {least}, given {value!r}")
+            if value > most:
+                raise SdeflowError(f"{name} must be at most {most:,}, given {value:,}")
+        if not isinstance(self.bound, int | float) or not self.bound > 0:
+            raise SdeflowError(f"bound must be positive, given {self.bound!r}")
 
 
 @dataclass(frozen=True)
@@ -47,7 +77,7 @@ class Steps(Sequence[int]):
 
 
 @dataclass(frozen=True)
-class Save:
+class Save(_Strict):
     """What to save.
 
     every       steps between snapshots; the start and the last step are always among them
@@ -66,6 +96,8 @@ class Save:
     checkpoint: float = 15.0
 
     def __post_init__(self) -> None:
+        if not self.theta_max >= 0:
+            raise SdeflowError(f"save.theta_max must be at least 0, given {self.theta_max!r}")
         if not self.checkpoint >= 0:
             raise SdeflowError(f"save.checkpoint must be at least 0 seconds, given {self.checkpoint!r}")
         if not isinstance(self.every, int) or self.every < 1:
@@ -95,7 +127,7 @@ class Save:
 
 
 @dataclass(frozen=True)
-class Batch:
+class Batch(_Strict):
     """How data are subsampled.
 
     size       b, data a step; D // b steps are an epoch, in each of which a datum is seen at most once
@@ -119,7 +151,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Evaluate:
+class Evaluate(_Strict):
     """When the loss on held-out data is measured.
 
     every   steps of the run between evaluations; the start and the last step are always among them
@@ -144,7 +176,7 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
-class Grid:
+class Grid(_Strict):
     """Values of gamma and of eta, each for all blocks with a momentum; none leaves the blocks' own.
 
     Every pair is a point, and a run has its replicas at each, from the same seeds. In a dataset gamma and eta
@@ -154,13 +186,15 @@ class Grid:
     Raises SdeflowError for values that are no frictions or inverse masses.
     """
 
-    gamma: tuple[float, ...] = ()
-    eta: tuple[float, ...] = ()
+    gamma: Sequence[float] = ()
+    eta: Sequence[float] = ()
 
     def __post_init__(self) -> None:
-        for values in (self.gamma, self.eta):
-            if not isinstance(values, tuple) or not all(isinstance(v, int | float) for v in values):
-                raise SdeflowError(f"a grid takes tuples of numbers, given {values!r}")
+        for name in ("gamma", "eta"):
+            values = getattr(self, name)
+            if not isinstance(values, tuple | list) or not all(isinstance(v, int | float) for v in values):
+                raise SdeflowError(f"grid.{name} takes a list or tuple of numbers, given {values!r}")
+            object.__setattr__(self, name, tuple(values))
         for name, values, least in (("gamma", self.gamma, "at least 0"), ("eta", self.eta, "positive")):
             good = all(0 <= v < inf if name == "gamma" else 0 < v < inf for v in values)
             if not good or len(set(values)) < len(values):
@@ -181,6 +215,6 @@ class Grid:
         rows = [point for point in self.points for _ in range(replicas)]
         return {name: [row[name] for row in rows] for name in rows[0]}
 
-    def told(self, replica: int, replicas: int) -> str:
+    def label(self, replica: int, replicas: int) -> str:
         """Where a replica is, so many at each point: 'gamma=0.1, eta=2000'."""
         return ", ".join(f"{name}={value:g}" for name, value in self.points[replica // replicas].items())

@@ -17,19 +17,19 @@ def _mix32(x: int) -> int:
     return x ^ x >> 16
 
 
-def stream(seed: int, *names: object) -> int:
-    """A 128-bit key for one use of a seed; different names give unrelated streams."""
+def derive_key(seed: int, *names: object) -> int:
+    """A 128-bit key for one use of a seed; different names give unrelated keys."""
     text = "/".join(map(str, (seed, *names)))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest(), "little")
 
 
 def generator(seed: int, *names: object, device: torch.device | str = "cpu") -> torch.Generator:
     """A torch generator for one use of a seed."""
-    return torch.Generator(device).manual_seed(stream(seed, *names) & 0x7FFFFFFFFFFFFFFF)
+    return torch.Generator(device).manual_seed(derive_key(seed, *names) & 0x7FFFFFFFFFFFFFFF)
 
 
 def step_key(key: int) -> Callable[[int], int]:
-    """Maps a step to a 63-bit generator seed. Steps of one stream never share their low 32 bits.
+    """Maps a step to a 63-bit generator seed. Steps of one key never share their low 32 bits.
 
     torch's CPU generator looks at the low 32 bits of its seed only, so these are a bijection of the
     step number (up to 2^32 steps) rather than a hash, which would repeat noise within a long run.

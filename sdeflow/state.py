@@ -1,16 +1,69 @@
-"""A state: named tensors [R, ...] with R replicas, their axes, and sums of them."""
+"""A state: named tensors [R, ...] with R replicas, their axes and sums; and what their names mean."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     Coefficient = float | Tensor
 
 State = dict[str, "Tensor"]
 """Variables by name, each [R, ...] with R replicas."""
+
+LONG_NAMES = {
+    "theta": "parameters",
+    "m": "momentum of the parameters",
+    "X": "particles",
+    "U": "momentum of the particles",
+    "alpha": "parameters of the energy",
+    "m_alpha": "momentum of the energy's parameters",
+    "beta": "parameters of the likelihood",
+    "m_beta": "momentum of the likelihood's parameters",
+    "Z": "prior particles",
+    "V": "momentum of the prior particles",
+    "loss": "mean over data and particles of minus log p_theta(x, y) at the saved state",
+    "held_out_loss": "mean over held-out data and their particles of minus log p_theta(x, y)",
+    "step": "integrator steps taken",
+    "seed": "seed that gives this replica alone",
+    "replica": "replica",
+    "datum": "index of the datum",
+    "particle": "index of the particle",
+    "prior_particle": "index of the prior particle",
+    "latent": "coordinate of the latent",
+    "param": "parameter by name",
+    "alpha_param": "parameter of the energy by name",
+    "beta_param": "parameter of the likelihood by name",
+    "gamma": "gamma of every block with a momentum, in this replica",
+    "eta": "eta of every block with a momentum, in this replica",
+}
+"""What the names in a trajectory mean; a model's own observables have others (see `reserved`)."""
+
+
+def reserved(name: str) -> bool:
+    """Whether a trajectory uses a name itself."""
+    return (
+        name in LONG_NAMES
+        or name.startswith(("time", "kinetic_", "force_", "energy_"))
+        or name.endswith("_norm")
+    )
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """Independent copies of a system that move together: the seed of each, and what their numbers are."""
+
+    seeds: Sequence[int]
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def count(self) -> int:
+        return len(self.seeds)
 
 
 class Axes(NamedTuple):

@@ -141,7 +141,7 @@ def _tell(solution: Any, folder: Path, quiet: bool) -> None:
     """Says how a run ended and where it is, and exits with the code for that."""
     from sdeflow.terminal import out as console
     from sdeflow.terminal import rate
-    from sdeflow.trajectory.folder import TRAJECTORY
+    from sdeflow.trajectory.layout import TRAJECTORY
 
     dataset, attrs = solution.dataset, solution.dataset.attrs
     if solution.retcode != "success":

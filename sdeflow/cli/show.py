@@ -88,13 +88,13 @@ def tell_compared(rows: Sequence[Any], folder: Path) -> None:
 def cost(run: Run) -> list[tuple[str, str]]:
     """Pairs of what and how much."""
     each = 4 if run.dtype.itemsize == 4 else 8
-    recorder = Recorder(run.system, run.save, replicas=len(run.seeds), steps=run.steps, buffer=BUFFER)
+    recorder = Recorder(run.system, run.save, replicas=run.all_replicas.count, steps=run.steps, buffer=BUFFER)
     snapshot = recorder.numbers_per_snapshot * each
     disk, whole = snapshot * len(recorder.when), state_bytes(run)
     rows = [
         (
             "steps",
-            f"{run.steps:,}, {len(recorder.when):,} snapshots, {len(run.seeds)} replica(s), "
+            f"{run.steps:,}, {len(recorder.when):,} snapshots, {run.all_replicas.count} replica(s), "
             f"{str(run.dtype).removeprefix('torch.')}",
         ),
         ("computed by", str(run.engine)),
@@ -116,7 +116,7 @@ def cost(run: Run) -> list[tuple[str, str]]:
 
 def state_bytes(run: Run) -> int:
     """Bytes of the state of all replicas."""
-    return len(run.seeds) * sum(prod(a.shape) for a in run.system.axes.values()) * run.dtype.itemsize
+    return run.all_replicas.count * sum(prod(a.shape) for a in run.system.axes.values()) * run.dtype.itemsize
 
 
 def data_bytes(run: Run) -> int:
@@ -138,19 +138,19 @@ def peak_bytes(run: Run, *, folder: bool = True) -> int:
     run folder, takes three copies.
     """
     state = state_bytes(run)
-    start = state + state // len(run.seeds) * 8 // run.dtype.itemsize
+    start = state + state // run.all_replicas.count * 8 // run.dtype.itemsize
     normals = (
-        len(run.seeds)
+        run.all_replicas.count
         * run.dtype.itemsize
         * sum(
-            (c.normals(run.integrator.noise) + 2) * run.integrator.substeps * prod(c.shape)
+            (c.normals(run.integrator.increments) + 2) * run.integrator.substeps * prod(c.shape)
             for c in run.system.channels
         )
     )
-    share = 1.0 if run.batch is None else run.batch.size / run.data
+    share = 1.0 if run.batch is None else run.batch.size / run.n_data
     step = 2 * state + int(share * (state + normals))
     return data_bytes(run) + max(start, step, 4 * state if folder else 0)
 
 
 def _seen(run: Run) -> str:
-    return "all data" if run.batch is None else f"{run.batch.size:,} of {run.data:,} data"
+    return "all data" if run.batch is None else f"{run.batch.size:,} of {run.n_data:,} data"

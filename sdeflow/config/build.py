@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from inspect import isfunction
 
-import torch
-
 from sdeflow.config.arguments import call, typed
 from sdeflow.config.catalogue import find
-from sdeflow.config.run import Run, compatible, resolve_device
+from sdeflow.config.run import Run
 from sdeflow.config.schema import Config
-from sdeflow.engine.engine import resolve_engine, worth_compiling
 from sdeflow.errors import SdeflowError
 from sdeflow.model.model import Model
-from sdeflow.options import Batch, Evaluate, Grid, Save
 from sdeflow.system.published import Declaration, Motion
 from sdeflow.system.sde import SDESystem
 from sdeflow.system.system import BlockSystem
@@ -21,27 +17,15 @@ from sdeflow.system.system import BlockSystem
 
 def build(config: Config) -> Run:
     """The run that a configuration declares; raises SdeflowError where something does not fit."""
-    run, batch, evaluate, grid = config.run, config.batch, config.evaluate, config.grid
-    device = resolve_device(run.device)
-    system = _model_system(config) if config.model is not None else _sde_system(config)
-    long = worth_compiling(system, run.steps, device)
-    engine = resolve_engine(run.engine, run.noise, device, long=long)
-    return Run(
-        system=system,
-        integrator=compatible(run.integrator, system),
-        steps=run.steps,
-        seed=run.seed,
-        replicas=run.replicas,
-        save=Save(**config.save.model_dump()),
-        batch=None if batch is None else Batch(**batch.model_dump()),
-        evaluate=None if evaluate is None else Evaluate(**evaluate.model_dump()),
-        grid=None if grid is None else Grid(tuple(grid.gamma), tuple(grid.eta)),
-        dtype=getattr(torch, run.dtype),
-        device=device,
-        engine=engine,
-        bound=run.bound,
-        config=config.on(engine.name, engine.noise).toml(),
-        title=config.title,
+    return Run.declare(
+        _model_system(config) if config.model is not None else _sde_system(config),
+        config.run.integrator,
+        config.run,
+        save=config.save,
+        batch=config.batch,
+        evaluate=config.evaluate,
+        grid=config.grid,
+        config=config,
     )
 
 

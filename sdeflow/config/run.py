@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FunctionType
@@ -14,12 +13,13 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from sdeflow.config.catalogue import integrator_named, integrators_for
-from sdeflow.config.schema import Config
+from sdeflow.config.schema import Config, RunSection
 from sdeflow.engine.engine import Engine, resolve_engine, worth_compiling
 from sdeflow.errors import Incompatible, SdeflowError
 from sdeflow.model.forces import held_out_forces
 from sdeflow.model.model import Model
-from sdeflow.options import Batch, Evaluate, Grid, Save
+from sdeflow.options import Batch, Evaluate, Grid, RunOptions, Save
+from sdeflow.state import Replicas
 from sdeflow.system.integrator import Integrator, evaluations
 from sdeflow.system.published import Declaration
 from sdeflow.system.system import System
@@ -29,48 +29,34 @@ Scheme = str | Integrator | type[Integrator]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class Run(RunOptions):
     """A system, a scheme that can take it, and all that a trajectory depends on besides.
 
-    seed     replica i of a run with seed s is the run of one replica with seed s + i
     grid     frictions and inverse masses, with `replicas` at each
-    bound    a loss or kinetic energy past it counts as diverged
-    config   the TOML text that this came from, '' for a run declared in Python
+    config   the configuration that this came from, None for a run declared in Python
 
     Raises SdeflowError where something does not fit.
     """
 
     system: System
     integrator: Integrator
-    steps: int
-    seed: int = 0
-    replicas: int = 1
     save: Save = field(default_factory=Save)
     batch: Batch | None = None
     evaluate: Evaluate | None = None
+    grid: Grid | None = None
     dtype: torch.dtype = torch.float32
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     engine: Engine = field(default_factory=Engine)
-    grid: Grid | None = None
-    bound: float = 1e12
-    config: str = ""
-    title: str = ""
+    config: Config | None = None
 
     def __post_init__(self) -> None:
-        for name, least, most in (("steps", 0, 10**15), ("replicas", 1, 10**9), ("seed", 0, 2**62)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise SdeflowError(f"{name} must be at least {least}, given {value!r}")
-            if value > most:
-                raise SdeflowError(f"{name} must be at most {most:,}, given {value:,}")
+        super().__post_init__()
         for name, expected in (("save", Save), ("batch", Batch), ("evaluate", Evaluate), ("grid", Grid)):
             value = getattr(self, name)
             if value is not None and not isinstance(value, expected):
                 raise SdeflowError(
                     f"{name} must be an sdeflow.{expected.__name__}, given {type(value).__name__}"
                 )
-        if not isinstance(self.bound, int | float) or not self.bound > 0:
-            raise SdeflowError(f"bound must be positive, given {self.bound!r}")
         if self.grid is not None:
             if self.batch is not None or self.evaluate is not None:
                 raise SdeflowError("a grid takes all data in every step and no evaluation: drop either")
@@ -90,35 +76,56 @@ class Run:
         cls,
         system: object,
         integrator: Scheme,
+        options: RunSection,
         *,
-        dtype: str | torch.dtype,
-        device: str | torch.device,
-        engine: str = "auto",
-        noise: str = "auto",
-        steps: int,
-        **rest: Any,
+        save: Save | None = None,
+        batch: Batch | None = None,
+        evaluate: Evaluate | None = None,
+        grid: Grid | None = None,
+        config: Config | None = None,
     ) -> Run:
-        """A run with its scheme, device, dtype, engine and noise source given by name."""
-        found, where = _system(system), resolve_device(device)
+        """A run with its scheme, device, dtype, engine and noise source given by name.
+
+        integrator   takes the place of the name in `options`
+        """
+        found, device = _system(system), resolve_device(options.device)
+        long = worth_compiling(found, options.steps, device)
+        engine = resolve_engine(options.engine, options.noise, device, long=long)
         return cls(
             system=found,
             integrator=compatible(integrator, found),
-            dtype=_dtype(dtype),
-            device=where,
-            engine=resolve_engine(engine, noise, where, long=worth_compiling(found, steps, where)),
-            steps=steps,
-            **rest,
+            steps=options.steps,
+            seed=options.seed,
+            replicas=options.replicas,
+            bound=options.bound,
+            save=Save() if save is None else save,
+            batch=batch,
+            evaluate=evaluate,
+            grid=grid,
+            dtype=_dtype(options.dtype),
+            device=device,
+            engine=engine,
+            config=None if config is None else config.with_engine(engine.name, engine.source_name),
         )
 
-    def by(self, engine: Engine) -> Run:
+    def with_engine(self, engine: Engine) -> Run:
         """The run computed by another engine."""
-        if not self.config:
-            return replace(self, engine=engine)
-        config = Config.model_validate(tomllib.loads(self.config)).on(engine.name, engine.noise)
-        return replace(self, engine=engine, config=config.toml())
+        config = self.config and self.config.with_engine(engine.name, engine.source_name)
+        return replace(self, engine=engine, config=config)
 
     @property
-    def data(self) -> int:
+    def toml(self) -> str:
+        """The configuration as TOML, '' for a run declared in Python."""
+        return "" if self.config is None else self.config.toml()
+
+    @property
+    def title(self) -> str:
+        """The configuration's, or what is run."""
+        own = "" if self.config is None else self.config.title
+        return own or f"{self.integrator.name}, {self.steps} steps"
+
+    @property
+    def n_data(self) -> int:
         """D, the number of data of the model; 1 without one."""
         forces = self.system.model_forces
         return 1 if forces is None else forces.n_data
@@ -129,19 +136,17 @@ class Run:
         return evaluations(self.integrator, self.batch)
 
     @property
-    def seeds(self) -> Sequence[int]:
-        """Of all replicas, at every point of the grid the same."""
-        return [*range(self.seed, self.seed + self.replicas)] * self.points
-
-    @property
-    def points(self) -> int:
-        return 1 if self.grid is None else len(self.grid.points)
+    def all_replicas(self) -> Replicas:
+        """Of all points of the grid, with the same seeds at each."""
+        points = 1 if self.grid is None else len(self.grid.points)
+        seeds = [*range(self.seed, self.seed + self.replicas)] * points
+        return Replicas(seeds, self.dtype, self.device)
 
     @property
     def settings(self) -> dict[str, Any]:
         """What fixes the numbers but for how many there are, by key: the same in a run and its resumption."""
-        if self.config:
-            keys = flattened(tomllib.loads(self.config))
+        if self.config is not None:
+            keys = flattened(self.config.tables())
             apart = ("run.steps", "run.device", "run.engine", "save.checkpoint")
             return {key: value for key, value in keys.items() if key not in apart}
         return {
@@ -155,7 +160,7 @@ class Run:
             "evaluate": str(self.evaluate),
             "grid": str(self.grid),
             "dtype": str(self.dtype),
-            "noise": self.engine.noise,
+            "noise": self.engine.source_name,
             "bound": self.bound,
         }
 
@@ -163,7 +168,7 @@ class Run:
     def code(self) -> dict[str, str]:
         """SHA-256 of the files that the configuration names as file.py:Name, by path."""
         specs = [value for value in self.settings.values() if isinstance(value, str) and ".py:" in value]
-        files = [Path(spec.rpartition(":")[0]) for spec in specs] if self.config else []
+        files = [Path(spec.rpartition(":")[0]) for spec in specs] if self.config is not None else []
         return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
 
 
@@ -218,8 +223,8 @@ def resolve_device(device: str | torch.device) -> torch.device:
     return chosen
 
 
-def _dtype(dtype: str | torch.dtype) -> torch.dtype:
-    chosen = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+def _dtype(dtype: str) -> torch.dtype:
+    chosen = getattr(torch, dtype, None)
     if chosen not in (torch.float32, torch.float64):
         raise SdeflowError(f"dtype must be float32 or float64, given {dtype}")
     assert isinstance(chosen, torch.dtype)

@@ -15,20 +15,19 @@ title = "...", cpu_note = "..." (what to know before running it on a CPU)
 
 from __future__ import annotations
 
+import json
 import math
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sdeflow.errors import SdeflowError, did_you_mean
-from sdeflow.options import EngineName, NoiseName
-
-Count = Annotated[int, Field(ge=1)]
-Choice = Literal["all"] | Count | list[Annotated[int, Field(ge=0)]]
+from sdeflow.options import Batch, EngineName, Evaluate, Grid, NoiseName, RunOptions, Save
 
 
 class _Strict(BaseModel):
@@ -46,50 +45,15 @@ class Named(_Strict):
         return dict(self.model_extra or {})
 
 
-class RunSection(_Strict):
-    """How to run."""
+@dataclass(frozen=True, kw_only=True)
+class RunSection(RunOptions):
+    """How to run: numbers, and names of what takes the steps."""
 
     integrator: str = "expint"
-    steps: Annotated[int, Field(ge=0)] = 1000
-    seed: Annotated[int, Field(ge=0, lt=2**62)] = 0
-    replicas: Count = 1
     dtype: Literal["float32", "float64"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     engine: EngineName = "auto"
     noise: NoiseName = "auto"
-    bound: Annotated[float, Field(gt=0)] = 1e12
-
-
-class BatchSection(_Strict):
-    """How data are subsampled; see sdeflow.batch.Batch."""
-
-    size: Count
-    catch_up: Literal["off", "one_step", "substeps"] = "off"
-    cap: Count = 10
-
-
-class SaveSection(_Strict):
-    """What to save; see sdeflow.record.Save."""
-
-    every: Count = 10
-    data: Choice = 16
-    particles: Choice = 16
-    theta_max: Annotated[int, Field(ge=0)] = 10_000
-    checkpoint: Annotated[float, Field(ge=0)] = 15.0
-
-
-class EvaluateSection(_Strict):
-    """When the loss on held-out data is measured; see sdeflow.held_out.Evaluate."""
-
-    every: Count
-    steps: Count = 10
-
-
-class GridSection(_Strict):
-    """Frictions and inverse masses at which the replicas differ; see sdeflow.grid.Grid."""
-
-    gamma: list[float] = []
-    eta: list[float] = []
 
 
 class Config(_Strict):
@@ -100,10 +64,10 @@ class Config(_Strict):
     system: Named
     model: Named | None = None
     run: RunSection = RunSection()
-    batch: BatchSection | None = None
-    save: SaveSection = SaveSection()
-    evaluate: EvaluateSection | None = None
-    grid: GridSection | None = None
+    batch: Batch | None = None
+    save: Save = Save()
+    evaluate: Evaluate | None = None
+    grid: Grid | None = None
 
     def with_particles(self, n: int) -> Config:
         """The same with n particles a datum, and as many of a prior where there are any."""
@@ -112,23 +76,21 @@ class Config(_Strict):
         }
         return self.model_copy(update={"system": self.system.model_copy(update=counts)})
 
-    def on(self, engine: str, noise: str) -> Config:
+    def with_engine(self, engine: str, noise: str) -> Config:
         """The configuration with what 'auto' has become for engine and noise source."""
-        return self.model_copy(update={"run": self.run.model_copy(update={"engine": engine, "noise": noise})})
+        run: Any = replace(self.run, engine=engine, noise=noise)  # type: ignore[arg-type]
+        return self.model_copy(update={"run": run})
+
+    def tables(self) -> dict[str, Any]:
+        """The configuration as the tables of TOML."""
+        return self.model_dump(mode="json", exclude_none=True)
 
     def toml(self) -> str:
         """The configuration as TOML; running it gives the same numbers."""
-        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+        return tomli_w.dumps(self.tables())
 
 
-_SECTIONS: dict[str, type[BaseModel] | None] = {
-    "system": None,
-    "run": RunSection,
-    "batch": BatchSection,
-    "save": SaveSection,
-    "evaluate": EvaluateSection,
-    "grid": GridSection,
-}
+_TABLES = {"run": RunSection, "batch": Batch, "save": Save, "evaluate": Evaluate, "grid": Grid}
 
 
 def load_config(
@@ -161,13 +123,15 @@ def parse_config(
     for table in overrides:
         tables = merged(tables, _absolute_files(table, Path.cwd()))
     _refuse_nonfinite(tables, "")
-    for name in ("model", *_SECTIONS):
+    for name in ("model", "system", *_TABLES):
         if not isinstance(tables.get(name, {}), dict):
             raise SdeflowError(f"{path.name}: '{name}' must be a table, [{name}], given {tables[name]!r}")
     try:
-        return Config.model_validate(tables)
+        return Config.model_validate_json(json.dumps(tables, default=str))  # in which strict takes lists
     except ValidationError as error:
         raise SdeflowError(f"{path.name}: {'; '.join(explain(error, _fields))}") from None
+    except SdeflowError as error:  # a value out of range
+        raise SdeflowError(f"{path.name}: {error}") from None
 
 
 def variant_tables(tables: Mapping[str, Any]) -> dict[str, Any]:
@@ -251,5 +215,6 @@ def explain(
 
 
 def _fields(path: Sequence[str]) -> list[str]:
-    schema = _SECTIONS.get(path[0]) if path else Config
-    return list(schema.model_fields) if schema is not None else []
+    if not path:
+        return list(Config.model_fields)
+    return [f.name for f in fields(_TABLES[path[0]])] if path[0] in _TABLES else []

@@ -16,8 +16,8 @@ from sdeflow.state import State
 GRADIENTS = 10
 """Evaluations of gradients in one function at most; compiling takes longer the more there are."""
 
-NUMBERS = 2**21
-"""Numbers drawn for one function at most: more than a cache holds are better drawn a step at a time."""
+NORMALS = 2**21
+"""Normals drawn for one function at most: more than a cache holds are better drawn a step at a time."""
 
 
 class CompiledSteps:
@@ -27,8 +27,8 @@ class CompiledSteps:
 
     Draws are tensors [count, ...], made outside, so the numbers are those of the other engines to rounding.
     As a function of `stride` steps may have other rounding than one of a single step, a run takes the same
-    ones wherever it is cut: see sdeflow.engine.pieces. Compiling takes seconds to a minute of a CPU the first
-    time, and less where torch finds it in its cache on the disk.
+    ones wherever it is cut: see sdeflow.engine.step.strides. Compiling takes seconds to a minute of a CPU the
+    first time, and less where torch finds it in its cache on the disk.
 
     evaluations   of gradients in one transition
     every         steps from one snapshot to the next, which whole strides are to fill
@@ -43,10 +43,7 @@ class CompiledSteps:
         evaluations: int,
         every: int = 1,
     ) -> None:
-        numbers = sum(x.numel() for x in draw(0, 1))
-        most = max(1, min(GRADIENTS // max(1, evaluations), NUMBERS // max(1, numbers)))
-        filling = max(k for k in range(1, most + 1) if every % k == 0)
-        self.stride = filling if 2 * filling >= most else most
+        self.stride = stride_for(evaluations, sum(x.numel() for x in draw(0, 1)), every)
         self._transition, self._draw = transition, draw
         self._compiled: dict[int, Callable[[State, Sequence[Tensor]], State]] = {}
 
@@ -70,7 +67,11 @@ class CompiledSteps:
         return z
 
     def _compile(self, count: int) -> Callable[[State, Sequence[Tensor]], State]:
-        """By a code object of its own: torch compiles one no more than a few times."""
+        """A compiled function of `count` steps.
+
+        torch gives up on a code object that it has compiled a few times (`recompile_limit`). All runs would
+        share that of `steps` below, so each function gets a copy of its own.
+        """
         transition = self._transition
 
         def steps(z: State, draws: Sequence[Tensor]) -> State:
@@ -88,3 +89,15 @@ class CompiledSteps:
         except RuntimeError:  # a torch that has no such option
             done = torch.compile(own, **how)
         return cast("Callable[..., State]", done)
+
+
+def stride_for(evaluations: int, normals: int, every: int) -> int:
+    """How many steps one function takes, by gradients and normals a step and steps between snapshots.
+
+    As many as GRADIENTS and NORMALS allow, or a divisor of `every` where one is at least half of that: then
+    whole strides fill the way to a snapshot. With 2 gradients a step 5 steps fit, which fill 10; of 8 steps
+    they would leave 3 single ones, so it is 4.
+    """
+    most = max(1, min(GRADIENTS // max(1, evaluations), NORMALS // max(1, normals)))
+    filling = max(k for k in range(1, most + 1) if every % k == 0)
+    return filling if 2 * filling >= most else most

@@ -14,7 +14,7 @@ from torch import Tensor
 from sdeflow.state import State
 
 if TYPE_CHECKING:
-    from sdeflow.engine.step import Step
+    from sdeflow.engine.step import Stepper
 
 
 STRIDE = 16
@@ -48,17 +48,17 @@ class GraphedSteps:
 
     def __init__(
         self,
-        step: Step,
+        stepper: Stepper,
         counter: Tensor,
         capture: Callable[[Callable[[], None]], Callable[[], None]] = cuda_graph,
     ) -> None:
-        self._step, self._counter, self._capture = step, counter, capture
+        self._stepper, self._counter, self._capture = stepper, counter, capture
         self._own: State = {}
         self._replay: Callable[[], None] | None = None
 
     def __call__(self, z: State, n: int, count: int = 1) -> State:
         if count == 1:
-            return self._step(z, n)
+            return self._stepper(z, n)
         if self._replay is None:
             self._own = {name: value.clone() for name, value in z.items()}
             self._replay = self._capture(self._run)
@@ -75,6 +75,6 @@ class GraphedSteps:
     def _run(self) -> None:
         z = self._own
         for k in range(STRIDE):
-            z = self._step(z, k)
+            z = self._stepper(z, k)
         for name, value in self._own.items():
             value.copy_(z[name])

@@ -1,4 +1,4 @@
-"""Engines: how steps are computed and where their noise comes from; and advancing a state by steps.
+"""Engines: how steps are computed and where their noise comes from.
 
     eager      torch's operations one after the other
     fused      noise and update of a block in one pass over memory, where a map allows it
@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
@@ -21,14 +21,15 @@ from torch import Tensor
 
 from sdeflow.engine.compiled import CompiledSteps
 from sdeflow.engine.cuda_graph import GraphedSteps
-from sdeflow.engine.step import FullBatch, Step
+from sdeflow.engine.step import EagerSteps, Stepper
 from sdeflow.errors import SdeflowError, did_you_mean
 from sdeflow.noise.cpp import NO_FMA
-from sdeflow.noise.philox_source import PhiloxNoise, kernel
+from sdeflow.noise.kernel import Kernel, NoKernel
+from sdeflow.noise.philox_source import PhiloxNoise, find_kernel
 from sdeflow.noise.source import NormalSource, TorchNoise
 from sdeflow.options import EngineName, NoiseName
-from sdeflow.state import State
-from sdeflow.system.increments import Channel, noise_of
+from sdeflow.state import Replicas, State
+from sdeflow.system.increments import Channel, NoiseSpec, noise_of
 from sdeflow.system.integrator import Integrator
 from sdeflow.system.system import System
 
@@ -42,96 +43,95 @@ Measured on one core: compiling the toy model or a decoder of the digits takes 5
 
 @dataclass(frozen=True)
 class Engine:
-    """What computes a run: the engine's name, the noise source's, and why it is these.
+    """What computes a run: the engine's name, its noise source's, and why it is these.
 
     fallback   what to take where torch cannot compile the model's step; None where this one was asked for
     """
 
     name: str = "eager"
-    noise: str = TorchNoise.name
-    why: str = "unless told otherwise"
+    source_name: str = TorchNoise.name
+    why: str = "the default"
     fallback: Engine | None = None
 
     def __str__(self) -> str:
-        return f"engine {self.name}, noise {self.noise}: {self.why}"
+        return f"engine {self.name}, noise {self.source_name}: {self.why}"
 
-    def source(self, channels: Sequence[Channel], **how: Any) -> NormalSource:
-        """Its noise source; `how` as for sdeflow.noise.TorchNoise."""
-        if self.noise == TorchNoise.name:
-            return TorchNoise(channels, **how)
-        return PhiloxNoise(channels, **how, fused=self.name == "fused")
+    def source(self, channels: Sequence[Channel], spec: NoiseSpec, replicas: Replicas) -> NormalSource:
+        """Its noise source."""
+        if self.source_name == TorchNoise.name:
+            return TorchNoise(channels, spec, replicas)
+        return PhiloxNoise(channels, spec, replicas, fused=self.name == "fused")
 
-    def step(
+    def stepper(
         self, system: System, integrator: Integrator[Any], noise: NormalSource, *, every: int = 1
-    ) -> Step:
+    ) -> Stepper:
         """Steps of a scheme on a system; raises SdeflowError where this engine cannot take them.
 
         every   steps from one snapshot to the next
         """
         if self.name == "compiled":
             return _compiled(system, integrator, noise, every)
-        step = FullBatch(system, integrator, noise)
+        stepper = EagerSteps(system, integrator, noise)
         counter = noise.counter if isinstance(noise, PhiloxNoise) and self.name == "fused" else None
-        return GraphedSteps(step, counter) if counter is not None and _modelled(system) else step
-
-
-def _modelled(system: System) -> bool:
-    """Whether forces come from a model, and so do not depend on time."""
-    return system.model_forces is not None
+        # a model's forces do not depend on time, so a graph of its steps serves all of them
+        captured = counter is not None and system.model_forces is not None
+        return GraphedSteps(stepper, counter) if captured and counter is not None else stepper
 
 
 def _compiled(system: System, integrator: Integrator[Any], noise: NormalSource, every: int) -> CompiledSteps:
-    if not _modelled(system):
+    if system.model_forces is None:
         raise SdeflowError("engine 'compiled' needs a system made of a model: give 'auto' or 'eager'")
-    channels, h = list(system.channels), system.h
-    how: dict[str, Any] = {"kind": integrator.noise, "substeps": integrator.substeps, "h": h}
+    channels, h, spec = list(system.channels), system.h, integrator.noise_spec(system.h)
 
     def draw(n: int, count: int) -> list[Tensor]:
         return [xi for _, xi in noise.normals(n, count)]
 
     def transition(z: State, normals: Sequence[Tensor]) -> State:
-        return integrator.step(system, 0.0, z, h, noise_of(zip(channels, normals, strict=True), **how))
+        return integrator.step(system, 0.0, z, h, noise_of(zip(channels, normals, strict=True), spec))
 
     return CompiledSteps(transition, draw, integrator.evaluations, every)
 
 
 def worth_compiling(system: System, steps: int, device: torch.device) -> bool:
     """Whether a run pays for torch.compile: a long one of a model, where there is a C++ compiler."""
-    if not isinstance(steps, int) or steps < LONG or device.type != "cpu":
+    if not isinstance(steps, int) or steps < LONG or device.type != "cpu" or system.model_forces is None:
         return False
-    return _modelled(system) and shutil.which(os.environ.get("CXX", "g++")) is not None
+    return shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
 def resolve_engine(engine: str, noise: str, device: torch.device, *, long: bool = False) -> Engine:
     """The engine for names that may be 'auto'; raises SdeflowError where it cannot be had.
 
-    'auto' is philox and fused where there is a kernel for the CPU, and torch and eager where not; compiled
-    for a long run (`worth_compiling`), with these to fall back on.
+    With a kernel for the device 'auto' is philox on a CPU, torch on CUDA, and then fused with philox, eager
+    with torch; without one, torch and eager. For a `long` run (`worth_compiling`) it is compiled, with these
+    to fall back on.
     """
     for what, given, names in (("engine", engine, EngineName), ("noise", noise, NoiseName)):
         if given not in get_args(names):
             raise SdeflowError(f"unknown {what} '{given}': {did_you_mean(str(given), get_args(names))}")
-    if engine == "fused" and noise == "torch":
+    if (engine, noise) == ("fused", "torch"):
         raise SdeflowError("engine 'fused' draws its noise itself: give noise 'philox', not 'torch'")
-    found = kernel(device)
-    if not isinstance(found, str) and not found.fast and (engine, noise) == ("auto", "auto"):
-        found = NO_FMA
-    if isinstance(found, str):
-        for what, given, wish in (("engine", engine, "fused"), ("noise", noise, "philox")):
-            if given == wish:
-                raise SdeflowError(f"{what} '{wish}' needs a kernel, and {found}: give engine 'eager'")
-        short = Engine("eager", "torch", found)
-        if engine == "compiled":
-            return replace(short, name="compiled")
-        return _for_long_runs(short) if engine == "auto" and long else short
-    if noise == "auto":
+    kernel, why_not = _kernel_or_reason(device)
+    if kernel is not None and not kernel.fast and (engine, noise) == ("auto", "auto"):
+        kernel, why_not = None, NO_FMA
+    if kernel is None:
+        for what, given, needs_kernel in (("engine", engine, "fused"), ("noise", noise, "philox")):
+            if given == needs_kernel:
+                raise SdeflowError(f"{what} '{given}' needs a kernel, and {why_not}: give engine 'eager'")
+        noise = "torch"
+    elif noise == "auto":
         noise = "philox" if device.type == "cpu" or engine == "fused" else "torch"
-    best = "fused" if noise == "philox" else "eager"
-    if engine == "auto":
-        short = Engine(best, noise, f"the best for noise {noise} on {device.type}")
-        return _for_long_runs(short) if long else short
-    return Engine(engine, noise, "as asked for")
+    if engine != "auto":
+        return Engine(engine, noise, why_not or "as asked for")
+    name = "fused" if noise == "philox" else "eager"
+    short = Engine(name, noise, why_not or f"the best for noise {noise} on {device.type}")
+    if not long:
+        return short
+    return Engine("compiled", noise, f"worth it from {LONG:,} steps on", fallback=short)
 
 
-def _for_long_runs(short: Engine) -> Engine:
-    return Engine("compiled", short.noise, f"worth it from {LONG:,} steps on", short)
+def _kernel_or_reason(device: torch.device) -> tuple[Kernel | None, str]:
+    try:
+        return find_kernel(device), ""
+    except NoKernel as reason:
+        return None, str(reason)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 
-from sdeflow.noise.source import NoiseSource
-from sdeflow.state import State
-from sdeflow.system.integrator import Integrator
-from sdeflow.system.system import System
+if TYPE_CHECKING:
+    from sdeflow.noise.source import NoiseSource
+    from sdeflow.state import State
+    from sdeflow.system.integrator import Integrator
+    from sdeflow.system.system import System
 
 
-class Step(Protocol):
+class Stepper(Protocol):
     """Steps of a run: z_n to z_{n + count}, where z_n stays as it was.
 
     stride   how many are best taken at once: `count` is this or 1
@@ -27,7 +28,7 @@ class Step(Protocol):
 
 
 @dataclass(frozen=True)
-class FullBatch:
+class EagerSteps:
     """Steps on whatever the system's forces see, one after the other."""
 
     system: System
@@ -41,15 +42,15 @@ class FullBatch:
         return z
 
 
-def advance(step: Step, z: State, first: int, steps: int) -> State:
+def advance(stepper: Stepper, z: State, first: int, steps: int) -> State:
     """The state after the steps first, first + 1, ..., first + steps - 1 of the reference clock."""
     with torch.no_grad():
-        for n, count in pieces(first, first + steps, step.stride):
-            z = step(z, n, count)
+        for n, count in strides(first, first + steps, stepper.stride):
+            z = stepper(z, n, count)
     return z
 
 
-def pieces(first: int, end: int, stride: int) -> Iterator[tuple[int, int]]:
+def strides(first: int, end: int, stride: int) -> Iterator[tuple[int, int]]:
     """(n, count) from `first` up to `end`: whole strides from multiples of the stride on, else single steps.
 
     So what is taken at once depends on the end alone, and not on where a run is cut at multiples.

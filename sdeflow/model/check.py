@@ -1,4 +1,4 @@
-"""Trying a user's model once before a run, so that a mistake is a sentence and not a traceback."""
+"""Checking a user's model once before a run, so that a mistake is a sentence and not a traceback."""
 
 from __future__ import annotations
 
@@ -10,39 +10,13 @@ from torch import Tensor
 
 from sdeflow.errors import SdeflowError, attempt, expect_shape
 from sdeflow.model.model import Data, Model, ParameterLayout
+from sdeflow.state import reserved
 
-RESERVED = {
-    "theta",
-    "m",
-    "X",
-    "U",
-    "loss",
-    "held_out_loss",
-    "step",
-    "seed",
-    "replica",
-    "datum",
-    "particle",
-    "latent",
-    "param",
-    "gamma",
-    "eta",
-    "alpha",
-    "m_alpha",
-    "beta",
-    "m_beta",
-    "Z",
-    "V",
-    "prior_particle",
-    "alpha_param",
-    "beta_param",
-}
-RESERVED_STARTS = ("time", "kinetic_", "force_", "energy_")
 SCORE_TOLERANCE = 0.01
 """Largest relative difference of an analytic score from automatic differentiation."""
 
 
-def try_model(model: Model, layout: ParameterLayout, theta: Tensor, x: Tensor, y: Data) -> None:
+def check_model(model: Model, layout: ParameterLayout, theta: Tensor, x: Tensor, y: Data) -> None:
     """Calls each method of a model at one state, theta [p], x [B, N, *latent_shape] and y of B data.
 
     Raises SdeflowError for a method that fails, a value of the wrong kind or shape, and a log-joint that
@@ -77,7 +51,7 @@ def try_model(model: Model, layout: ParameterLayout, theta: Tensor, x: Tensor, y
     what = f"{name}.observables"
     for key, scalar in _mapping(what, attempt(what, model.observables, *arguments)).items():
         expect_shape(f"{what}['{key}']", torch.as_tensor(scalar), (), "a scalar")
-        if key in RESERVED or key.startswith(RESERVED_STARTS) or key.endswith("_norm"):
+        if reserved(key):
             raise SdeflowError(f"{what}['{key}'] has a name that the trajectory uses: choose another")
         if not key.isidentifier():
             raise SdeflowError(f"{what}['{key}']: a name of letters, digits and underscores was expected")

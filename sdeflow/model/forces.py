@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from sdeflow.errors import SdeflowError, attempt, expect_shape
-from sdeflow.model.check import try_model
+from sdeflow.model.check import check_model
 from sdeflow.model.force_field import ModelField
 from sdeflow.model.model import Data, Model, ParameterLayout, Parameters, data_size
-from sdeflow.seeds import generator, stream
+from sdeflow.seeds import derive_key, generator
 from sdeflow.state import State
 
 VMAP_BELOW = 50_000
@@ -120,9 +120,9 @@ class ModelForces(ModelField):
         return values | {name: torch.stack([o[name] for o in own]) for name in own[0]}
 
     def check(self, z: State) -> None:
-        """Tries the model's methods once (see sdeflow.trial), and whether its replicas can be batched."""
+        """Tries the model's methods once (`check_model`), and whether its replicas can be batched."""
         theta, x = z["theta"][0], z["X"][0]
-        try_model(self.model, self.parameters, theta, self._shaped(x), self._data_of(0))
+        check_model(self.model, self.parameters, theta, self._shaped(x), self._data_of(0))
         if len(z["theta"]) > 1 and self._vmap:
             try:
                 self._each(self._total, z)
@@ -137,7 +137,7 @@ class ModelForces(ModelField):
     def _named_theta(self, seed: int) -> dict[str, Tensor]:
         what = f"{type(self.model).__name__}.init_theta"
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stream(seed, "start", "modules") & 0x7FFFFFFFFFFFFFFF)
+            torch.manual_seed(derive_key(seed, "start", "modules") & 0x7FFFFFFFFFFFFFFF)
             theta = attempt(what, self.model.init_theta, generator(seed, "start", "theta"))
         if isinstance(theta, nn.Module):
             theta = dict(theta.named_parameters())

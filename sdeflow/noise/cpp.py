@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdeflow.noise.kernel import Draw, stride
+from sdeflow.noise.kernel import Draw, NoKernel, row_stride
 
 _POINTER = ctypes.c_void_p
 _DRAW = [_POINTER, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_int32]
@@ -42,7 +42,12 @@ class Native:
         out = torch.empty_like(x)
         force = None if f is None else f.data_ptr()
         self._linear[x.dtype](
-            out.data_ptr(), x.data_ptr(), force, numbers.data_ptr(), stride(numbers), *_drawn(x.numel(), draw)
+            out.data_ptr(),
+            x.data_ptr(),
+            force,
+            numbers.data_ptr(),
+            row_stride(numbers),
+            *_drawn(x.numel(), draw),
         )
         return out
 
@@ -53,7 +58,7 @@ class Native:
         self._kinetic[q.dtype](
             *(q_out.data_ptr(), p_out.data_ptr(), q.data_ptr(), p.data_ptr()),
             None if f is None else f.data_ptr(),
-            *(numbers.data_ptr(), stride(numbers)),
+            *(numbers.data_ptr(), row_stride(numbers)),
             *_drawn(q.numel(), draw),
         )
         return q_out, p_out
@@ -78,11 +83,11 @@ NO_FMA = "this processor has no fused multiply-add, without which the kernel is 
 
 
 @cache
-def native() -> Native | str:
-    """The C++ kernels, or why they are not there."""
+def native() -> Native:
+    """The C++ kernels; raises NoKernel where they are not there."""
     if (spec := find_spec("sdeflow.noise._philox")) is not None and spec.origin is not None:
         try:
             return Native(Path(spec.origin))
         except (OSError, AttributeError) as error:
-            return f"the compiled kernel cannot be loaded: {error}"
-    return "the kernel was not compiled when sdeflow was installed, which takes a C++ compiler"
+            raise NoKernel(f"the compiled kernel cannot be loaded: {error}") from error
+    raise NoKernel("the kernel was not compiled when sdeflow was installed, which takes a C++ compiler")

@@ -1,9 +1,9 @@
-"""The kernels of sdeflow/fused.cpp for CUDA, in Triton: the same counters and normals, to the last digits.
+"""The kernels of philox.cpp for CUDA, in Triton: the same counters and normals, to the last digits.
 
 Tested through Triton's interpreter on the CPU alone; NOT YET RUN ON A DEVICE, and so not tuned for one.
 
 A program takes `GROUPS` groups of one replica, that is as many calls of Philox, and as many normals of
-each of the 4 kinds (2 in float64) that a call gives; see sdeflow.philox for which element they belong to.
+each of the 4 kinds (2 in float64) that a call gives; sdeflow.noise.kernel has which element they belong to.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sdeflow.noise.kernel import Draw, stride
+from sdeflow.noise.kernel import Draw, row_stride
 
 GROUPS = 256
 _LOOSE = ["low", "high", "slot"]
@@ -160,7 +160,7 @@ def _kinetic(
 
 
 class Cuda:
-    """The Triton kernels; see sdeflow.native.Kernel."""
+    """The Triton kernels; see sdeflow.noise.kernel.Kernel."""
 
     fast = captures = True
 
@@ -174,7 +174,7 @@ class Cuda:
 
     def linear(self, x: Tensor, f: Tensor | None, numbers: Tensor, draw: Draw) -> Tensor:
         out, (grid, rest, options) = torch.empty_like(x), _launch(x, draw)
-        arrays = (x, x if f is None else f, numbers, stride(numbers))
+        arrays = (x, x if f is None else f, numbers, row_stride(numbers))
         _linear[grid](out, *arrays, *rest, FORCE=f is not None, **options)
         return out
 
@@ -182,7 +182,7 @@ class Cuda:
         self, q: Tensor, p: Tensor, f: Tensor | None, numbers: Tensor, draw: Draw
     ) -> tuple[Tensor, Tensor]:
         q_out, p_out, (grid, rest, options) = torch.empty_like(q), torch.empty_like(p), _launch(q, draw)
-        arrays = (q, p, q if f is None else f, numbers, stride(numbers))
+        arrays = (q, p, q if f is None else f, numbers, row_stride(numbers))
         _kinetic[grid](q_out, p_out, *arrays, *rest, FORCE=f is not None, **options)
         return q_out, p_out
 

@@ -107,6 +107,17 @@ struct Arrays {
     const T* in[INPUTS];
 };
 
+// The numbers of an update, in the order of kernel.py, which fills them.
+template <class T>
+struct LinearNumbers {
+    T a, c, s, t;
+};
+
+template <class T>
+struct KineticNumbers {
+    T free, push, w, kick, s, q1, q2, p1, p2;
+};
+
 // An update of all replicas, whose numbers lie `stride` apart: 0 where they share them.
 template <class T>
 struct Task {

@@ -150,6 +150,13 @@ INLINE void draw(const Source& from, const Draw& d, u32 slot, T* xi) {
 
 // Updates of one block ---------------------------------------------------------------------------------
 
+template <class Numbers, class T>
+INLINE Numbers numbers_of(const T* number) {
+    Numbers found;
+    std::memcpy(&found, number, sizeof found);
+    return found;
+}
+
 // out = xi
 struct Fill {
     template <class T>
@@ -162,7 +169,7 @@ struct Fill {
 struct Linear {
     template <class T>
     INLINE void operator()(const Source& from, const Draw& d, const T* number, const Arrays<T>& at) const {
-        const T a = number[0], c = number[1], s = number[2], t = number[3];
+        const auto [a, c, s, t] = numbers_of<LinearNumbers<T>>(number);
         const T *x = at.in[0], *f = at.in[1];
         T xi[BLOCK<T>], *out = at.out[0];
         draw(from, d, d.slot, xi);
@@ -175,8 +182,7 @@ struct Linear {
 struct Kinetic {
     template <class T>
     INLINE void operator()(const Source& from, const Draw& d, const T* number, const Arrays<T>& at) const {
-        const T free = number[0], push = number[1], w = number[2], kick = number[3], s = number[4];
-        const T q1 = number[5], q2 = number[6], p1 = number[7], p2 = number[8];
+        const auto [free, push, w, kick, s, q1, q2, p1, p2] = numbers_of<KineticNumbers<T>>(number);
         const T *q = at.in[0], *p = at.in[1], *f = at.in[2];
         T x[BLOCK<T>], y[BLOCK<T>], *q_out = at.out[0], *p_out = at.out[1];
         draw(from, d, d.slot, x);

@@ -1,4 +1,4 @@
-"""Increments that are described rather than drawn, and the updates that draw them as they go.
+"""Counter-based noise, and increments of it that a kernel draws within the update of their block.
 
 A map that meets such an increment hands its update to the kernel, which draws the noise and moves the block
 in one pass over memory. Wherever the kernel does not apply the increment is a mapping like any other, whose
@@ -15,26 +15,26 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from sdeflow.errors import SdeflowError
 from sdeflow.noise.cpp import native
-from sdeflow.noise.kernel import Draw, Kernel, kinetic_numbers
-from sdeflow.noise.source import Room
-from sdeflow.seeds import stream
-from sdeflow.state import State
+from sdeflow.noise.kernel import Draw, Kernel, KineticNumbers, LinearNumbers, NoKernel, kinetic_numbers
+from sdeflow.noise.source import Buffers
+from sdeflow.noise.transforms import outside_transforms, transformed
+from sdeflow.seeds import derive_key
+from sdeflow.state import Replicas, State
 from sdeflow.system.block import Block
-from sdeflow.system.increments import Channel, Described, Kind, Noise
+from sdeflow.system.increments import Channel, FusableIncrement, Kind, Noise, NoiseSpec
 
-Make = Callable[[Block, float, Block, float], tuple[float, ...]]
+Numbers = LinearNumbers | KineticNumbers
 
 
 @dataclass(frozen=True, eq=False)
-class Stream:
+class PhiloxChannel:
     """The noise of one channel in all replicas: a key each [R], and what its normals are made into.
 
-    h       reference length of a substep
-    fused   whether an update may draw the noise itself
+    h         reference length of a substep
+    fused     whether an update may draw the noise itself
     counter   what the kernel adds to every step, on its device
     """
 
@@ -53,7 +53,7 @@ class Stream:
 
     def normals(self, step: int, substep: int) -> Tensor:
         """Standard normals, [normal, R, *shape]; constants to any transform of torch that is under way."""
-        with temporarily_clear_interpreter_stack():
+        with outside_transforms():
             many = self.channel.normals(self.kind)
             out = torch.empty((1, 1, many, *self.shape), dtype=self.dtype, device=self.keys.device)
             self.fill(out, step, substep)
@@ -69,15 +69,15 @@ class Stream:
     def draw(self, step: int, substep: int) -> Draw:
         return Draw(self.keys, step, 2 * substep, self.counter)
 
-    def numbers(self, make: Make, b: Block, h: float) -> Tensor:
+    def numbers(self, make: Callable[[Block, float, Block, float], Numbers], b: Block, h: float) -> Tensor:
         """Those of an update of a block over h, [1, k], or [R, k] where replicas have their own."""
-        return _numbers(make, b, self.channel.block, h, self.h, self.dtype, self.keys.device)
+        return _numbers(make, b, self.channel.block or b, h, self.h, self.dtype, self.keys.device)
 
     def moves(self, *tensors: Tensor) -> bool:
         """Whether the kernel can move a block; not under a transform."""
         return (
             self.fused
-            and not traced()
+            and not transformed()
             and all(
                 x.shape == self.shape
                 and x.dtype == self.dtype
@@ -88,94 +88,83 @@ class Stream:
         )
 
 
-class Keyed(Described):
+class PhiloxIncrement(FusableIncrement):
     """The increment of one channel over one substep, drawn when it is looked at."""
 
-    __slots__ = ("_parts", "_step", "_stream", "_substep")
+    __slots__ = ("_drawn", "_of", "_step", "_substep")
 
-    def __init__(self, stream: Stream, step: int, substep: int) -> None:
-        self._stream, self._step, self._substep = stream, step, substep
-        self._parts: Mapping[str, Tensor] | None = None
+    def __init__(self, of: PhiloxChannel, step: int, substep: int) -> None:
+        self._of, self._step, self._substep = of, step, substep
+        self._drawn: Mapping[str, Tensor] | None = None
 
     @property
-    def parts(self) -> Mapping[str, Tensor]:
-        if self._parts is None:
-            s = self._stream
-            xi = s.normals(self._step, self._substep)
-            self._parts = s.channel.increment(xi.unbind(), s.h, s.kind)
-        return self._parts
+    def drawn(self) -> Mapping[str, Tensor]:
+        """W, P, Q as asked for."""
+        if self._drawn is None:
+            xi = self._of.normals(self._step, self._substep)
+            self._drawn = self._of.channel.increment(xi.unbind(), self._of.h, self._of.kind)
+        return self._drawn
 
     def __getitem__(self, name: str) -> Tensor:
-        return self.parts[name]
+        return self.drawn[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.parts)
+        return iter(self.drawn)
 
     def __len__(self) -> int:
-        return len(self.parts)
+        return len(self.drawn)
 
     def exponential(self, b: Block, z: State, f: Tensor | None, h: float | Tensor) -> State | None:
         if isinstance(h, Tensor):  # a step a datum
             return None
-        s, force = self._stream, () if f is None else (f,)
-        q, draw = z[b.position], s.draw(self._step, self._substep)
+        of, force = self._of, () if f is None else (f,)
+        q, draw = z[b.position], of.draw(self._step, self._substep)
         if b.momentum is None:
-            if not s.moves(q, *force):
+            if not of.moves(q, *force):
                 return None
-            return {b.position: s.kernel.linear(q, f, s.numbers(_euler, b, h), draw)}
+            return {b.position: of.kernel.linear(q, f, of.numbers(_euler, b, h), draw)}
         p = z[b.momentum]
-        if s.channel.block is None or "Q" not in s.kind or not s.moves(q, p, *force):
+        if of.channel.block is None or "Q" not in of.kind or not of.moves(q, p, *force):
             return None
-        q, p = s.kernel.kinetic(q, p, f, s.numbers(_exponential, b, h), draw)
+        q, p = of.kernel.kinetic(q, p, f, of.numbers(_exponential, b, h), draw)
         return {b.position: q, b.momentum: p}
 
     def friction(self, b: Block, z: State, h: float | Tensor) -> State | None:
-        s, p = self._stream, z[b.noisy]
-        if isinstance(h, Tensor) or s.channel.block is None or s.kind != "P" or not s.moves(p):
+        of, p = self._of, z[b.noisy]
+        if isinstance(h, Tensor) or of.channel.block is None or of.kind != "P" or not of.moves(p):
             return None
-        numbers = s.numbers(_friction, b, h)
-        return {b.noisy: s.kernel.linear(p, None, numbers, s.draw(self._step, self._substep))}
+        numbers = of.numbers(_friction, b, h)
+        return {b.noisy: of.kernel.linear(p, None, numbers, of.draw(self._step, self._substep))}
 
 
 # Numbers of an update for one replica: its block over h, and the noise over h_noise of its own block.
 
 
-def _euler(b: Block, h: float, noise: Block, h_noise: float) -> tuple[float, ...]:
-    return 1.0, b.rate * h, b.diffusion, h_noise**0.5
+def _euler(b: Block, h: float, noise: Block, h_noise: float) -> LinearNumbers:
+    return LinearNumbers(a=1.0, c=b.rate * h, s=b.diffusion, t=h_noise**0.5)
 
 
-def _exponential(b: Block, h: float, noise: Block, h_noise: float) -> tuple[float, ...]:
+def _exponential(b: Block, h: float, noise: Block, h_noise: float) -> KineticNumbers:
     return kinetic_numbers(b.flow(h), noise.flow(h_noise), math.sqrt(b.temperature))
 
 
-def _friction(b: Block, h: float, noise: Block, h_noise: float) -> tuple[float, ...]:
+def _friction(b: Block, h: float, noise: Block, h_noise: float) -> LinearNumbers:
     w, std = cast("tuple[float, float]", (b.flow(h).w, noise.flow(h_noise).p_std))
-    return w, 0.0, math.sqrt(b.temperature), std
+    return LinearNumbers(a=w, c=0.0, s=math.sqrt(b.temperature), t=std)
 
 
 @lru_cache(maxsize=256)
 def _numbers(
-    make: Make,
+    make: Callable[[Block, float, Block, float], Numbers],
     b: Block,
-    noise: Block | None,
+    noise: Block,
     h: float,
     h_noise: float,
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
-    noise = noise or b
     rows = [make(one, h, noise.of(r), h_noise) for r, one in enumerate(b.replicas)]
     return torch.tensor(rows, dtype=torch.float64).to(device, dtype)
-
-
-def traced() -> bool:
-    """Whether torch follows what is computed, to differentiate or to batch it; a kernel is opaque to that."""
-    return (
-        torch.is_grad_enabled()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch.autograd.forward_ad._current_level >= 0
-        or torch.compiler.is_compiling()
-    )
 
 
 class PhiloxNoise:
@@ -183,7 +172,7 @@ class PhiloxNoise:
 
     Replica i of a run with seed s draws what a run of one replica with seed s + i draws. W comes from the
     first normals of a step, and so does P alone, as from the source `torch`. Numbers do not depend on
-    threads, and not on the device but for the last digits. See sdeflow.philox for the layout.
+    threads, and not on the device but for the last digits. See sdeflow.noise.kernel for the layout.
 
     fused     whether an update may draw the noise itself, in one pass over memory
     counter   what a kernel adds to every step, on its device; None where steps cannot be captured
@@ -194,57 +183,56 @@ class PhiloxNoise:
     name = "philox"
 
     def __init__(
-        self,
-        channels: Sequence[Channel],
-        *,
-        kind: Kind,
-        substeps: int,
-        h: float,
-        seeds: Sequence[int],
-        dtype: torch.dtype,
-        device: torch.device,
-        fused: bool = False,
+        self, channels: Sequence[Channel], spec: NoiseSpec, replicas: Replicas, *, fused: bool = False
     ) -> None:
-        found = kernel(device)
-        if isinstance(found, str):
-            raise SdeflowError(f"noise 'philox' needs a kernel, and {found}: give noise 'torch'")
-        self._substeps = substeps
-        self.counter = torch.zeros(1, dtype=torch.int64, device=device) if found.captures else None
-        self._streams = [
-            Stream(c, kind, h / substeps, _keys(c, seeds).to(device), dtype, found, fused, self.counter)
+        device = replicas.device
+        try:
+            kernel = find_kernel(device)
+        except NoKernel as missing:
+            raise SdeflowError(f"noise 'philox' needs a kernel, and {missing}: give noise 'torch'") from None
+        self._spec = spec
+        self.counter = torch.zeros(1, dtype=torch.int64, device=device) if kernel.captures else None
+        self._channels = [
+            PhiloxChannel(
+                c, spec.kind, spec.h_substep, _keys(c, replicas), replicas.dtype, kernel, fused, self.counter
+            )
             for c in channels
         ]
-        self._room = Room(dtype, device)
+        self._buffers = Buffers(replicas)
 
     def __call__(self, n: int) -> tuple[Noise, ...]:
         return tuple(
-            {s.channel.variable: Keyed(s, n, substep) for s in self._streams}
-            for substep in range(self._substeps)
+            {c.channel.variable: PhiloxIncrement(c, n, substep) for c in self._channels}
+            for substep in range(self._spec.substeps)
         )
 
     def normals(self, n: int, count: int = 1) -> Iterator[tuple[Channel, Tensor]]:
-        """As sdeflow.noise.NormalSource has it; the next steps reuse the tensors."""
-        for s in self._streams:
-            xi = self._room(s.channel.key, (count, self._substeps, s.channel.normals(s.kind), *s.shape))
-            s.fill(xi, n)
-            yield s.channel, xi
+        """As sdeflow.noise.source.NormalSource has it; the next steps reuse the tensors."""
+        for c in self._channels:
+            many = self._spec.substeps, c.channel.normals(c.kind)
+            xi = self._buffers(c.channel.key, (count, *many, *c.shape))
+            c.fill(xi, n)
+            yield c.channel, xi
 
 
-def _keys(channel: Channel, seeds: Sequence[int]) -> Tensor:
+def _keys(channel: Channel, replicas: Replicas) -> Tensor:
     """64 bits a replica, as int64."""
-    keys = (stream(seed, "noise", channel.key) & 2**64 - 1 for seed in seeds)
-    return torch.tensor([key - (key >> 63 << 64) for key in keys], dtype=torch.int64)
+    keys = (derive_key(seed, "noise", channel.key) & 2**64 - 1 for seed in replicas.seeds)
+    signed = [key - (key >> 63 << 64) for key in keys]
+    return torch.tensor(signed, dtype=torch.int64).to(replicas.device)
 
 
-def kernel(device: torch.device) -> Kernel | str:
-    """The kernels for a device, or why there are none."""
+def find_kernel(device: torch.device) -> Kernel:
+    """The kernels for a device; raises NoKernel with the reason where there are none."""
     return native() if device.type == "cpu" else _triton()
 
 
 @cache
-def _triton() -> Kernel | str:
+def _triton() -> Kernel:
     try:
         from sdeflow.noise.cuda import Cuda
     except ImportError as error:
-        return f"the kernels for CUDA are written in Triton, which is not to be had: {error}"
+        raise NoKernel(
+            f"the kernels for CUDA are written in Triton, which is not to be had: {error}"
+        ) from error
     return Cuda()

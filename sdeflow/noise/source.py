@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sdeflow.seeds import step_key, stream
-from sdeflow.system.increments import Channel, Kind, Noise, noise_of
+from sdeflow.seeds import derive_key, step_key
+from sdeflow.state import Replicas
+from sdeflow.system.increments import Channel, Noise, NoiseSpec, noise_of
 
 
 class NoiseSource(Protocol):
@@ -29,18 +30,19 @@ class NormalSource(NoiseSource, Protocol):
         """
 
 
-class Room:
+class Buffers:
     """Tensors to draw into, made anew only where another shape is asked for."""
 
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
-        self._how: dict[str, Any] = {"dtype": dtype, "device": device}
+    def __init__(self, replicas: Replicas) -> None:
+        self._replicas = replicas
         self._tensors: dict[str, Tensor] = {}
 
     def __call__(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        room = self._tensors.get(name)
-        if room is None or room.shape != shape:
-            room = self._tensors[name] = torch.empty(shape, **self._how)
-        return room
+        buffer = self._tensors.get(name)
+        if buffer is None or buffer.shape != shape:
+            like = self._replicas
+            buffer = self._tensors[name] = torch.empty(shape, dtype=like.dtype, device=like.device)
+        return buffer
 
 
 class TorchNoise:
@@ -54,33 +56,23 @@ class TorchNoise:
 
     name = "torch"
 
-    def __init__(
-        self,
-        channels: Sequence[Channel],
-        *,
-        kind: Kind,
-        substeps: int,
-        h: float,
-        seeds: Sequence[int],
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        self._generator = torch.Generator(device)
-        self._how: dict[str, Any] = {"kind": kind, "substeps": substeps, "h": h}
+    def __init__(self, channels: Sequence[Channel], spec: NoiseSpec, replicas: Replicas) -> None:
+        self._generator = torch.Generator(replicas.device)
+        self._spec = spec
         self._channels = [
-            (channel, [step_key(stream(seed, "noise", channel.key)) for seed in seeds])
+            (channel, [step_key(derive_key(seed, "noise", channel.key)) for seed in replicas.seeds])
             for channel in channels
         ]
-        self._room = Room(dtype, device)
+        self._buffers = Buffers(replicas)
 
     def __call__(self, n: int) -> tuple[Noise, ...]:
-        return noise_of(((channel, xi[0]) for channel, xi in self.normals(n)), **self._how)
+        return noise_of(((channel, xi[0]) for channel, xi in self.normals(n)), self._spec)
 
     def normals(self, n: int, count: int = 1) -> Iterator[tuple[Channel, Tensor]]:
         """As NormalSource has it; the next steps reuse the tensors."""
         for channel, keys in self._channels:
-            many = self._how["substeps"], channel.normals(self._how["kind"])
-            xi = self._room(channel.key, (count, *many, len(keys), *channel.shape))
+            many = self._spec.substeps, channel.normals(self._spec.kind)
+            xi = self._buffers(channel.key, (count, *many, len(keys), *channel.shape))
             for k in range(count):
                 for r, key in enumerate(keys):
                     self._generator.manual_seed(key(n + k))

@@ -8,17 +8,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sdeflow.config.run import Run
-from sdeflow.state import State
-from sdeflow.trajectory.checkpoint import Facts
-from sdeflow.trajectory.folder import RunFolder
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from sdeflow.config.run import Run
+    from sdeflow.state import State
+    from sdeflow.trajectory.checkpoint import Metadata
+    from sdeflow.trajectory.folder import RunFolder
 
 PATIENCE = 2.0
 """Seconds that a chunk of steps has to finish after a request to stop."""
@@ -123,29 +125,30 @@ class Solution:
     message: str
 
 
-def _message(facts: Facts, run: Run, error: Exception | None, folder: RunFolder | None) -> str:
-    if facts.retcode == "interrupted":
+def ending_message(meta: Metadata, run: Run, error: Exception | None, folder: RunFolder | None) -> str:
+    """How a run ended, in a sentence, and what can be done."""
+    if meta.retcode == "interrupted":
         again = "" if folder is None else f"; 'sdeflow resume {folder.path}' goes on"
-        return f"stopped after {facts.step} of {run.steps} steps{again}"
+        return f"stopped after {meta.step} of {run.steps} steps{again}"
     if error is not None:
         kind = type(error).__name__
-        return f"the run failed after {facts.step} of {run.steps} steps with {kind}: {error}"
-    if facts.retcode == "diverged":
-        good = "" if folder is None or folder.new else f" The last checkpoint is of step {folder.facts.step}."
+        return f"the run failed after {meta.step} of {run.steps} steps with {kind}: {error}"
+    if meta.retcode == "diverged":
+        good = "" if folder is None or folder.new else f" The last checkpoint is of step {folder.meta.step}."
         fix = f"Likely fix: a smaller step h, or a more stable integrator than {run.integrator.name}."
-        return f"{_where(facts, run)}. {fix}{good}"
-    return f"{facts.step} steps"
+        return f"{diverged_where(meta, run)}. {fix}{good}"
+    return f"{meta.step} steps"
 
 
-def _where(facts: Facts, run: Run) -> str:
+def diverged_where(meta: Metadata, run: Run) -> str:
     """Which replicas diverged, and of a grid at which points; the first NAMED of them."""
 
     def name(replica: int) -> str:
-        at = "" if run.grid is None else f" ({run.grid.told(replica, run.replicas)})"
+        at = "" if run.grid is None else f" ({run.grid.label(replica, run.replicas)})"
         return f"replica {replica}{at}"
 
-    lost = list(facts.diverged.items())
+    lost = list(meta.diverged.items())
     more = len(lost) - NAMED
     return "; ".join(f"{name(r)}: {what}" for r, what in lost[:NAMED]) + (
-        f"; and {more} more of {len(run.seeds)} replicas" if more > 0 else ""
+        f"; and {more} more of {run.all_replicas.count} replicas" if more > 0 else ""
     )

@@ -11,9 +11,10 @@ from torch import Tensor
 from sdeflow.model.forces import ModelForces, held_out_forces
 from sdeflow.noise.source import NoiseSource, TorchNoise
 from sdeflow.options import Evaluate
-from sdeflow.state import State
+from sdeflow.state import Replicas, State
+from sdeflow.system.increments import Channel, NoiseSpec
 from sdeflow.system.maps import exponential
-from sdeflow.system.system import BlockSystem, initial_state
+from sdeflow.system.system import BlockSystem, System, initial_state
 
 PREFIX = "held_out."
 LOSS = "held_out_loss"
@@ -33,32 +34,30 @@ class HeldOut:
 
     def __init__(
         self,
-        system: BlockSystem,
+        system: System,
         evaluate: Evaluate,
+        replicas: Replicas,
         *,
-        seeds: Sequence[int],
-        dtype: torch.dtype,
-        device: torch.device,
         at_once: int | None = None,
-        source: Callable[..., NoiseSource] = TorchNoise,
+        source: Callable[[Sequence[Channel], NoiseSpec, Replicas], NoiseSource] = TorchNoise,
     ) -> None:
         forces = held_out_forces(system.model_forces)
-        blocks = [replace(b, shape=(forces.n_data, *b.shape[1:])) for b in system.particles]
+        blocks = [
+            replace(b, shape=(forces.n_data, *b.shape[1:])) for b in system.blocks if b.role == "particles"
+        ]
         self.system = BlockSystem(blocks, forces, h=system.h)
         self.evaluate, self.data, self.particles = evaluate, forces.n_data, forces.n_particles
-        self._seeds, self._dtype, self._device = seeds, dtype, device
+        self._replicas = replicas
         size = min(at_once or forces.n_data, forces.n_data)
-        index = torch.arange(forces.n_data, device=device).expand(len(seeds), -1)
+        index = torch.arange(forces.n_data, device=replicas.device).expand(replicas.count, -1)
         pieces = [slice(i, i + size) for i in range(0, forces.n_data, size)]
         self._pieces = [(piece, forces.on(index[:, piece])) for piece in pieces]
         channels = [replace(c, key=f"{c.key}/held-out") for c in self.system.channels]
-        self._noise = source(
-            channels, kind="PQ", substeps=1, h=system.h, seeds=seeds, dtype=dtype, device=device
-        )
+        self._noise = source(channels, NoiseSpec("PQ", 1, system.h), replicas)
 
     def start(self) -> State:
         """The particles at the start of a run; raises SdeflowError where the model cannot take the data."""
-        z = initial_state(self.system, self._seeds, self._dtype, self._device)
+        z = initial_state(self.system, self._replicas)
         piece, forces = self._pieces[0]
         forces.check({"theta": z["theta"], "X": z["X"][:, piece]})
         return {PREFIX + name: z[name] for name in self.system.axes}
@@ -74,7 +73,7 @@ class HeldOut:
         run is the same up to here.
         """
         if n % self.evaluate.every and n != last:
-            return z, {LOSS: z["theta"].new_full((len(self._seeds),), torch.nan)}
+            return z, {LOSS: z["theta"].new_full((self._replicas.count,), torch.nan)}
         moved = self.move(z, n)
         return (z if n % self.evaluate.every else moved), {LOSS: self.loss(moved)}
 

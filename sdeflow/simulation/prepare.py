@@ -1,18 +1,18 @@
-"""What a run needs in memory before its first step: system, start, step, and who looks on."""
+"""What a run needs in memory before its first step: system, start, stepper, and who looks on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from sdeflow.config.run import Run
 from sdeflow.engine.minibatch import MiniBatches
-from sdeflow.engine.step import Step
+from sdeflow.engine.step import Stepper
 from sdeflow.errors import SdeflowError, attempt
 from sdeflow.simulation.held_out import HeldOut
 from sdeflow.state import State
@@ -28,20 +28,20 @@ for each other made a step of 4000 particles 20 times slower on two cores with o
 
 @dataclass
 class Prepared:
-    """A run that can start: `step` takes its steps, `observe(t, state)` gives the system's observables.
+    """A run that can start: `stepper` takes its steps, `observe(t, state)` gives the system's observables.
 
-    state     at the start, or where the run was taken up
+    state     at the start, or where the run was resumed
     warning   what to know of catching up by long steps, '' for nothing
     """
 
     system: System
     state: State
-    step: Step
+    stepper: Stepper
     observe: Callable[[float, State], State]
     held_out: HeldOut | None
     warning: str
 
-    def take_up(self, state: State) -> None:
+    def restore(self, state: State) -> None:
         """Goes on from a stored state; raises SdeflowError where it is that of another system."""
         for name in sorted(state.keys() | self.state.keys()):
             stored, own = state.get(name), self.state.get(name)
@@ -54,37 +54,39 @@ class Prepared:
                 )
         self.state = {name: state[name].to(own.device) for name, own in self.state.items()}
 
+    def hand_over(self) -> State:
+        """The state, which is then held by the caller alone: it can be freed when there is a next one."""
+        state, self.state = self.state, {}
+        return state
+
 
 def prepare(run: Run) -> Prepared:
     """Moves the system to its device, draws the start and tries what the user wrote on it once.
 
     Raises SdeflowError where something does not fit.
     """
-    scheme, system = run.integrator, run.system.to(run.dtype, run.device)
-    common: dict[str, Any] = {"seeds": run.seeds, "dtype": run.dtype, "device": run.device}
-    z = initial_state(system, **common)
-    warning, source, every = "", run.engine.source, run.save.every
+    scheme, system, replicas = run.integrator, run.system.to(run.dtype, run.device), run.all_replicas
+    z, every, warning = initial_state(system, replicas), run.save.every, ""
+    stepper: Stepper
     if run.batch is None:
         system.check(z)
-        how = {"kind": scheme.noise, "substeps": scheme.substeps, "h": system.h}
-        noise = source(system.channels, **how, **common)
-        step, observe = run.engine.step(system, scheme, noise, every=every), system.observe
+        noise = run.engine.source(system.channels, scheme.noise_spec(system.h), replicas)
+        stepper, observe = run.engine.stepper(system, scheme, noise, every=every), system.observe
         with torch.no_grad():
             z |= attempt(f"{type(scheme).__name__}.init", scheme.init, system, z)
     else:
-        assert isinstance(system, BlockSystem)
-        step = batches = MiniBatches(system, scheme, run.batch, engine=run.engine, every=every, **common)
+        of_blocks = cast(BlockSystem, system)  # as a Run with minibatches has it
+        stepper = batches = MiniBatches(of_blocks, scheme, run.batch, replicas, run.engine, every=every)
         batches.check(z)
         with torch.no_grad():
             warning = batches.warning(z)
         z, observe = batches.start(z), batches.observe
     held_out = None
     if run.evaluate is not None:
-        assert isinstance(system, BlockSystem)
         at_once = None if run.batch is None else run.batch.size
-        held_out = HeldOut(system, run.evaluate, at_once=at_once, source=source, **common)
+        held_out = HeldOut(system, run.evaluate, replicas, at_once=at_once, source=run.engine.source)
         z |= held_out.start()
-    return Prepared(system, z, step, observe, held_out, warning)
+    return Prepared(system, z, stepper, observe, held_out, warning)
 
 
 def prepare_to_solve(run: Run) -> tuple[Run, Prepared]:
@@ -93,9 +95,9 @@ def prepare_to_solve(run: Run) -> tuple[Run, Prepared]:
     if run.engine.fallback is not None:
         try:
             with threads(threads_for(prepared.state)), torch.no_grad():
-                prepared.step(prepared.state, 0, prepared.step.stride)
+                prepared.stepper(prepared.state, 0, prepared.stepper.stride)
         except SdeflowError as error:
-            run = run.by(replace(run.engine.fallback, why=str(error)))
+            run = run.with_engine(replace(run.engine.fallback, why=str(error)))
             del prepared
             return run, prepare(run)
     return run, prepared

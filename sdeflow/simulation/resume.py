@@ -11,14 +11,16 @@ from sdeflow.config.build import build
 from sdeflow.config.run import Run
 from sdeflow.config.schema import load_config
 from sdeflow.errors import SdeflowError
-from sdeflow.simulation.ending import Solution, _where
-from sdeflow.simulation.prepare import Prepared, prepare_to_solve
-from sdeflow.simulation.solve import _attrs, _march, _recorder
+from sdeflow.simulation.ending import Solution, diverged_where
+from sdeflow.simulation.keeper import Keeper
+from sdeflow.simulation.prepare import prepare_to_solve
+from sdeflow.simulation.solve import environment_of, solve_from
 from sdeflow.terminal import Progress
-from sdeflow.trajectory.checkpoint import Facts, Part
-from sdeflow.trajectory.dataset import final_state
-from sdeflow.trajectory.folder import CONFIG, RunFolder, open_run
-from sdeflow.trajectory.provenance import setting, stamp
+from sdeflow.trajectory.checkpoint import Metadata, Segment
+from sdeflow.trajectory.folder import RunFolder
+from sdeflow.trajectory.layout import CONFIG
+from sdeflow.trajectory.opening import open_run
+from sdeflow.trajectory.provenance import stamp
 
 
 def resume(folder: str | Path, steps: int = 0, *, progress: Progress | None = None) -> Solution:
@@ -32,20 +34,22 @@ def resume(folder: str | Path, steps: int = 0, *, progress: Progress | None = No
     if steps < 0:
         raise SdeflowError(f"steps must be at least 0, the steps to add, given {steps}")
 
-    def declare(facts: Facts) -> Run:
+    def declare(meta: Metadata) -> Run:
         if not (path / CONFIG).is_file():
-            if "system.use" in facts.settings:
+            if "system.use" in meta.settings:
                 raise SdeflowError(f"{path} has no {CONFIG}, of which its run was made: put it back")
             raise SdeflowError(
                 f"{path} has no {CONFIG}: a run from Python goes on with simulate(..., out=..., resume=True)"
             )
-        again = {"run": {"steps": facts.steps + steps, "device": facts.setting["device"]}}
+        again = {"run": {"steps": meta.steps + steps, "device": meta.environment["device"]}}
         return build(load_config(path / CONFIG, overrides=[again]))
 
-    return go_on(declare, path, progress=progress)
+    return resume_run(declare, path, progress=progress)
 
 
-def go_on(declare: Callable[[Facts], Run], out: Path, *, progress: Progress | None = None) -> Solution:
+def resume_run(
+    declare: Callable[[Metadata], Run], out: Path, *, progress: Progress | None = None
+) -> Solution:
     """Goes on with the run in a folder, to the same numbers as in one piece.
 
     declare   gives the run to go on with, from what its checkpoint knows; its `steps` may be more
@@ -55,36 +59,29 @@ def go_on(declare: Callable[[Facts], Run], out: Path, *, progress: Progress | No
     """
     folder, state = RunFolder.reopen(out)
     try:
-        facts = folder.facts
-        run = declare(facts)
-        _refuse_another(run, facts, out)
-        if facts.whole and facts.steps == run.steps:
-            return Solution(open_run(out), state, facts.retcode, facts.message)
+        meta = folder.meta
+        run = declare(meta)
+        _refuse_another(run, meta, out)
+        if meta.whole and meta.steps == run.steps:
+            return Solution(open_run(out), state, meta.retcode, meta.message)
         run, prepared = prepare_to_solve(run)
-        prepared.take_up(state)
-        if facts.ended and facts.steps == run.steps:
-            return _join(run, prepared, facts, folder)
-        del state  # the march lets go of a state when it has the next
-        facts = _taken_up(facts, run, folder.damage)
-        recorder = _recorder(run, prepared, facts, folder)  # what is refused leaves the folder as it was
-        folder.go_on(facts, prepared.state, run.config)
-        folder.log(f"resumed at step {facts.step:,} of {run.steps:,}")
-        return _march(run, prepared, folder.facts, recorder, folder, progress)
+        prepared.restore(state)
+        if meta.ended and meta.steps == run.steps:
+            dataset = Keeper(run, prepared, folder, taken=meta.snapshots).join(meta, prepared.state)
+            return Solution(dataset, prepared.state, meta.retcode, meta.message)
+        del state  # so that it can be freed when there is a next one
+        meta = _resumed(meta, run, folder.damage)
+        keeper = Keeper(run, prepared, folder, taken=meta.snapshots)  # a refusal leaves the folder as it was
+        folder.resume(meta, prepared.state, run.toml)
+        folder.log(f"resumed at step {meta.step:,} of {run.steps:,}")
+        return solve_from(run, prepared, folder.meta, keeper, progress)
     finally:
         folder.close()
 
 
-def _join(run: Run, prepared: Prepared, facts: Facts, folder: RunFolder) -> Solution:
-    """Finishes a run that has taken all its steps and was kept from joining its segments."""
-    attrs, state = _attrs(run, prepared, facts), prepared.state
-    final = None if len(facts.diverged) == len(run.seeds) else final_state(prepared.system, state)
-    folder.finish(facts, state, attrs, final)
-    return Solution(open_run(folder.path), state, facts.retcode, facts.message)
-
-
-def _refuse_another(run: Run, facts: Facts, path: Path) -> None:
+def _refuse_another(run: Run, meta: Metadata, path: Path) -> None:
     """Raises SdeflowError where a run is not the one that a checkpoint is of, or cannot go on from it."""
-    before, now = facts.settings, json.loads(json.dumps(run.settings))
+    before, now = meta.settings, json.loads(json.dumps(run.settings))
     changed = [
         f"{key} was {before.get(key, 'not there')!r} and is {now.get(key, 'not there')!r}"
         for key in sorted(before.keys() | now.keys())
@@ -92,42 +89,42 @@ def _refuse_another(run: Run, facts: Facts, path: Path) -> None:
     ]
     if changed:
         raise SdeflowError(f"{path} is of another run: {'; '.join(changed)}")
-    if run.steps < facts.step:
-        raise SdeflowError(f"{path} has taken {facts.step:,} steps already, more than {run.steps:,}")
-    if len(facts.diverged) == len(run.seeds) and not (facts.ended and facts.steps == run.steps):
-        raise SdeflowError(f"{path} diverged, and would again: {_where(facts, run)}")
+    if run.steps < meta.step:
+        raise SdeflowError(f"{path} has taken {meta.step:,} steps already, more than {run.steps:,}")
+    if len(meta.diverged) == run.all_replicas.count and not (meta.ended and meta.steps == run.steps):
+        raise SdeflowError(f"{path} diverged, and would again: {diverged_where(meta, run)}")
 
 
-def _taken_up(facts: Facts, run: Run, damage: str) -> Facts:
+def _resumed(meta: Metadata, run: Run, damage: str) -> Metadata:
     """What is known of a run that goes on; a snapshot taken because it was the last is taken anew."""
-    left, parts = facts.snapshots, list[Part]()
+    left, segments = meta.snapshots, list[Segment]()
     every = run.save.every if run.evaluate is None else run.evaluate.every
-    if facts.steps != run.steps and left == len(run.save.steps(facts.steps)) and facts.steps % every:
+    if meta.steps != run.steps and left == len(run.save.steps(meta.steps)) and meta.steps % every:
         left -= 1
-    for part in facts.parts:
-        count = min(part.snapshots, left)
+    for segment in meta.segments:
+        count = min(segment.snapshots, left)
         left -= count
         if count:
-            parts.append(part._replace(snapshots=count))
+            segments.append(segment._replace(snapshots=count))
     found = [damage] if damage else []
-    here = setting(run.device, facts.setting["threads"], run.engine)
+    here = environment_of(run, meta.environment["threads"])
     for key in sorted(here):
-        if here[key] != facts.setting.get(key):
+        if here[key] != meta.environment.get(key):
             found.append(
-                f"{key} was {facts.setting.get(key)} and is {here[key]}: last digits may differ from those "
-                "of a run in one piece"
+                f"{key} was {meta.environment.get(key)} and is {here[key]}: last digits may differ from "
+                "those of a run in one piece"
             )
     for file, digest in run.code.items():
-        if facts.code.get(file) != digest:
-            found.append(f"{file} has changed since the run began; steps from {facts.step} on are by the new")
+        if meta.code.get(file) != digest:
+            found.append(f"{file} has changed since the run began; steps from {meta.step} on are by the new")
     return replace(
-        facts,
+        meta,
         steps=run.steps,
-        parts=tuple(parts),
-        setting=here,
+        segments=tuple(segments),
+        environment=here,
         code=run.code,
         retcode="running",
         message="",
-        history=(*facts.history, stamp(f"resumed at step {facts.step}")),
-        warnings=(*facts.warnings, *found),
+        history=(*meta.history, stamp(f"resumed at step {meta.step}")),
+        warnings=(*meta.warnings, *found),
     )

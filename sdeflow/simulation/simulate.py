@@ -4,38 +4,39 @@ from __future__ import annotations
 
 import warnings
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import xarray as xr
 
 from sdeflow.config.run import Run, Scheme
+from sdeflow.config.schema import RunSection
 from sdeflow.errors import DivergenceWarning
-from sdeflow.options import Batch, Evaluate, Grid, Save
-from sdeflow.simulation.resume import go_on
+from sdeflow.options import Batch, EngineName, Evaluate, Grid, NoiseName, Save
+from sdeflow.simulation.resume import resume_run
 from sdeflow.simulation.solve import solve
 from sdeflow.system.system import System
 from sdeflow.terminal import progress_bar
-from sdeflow.trajectory.checkpoint import Facts
+from sdeflow.trajectory.checkpoint import Metadata
 
 
 def simulate(
     system: System,
-    integrator: Scheme = "expint",
+    integrator: Scheme = RunSection.integrator,
     *,
     steps: int,
-    seed: int = 0,
-    replicas: int = 1,
+    seed: int = RunSection.seed,
+    replicas: int = RunSection.replicas,
     save: Save | None = None,
     batch: Batch | None = None,
     evaluate: Evaluate | None = None,
     grid: Grid | None = None,
-    dtype: str | torch.dtype = "float32",
-    device: str | torch.device = "auto",
-    engine: str = "auto",
-    noise: str = "auto",
-    bound: float = 1e12,
+    dtype: str | torch.dtype = RunSection.dtype,
+    device: str | torch.device = RunSection.device,
+    engine: str = RunSection.engine,
+    noise: str = RunSection.noise,
+    bound: float = RunSection.bound,
     out: str | Path | None = None,
     overwrite: bool = False,
     resume: bool = False,
@@ -50,7 +51,7 @@ def simulate(
     grid         frictions and inverse masses, with `replicas` at each; without it the system's own
     evaluate     when the loss on the model's held-out data is measured (default: never)
     engine       'eager', 'fused' or 'compiled'; 'auto' is compiled for a long run, and else fused where there
-                 is a kernel for it; see sdeflow.engine. Where a run is resumed, it is what that was begun by
+                 is a kernel for it; see sdeflow.engine.engine. A resumed run keeps what it was begun by
     noise        the noise source, 'torch' or 'philox'; 'auto' is philox where there is a kernel for it
     bound        a loss or kinetic energy past it counts as diverged
     out          a run folder to write; the trajectory is then read from it when it is asked for
@@ -60,32 +61,30 @@ def simulate(
     got; `attrs['retcode']` says so, and a DivergenceWarning is given. An interrupted or failing run is
     written to `out` as far as it got, and then raises KeyboardInterrupt or RunError.
     """
-    declare = partial(
-        Run.declare,
-        system,
-        integrator,
-        steps=steps,
-        seed=seed,
-        replicas=replicas,
-        save=Save() if save is None else save,
-        batch=batch,
-        evaluate=evaluate,
-        grid=grid,
-        dtype=dtype,
-        device=device,
-        bound=bound,
-    )
 
-    def again(facts: Facts) -> Run:
-        begun = facts.setting
+    def declare(engine: str, noise: str) -> Run:
+        options = RunSection(
+            steps=steps,
+            seed=seed,
+            replicas=replicas,
+            bound=bound,
+            dtype=cast(Any, str(dtype).removeprefix("torch.")),
+            device=cast(Any, str(device)),
+            engine=cast(EngineName, engine),
+            noise=cast(NoiseName, noise),
+        )
+        return Run.declare(system, integrator, options, save=save, batch=batch, evaluate=evaluate, grid=grid)
+
+    def again(meta: Metadata) -> Run:
+        begun = meta.environment
         same = begun["noise_source"] if noise == "auto" else noise
         kept = engine == "auto" and same == begun["noise_source"]
-        return declare(engine=begun["engine"] if kept else engine, noise=same)
+        return declare(begun["engine"] if kept else engine, same)
 
-    run, folder = declare(engine=engine, noise=noise), None if out is None else Path(out)
+    run, folder = declare(engine, noise), None if out is None else Path(out)
     with progress_bar() if progress else nullcontext() as report:
         if resume and folder is not None and folder.exists():
-            solution = go_on(again, folder, progress=report)
+            solution = resume_run(again, folder, progress=report)
         else:
             solution = solve(run, out=folder, overwrite=overwrite, progress=report)
     if solution.retcode == "interrupted":

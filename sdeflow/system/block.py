@@ -67,6 +67,11 @@ class Block:
         return self.momentum is not None
 
     @property
+    def of_data(self) -> bool:
+        """Whether the block has a row for each datum, of which a minibatch takes some."""
+        return self.dims[:1] == ("datum",)
+
+    @property
     def variables(self) -> tuple[str, ...]:
         """Names of its random variables in the state: the position, and the momentum where there is one."""
         return (self.position,) if self.momentum is None else (self.position, self.momentum)
@@ -89,7 +94,7 @@ class Block:
 
     @property
     def replicas(self) -> tuple[Block, ...]:
-        """The blocks of the replicas where they differ (sdeflow.grid), else this one."""
+        """The blocks of the replicas where they differ (sdeflow.system.varying), else this one."""
         return (self,)
 
     def of(self, replica: int) -> Block:
@@ -108,5 +113,5 @@ class Block:
 
     def flow(self, h: float | Tensor) -> Flow:
         """The exact flow over a reference step h, that is over r h of this block's own time."""
-        assert isinstance(h, float | int), "steps that differ by datum need a table (sdeflow.batch)"
+        assert isinstance(h, float | int), "steps that differ by datum need a FlowTable"
         return kinetic_flow(self.gamma, self.eta, self.rate * h)

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from sdeflow.state import State, plus
-from sdeflow.system.block import Block
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from sdeflow.state import Coefficient
+    from sdeflow.system.block import Block
 
 Kind = Literal["W", "WH", "P", "PQ", "WPQ"]
 """The increments a scheme needs. P and Q are a kinetic block's; an overdamped block gets W in their place."""
@@ -33,6 +33,19 @@ Increment = Mapping[str, "Tensor"]
 
 Noise = Mapping[str, Increment]
 """By name of the variable that the noise enters. A variable at zero temperature has no entry."""
+
+
+@dataclass(frozen=True)
+class NoiseSpec:
+    """The increments that a step of length h takes over each of its `substeps` equal parts."""
+
+    kind: Kind
+    substeps: int
+    h: float
+
+    @property
+    def h_substep(self) -> float:
+        return self.h / self.substeps
 
 
 @dataclass(frozen=True)
@@ -90,21 +103,19 @@ def compose(channel: Channel, first: Increment, second: Increment, h_second: flo
     return whole
 
 
-def noise_of(
-    drawn: Iterable[tuple[Channel, Tensor]], *, kind: Kind, substeps: int, h: float
-) -> tuple[Noise, ...]:
-    """The noise of one step of length h made of its normals, [substep, normal, R, *shape] by channel."""
-    noise: list[dict[str, Increment]] = [{} for _ in range(substeps)]
+def noise_of(drawn: Iterable[tuple[Channel, Tensor]], spec: NoiseSpec) -> tuple[Noise, ...]:
+    """The noise of one step made of its normals, [substep, normal, R, *shape] by channel."""
+    noise: list[dict[str, Increment]] = [{} for _ in range(spec.substeps)]
     for channel, xi in drawn:
-        for part, normals in zip(noise, xi.unbind(), strict=True):
-            part[channel.variable] = channel.increment(normals.unbind(), h / substeps, kind)
+        for of_substep, normals in zip(noise, xi.unbind(), strict=True):
+            of_substep[channel.variable] = channel.increment(normals.unbind(), spec.h_substep, spec.kind)
     return tuple(noise)
 
 
-class Described(Mapping[str, "Tensor"]):
-    """An increment that is drawn when it is looked at, and may draw itself within an update.
+class FusableIncrement(Mapping[str, "Tensor"]):
+    """An increment that is drawn when it is looked at, and may be drawn within an update of its block.
 
-    Each update gives what `U`, `exponential` or `O` would, in one pass, or None where it cannot.
+    Each update gives what `U`, `exponential` or `O` would, in one pass over memory, or None where it cannot.
     """
 
     __slots__ = ()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from sdeflow.options import Batch
 from sdeflow.state import State
+from sdeflow.system.increments import NoiseSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +29,7 @@ class Integrator(ABC, Generic[S]):
     name                       the class's in lower case unless given
     strong_order, weak_order   in the step size, for the additive noise of our systems; NaN if not stated
     evaluations                evaluations of theta's gradient or of the score a step, at most
-    noise, substeps            the increments that a step needs over each of its `substeps` equal parts
+    increments, substeps       which increments a step needs over each of its `substeps` equal parts
     minibatches                whether a step may see another batch than the last
     needs                      in words, what `refuses` checks
     source                     where the scheme comes from
@@ -38,15 +39,24 @@ class Integrator(ABC, Generic[S]):
     strong_order: ClassVar[float] = math.nan
     weak_order: ClassVar[float] = math.nan
     evaluations: ClassVar[int] = 1
-    noise: ClassVar[Kind] = "W"
+    increments: ClassVar[Kind] = "W"
+    noise: ClassVar[Kind]  # what `increments` was called before; to go with the next release
     substeps: ClassVar[int] = 1
     needs: ClassVar[str] = "blocks"
     minibatches: ClassVar[bool] = True
     source: ClassVar[str] = ""
 
     def __init_subclass__(cls) -> None:
-        if "name" not in vars(cls):
+        own = vars(cls)
+        if "name" not in own:
             cls.name = cls.__name__.lower()
+        if "noise" in own and "increments" not in own:
+            cls.increments = cls.noise
+        cls.noise = cls.increments
+
+    def noise_spec(self, h: float) -> NoiseSpec:
+        """The noise of a step of length h."""
+        return NoiseSpec(self.increments, self.substeps, h)
 
     def refuses(self, system: System) -> str | None:
         """Why this scheme cannot take `system`; None where it can."""

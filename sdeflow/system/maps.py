@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from sdeflow.state import State, plus
-from sdeflow.system.block import Block
-from sdeflow.system.increments import Described
+from sdeflow.system.increments import FusableIncrement
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from sdeflow.state import Coefficient
+    from sdeflow.system.block import Block
     from sdeflow.system.increments import Noise
 
     Forces = Mapping[str, Tensor]
@@ -40,7 +40,7 @@ def U(blocks: Sequence[Block], z: State, h: Coefficient, noise: Noise) -> State:
     """
     new: State = {}
     for b in blocks:
-        new |= _in_one_pass(b, z, None, h, noise) or _free(b, z, h, noise)
+        new |= _fused(b, z, None, h, noise) or _free(b, z, h, noise)
     return new
 
 
@@ -53,7 +53,7 @@ def exponential(blocks: Sequence[Block], z: State, f: Forces, h: Coefficient, no
     """
     new: State = {}
     for b in blocks:
-        if moved := _in_one_pass(b, z, f[b.name], h, noise):
+        if moved := _fused(b, z, f[b.name], h, noise):
             new |= moved
             continue
         new |= _free(b, z, h, noise)
@@ -65,10 +65,10 @@ def exponential(blocks: Sequence[Block], z: State, f: Forces, h: Coefficient, no
     return new | remembered(blocks, f)
 
 
-def _in_one_pass(b: Block, z: State, f: Tensor | None, h: Coefficient, noise: Noise) -> State | None:
+def _fused(b: Block, z: State, f: Tensor | None, h: Coefficient, noise: Noise) -> State | None:
     """The exponential integrator of one block, where its noise can draw itself."""
     xi = noise.get(b.noisy)
-    return xi.exponential(b, z, f, h) if isinstance(xi, Described) else None
+    return xi.exponential(b, z, f, h) if isinstance(xi, FusableIncrement) else None
 
 
 def _free(b: Block, z: State, h: Coefficient, noise: Noise) -> State:
@@ -103,7 +103,7 @@ def O(blocks: Sequence[Block], z: State, h: Coefficient, noise: Noise) -> State:
     new: State = {}
     for b in blocks:
         xi = noise.get(b.noisy)
-        if isinstance(xi, Described) and (moved := xi.friction(b, z, h)) is not None:
+        if isinstance(xi, FusableIncrement) and (moved := xi.friction(b, z, h)) is not None:
             new |= moved
             continue
         new[b.noisy] = b.flow(h).w * z[b.noisy]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from sdeflow.errors import SdeflowError
 from sdeflow.model.force_field import ForceField, FunctionField, ModelField
-from sdeflow.state import Axes, State
+from sdeflow.state import Axes, Replicas, State
 from sdeflow.system.block import Block
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ class BlockSystem:
         Raises SdeflowError where the forces are not a model's.
         """
         size = index.shape[1]
-        blocks = [replace(b, shape=(size, *b.shape[1:])) if b.dims[0] == "datum" else b for b in self.blocks]
+        blocks = [replace(b, shape=(size, *b.shape[1:])) if b.of_data else b for b in self.blocks]
         return BlockSystem(blocks, self.force_field.on(index), h=self.h)
 
     def see(self, index: Tensor) -> None:
@@ -231,12 +231,12 @@ class BlockSystem:
         return values
 
 
-def initial_state(system: System, seeds: Sequence[int], dtype: torch.dtype, device: torch.device) -> State:
+def initial_state(system: System, replicas: Replicas) -> State:
     """The state at the start of all replicas, each variable [R, ...]; drawn in float64 on the host."""
     import torch
 
     z: State = {}
-    for replica, seed in enumerate(seeds):
+    for replica, seed in enumerate(replicas.seeds):
         start = system.start(seed, replica)
         for name, axes in system.axes.items():
             given = tuple(start[name].shape) if name in start else None
@@ -247,9 +247,10 @@ def initial_state(system: System, seeds: Sequence[int], dtype: torch.dtype, devi
         for name in list(start):
             value = start.pop(name)
             if replica == 0:
-                z[name] = torch.empty((len(seeds), *value.shape), dtype=dtype, device=device)
+                shape = (replicas.count, *value.shape)
+                z[name] = torch.empty(shape, dtype=replicas.dtype, device=replicas.device)
             z[name][replica] = value
     for name, value in z.items():
         if not value.isfinite().all():
-            raise SdeflowError(f"the start of {name} is not finite in {dtype}")
+            raise SdeflowError(f"the start of {name} is not finite in {replicas.dtype}")
     return z

@@ -85,7 +85,7 @@ def _flow(b: Spread, h: float) -> Flow:
     return Flow(*(b._column(list(values)) for values in zip(*(one.flow(h) for one in b.each), strict=True)))
 
 
-class _Table:
+class FlowTable:
     """The exact flow of a block over 0, 1, ..., cap steps, looked up by datum."""
 
     def __init__(self, block: Block, h: float, cap: int, device: torch.device) -> None:
@@ -99,7 +99,7 @@ class _Table:
             torch.tensor(column, dtype=torch.float64, device=device) for column in zip(*flows, strict=True)
         ]
 
-    def late(self, times: Tensor, dtype: torch.dtype) -> Block:
+    def block_over(self, times: Tensor, dtype: torch.dtype) -> Block:
         """The block whose flow takes datum (r, i) over times[r, i] steps at once."""
         over = Flow(*(c[times].to(dtype)[..., None, None] for c in self._columns)) if self._columns else None
         return _Late(**self._values, over=over)

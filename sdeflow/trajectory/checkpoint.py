@@ -15,13 +15,15 @@ from torch import Tensor
 from sdeflow.errors import RunError
 
 VERSION = 1
+_JSON_NAMES = {"segments": "parts", "environment": "setting"}
+"""Fields of Metadata that have another name in the file, whose format does not change."""
 
 
 class Damaged(RunError):
     """A file whose content is not what was written."""
 
 
-class Part(NamedTuple):
+class Segment(NamedTuple):
     """A netCDF file with the next `snapshots` of a trajectory; its path is relative to the run folder."""
 
     file: str
@@ -30,14 +32,14 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Facts:
+class Metadata:
     """What a checkpoint knows besides the state, all of it JSON.
 
     step, steps   steps taken to the state, and steps that the run is to take
     last          steps taken in all; a run that diverged has its last good state, and has gone on from there
-    parts         the files that hold the snapshots up to `step`
+    segments      the files that hold the snapshots up to `step`
     settings      what the run computes, by key; a resumed run must have the same
-    setting       what its bits depend on besides: device, threads, engine, noise source
+    environment   what its bits depend on besides: device, threads, engine, noise source
     code          SHA-256 of the user's source files, by path
     retcode       'running' until the run has ended, then how; `message` tells more
     diverged      by replica, which variable left the finite numbers, and by which step
@@ -47,9 +49,9 @@ class Facts:
     step: int
     last: int
     steps: int
-    parts: tuple[Part, ...]
+    segments: tuple[Segment, ...]
     settings: dict[str, Any]
-    setting: dict[str, Any]
+    environment: dict[str, Any]
     code: dict[str, str]
     retcode: str = "running"
     message: str = ""
@@ -61,40 +63,45 @@ class Facts:
 
     @property
     def ended(self) -> bool:
-        """Whether the run has come to its end, with nothing left but to join its parts."""
+        """Whether the run has come to its end, with nothing left but to join its segments."""
         return self.retcode in ("success", "diverged")
 
     @property
     def whole(self) -> bool:
         """Whether the run has come to its end and its trajectory is one file."""
-        return self.ended and [p.file for p in self.parts] == ["trajectory.nc"]
+        return self.ended and [segment.file for segment in self.segments] == ["trajectory.nc"]
 
     @property
     def snapshots(self) -> int:
-        return sum(part.snapshots for part in self.parts)
+        return sum(segment.snapshots for segment in self.segments)
+
+    def files(self, folder: Path) -> list[tuple[Path, int]]:
+        """The segments' files in a run folder, and how many of its first snapshots count in each."""
+        return [(folder / segment.file, segment.snapshots) for segment in self.segments]
 
 
-def encode(facts: Facts, state: dict[str, Tensor]) -> bytes:
-    """A safetensors file of the state; its metadata hold the facts and a checksum of facts and state."""
+def encode(meta: Metadata, state: dict[str, Tensor]) -> bytes:
+    """A safetensors file of the state; its own metadata hold ours and a checksum of both."""
     state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    text = json.dumps({"version": VERSION, **asdict(facts)}, sort_keys=True)
+    values = {_JSON_NAMES.get(name, name): value for name, value in asdict(meta).items()}
+    text = json.dumps({"version": VERSION, **values}, sort_keys=True)
     return save(state, metadata={"sdeflow": text, "sha256": _digest(text, state)})
 
 
-def decode(path: Path) -> tuple[Facts, dict[str, Tensor]]:
-    """The facts and the state in a file. Nothing in it is executed.
+def decode(path: Path) -> tuple[Metadata, dict[str, Tensor]]:
+    """The metadata and the state in a file. Nothing in it is executed.
 
     Raises Damaged where its checksum does not fit or it is no checkpoint, FileNotFoundError for no file.
     """
     text, digest, state = _read(path)
     if digest != _digest(text, state):
         raise Damaged(f"{path} is damaged: its content does not fit its checksum")
-    return _facts(path, text), state
+    return _metadata(path, text), state
 
 
-def peek(path: Path) -> Facts:
-    """The facts alone, unchecked, without reading the state."""
-    return _facts(path, _read(path, with_state=False)[0])
+def peek(path: Path) -> Metadata:
+    """The metadata alone, unchecked, without reading the state."""
+    return _metadata(path, _read(path, with_state=False)[0])
 
 
 def _read(path: Path, *, with_state: bool = True) -> tuple[str, str, dict[str, Tensor]]:
@@ -109,16 +116,17 @@ def _read(path: Path, *, with_state: bool = True) -> tuple[str, str, dict[str, T
         raise Damaged(f"{path} is damaged: {error}") from error
 
 
-def _facts(path: Path, text: str) -> Facts:
+def _metadata(path: Path, text: str) -> Metadata:
     try:
         values = json.loads(text)
         if (version := values.pop("version")) != VERSION:
             raise RunError(
                 f"{path} has the format {version} of another sdeflow; this one reads format {VERSION}"
             )
-        values["parts"] = tuple(Part(*part) for part in values["parts"])
+        values |= {name: values.pop(in_file) for name, in_file in _JSON_NAMES.items()}
+        values["segments"] = tuple(Segment(*segment) for segment in values["segments"])
         values["diverged"] = {int(replica): what for replica, what in values["diverged"].items()}
-        return Facts(**values | {key: tuple(values[key]) for key in ("history", "warnings")})
+        return Metadata(**values | {key: tuple(values[key]) for key in ("history", "warnings")})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise Damaged(f"{path} is damaged: {error}") from error
 

@@ -11,33 +11,10 @@ import xarray as xr
 from torch import Tensor
 
 from sdeflow.model.model import ParameterLayout
+from sdeflow.state import LONG_NAMES
 from sdeflow.system.integrator import KEPT
 from sdeflow.system.system import System
 from sdeflow.trajectory.record import Recorder
-
-_LONG_NAMES = {
-    "theta": "parameters",
-    "m": "momentum of the parameters",
-    "X": "particles",
-    "U": "momentum of the particles",
-    "alpha": "parameters of the energy",
-    "m_alpha": "momentum of the energy's parameters",
-    "beta": "parameters of the likelihood",
-    "m_beta": "momentum of the likelihood's parameters",
-    "Z": "prior particles",
-    "V": "momentum of the prior particles",
-    "loss": "mean over data and particles of minus log p_theta(x, y) at the saved state",
-    "held_out_loss": "mean over held-out data and their particles of minus log p_theta(x, y)",
-    "datum": "index of the datum",
-    "particle": "index of the particle",
-    "prior_particle": "index of the prior particle",
-    "latent": "coordinate of the latent",
-    "param": "parameter by name",
-    "alpha_param": "parameter of the energy by name",
-    "beta_param": "parameter of the likelihood by name",
-    "replica": "replica",
-}
-
 
 _PARAMETERS = ("theta", "alpha", "beta")
 
@@ -55,8 +32,8 @@ def _long_name(name: str) -> str:
     if kind == "energy":
         return f"mean over the particles of block {of} of the energy U_alpha"
     if name.endswith("_norm"):
-        return f"Euclidean norm of {_LONG_NAMES.get(name.removesuffix('_norm'), name)}"
-    return _LONG_NAMES.get(name, name.replace("_", " "))
+        return f"Euclidean norm of {LONG_NAMES.get(name.removesuffix('_norm'), name)}"
+    return LONG_NAMES.get(name, name.replace("_", " "))
 
 
 def to_dataset(
@@ -92,7 +69,7 @@ def to_dataset(
     step = np.asarray(recorder.steps, dtype=np.int64)
     coords: dict[str, Any] = {
         "time": ("time", step * system.h, {"long_name": "time on the reference clock", "units": "1"}),
-        "step": ("time", step, {"long_name": "integrator steps taken", "units": "1"}),
+        "step": ("time", step, {"long_name": _long_name("step"), "units": "1"}),
     }
     for block, rate in system.clocks.items():
         about = {"long_name": f"time on the clock of block {block}", "units": "1"}
@@ -104,10 +81,10 @@ def to_dataset(
             labels = np.asarray(layouts[dim].labels())
         coords[dim] = (dim, labels, {"long_name": _long_name(dim)})
     if several:
-        coords["replica"] = ("replica", np.arange(recorder.replicas), {"long_name": "replica"})
-        coords["seed"] = ("replica", np.asarray(seeds), {"long_name": "seed that gives this replica alone"})
+        coords["replica"] = ("replica", np.arange(recorder.replicas), {"long_name": _long_name("replica")})
+        coords["seed"] = ("replica", np.asarray(seeds), {"long_name": _long_name("seed")})
     for name, numbers in along.items():
-        about = {"long_name": f"{name} of every block with a momentum, in this replica", "units": "1"}
+        about = {"long_name": _long_name(name), "units": "1"}
         coords[name] = ("replica", np.asarray(numbers), about)
     return xr.Dataset(variables, coords, dict(attrs))
 

@@ -1,15 +1,7 @@
 """A run on disk: a folder that loses no acknowledged step, whatever ends the process that writes it.
 
-    config.toml          what is run
-    run.log              what was done, a line each
-    segments/            snapshots so far, netCDF files in order
-    checkpoint           the state, and the segments that it covers, by checksum
-    checkpoint.prev      the one before
-    final.safetensors    at the end, the whole last state by parameter name
-    trajectory.nc        at the end, all snapshots; the segments go once it is verified and covered
-
 A step is acknowledged when a checkpoint that covers it has its name. Files are written under another
-name, synced and renamed (sdeflow.durable), so each is there whole or not at all.
+name, synced and renamed (sdeflow.trajectory.durable), so each is there whole or not at all.
 """
 
 from __future__ import annotations
@@ -31,25 +23,21 @@ from safetensors.torch import save
 
 from sdeflow.errors import RunError, SdeflowError
 from sdeflow.state import State
-from sdeflow.trajectory import checkpoint, durable
-from sdeflow.trajectory import segments as parts
-from sdeflow.trajectory.checkpoint import Damaged, Facts, Part
-
-TRAJECTORY, FINAL, CONFIG, LOG = "trajectory.nc", "final.safetensors", "config.toml", "run.log"
-CHECKPOINT, PREVIOUS, SEGMENTS = "checkpoint", "checkpoint.prev", "segments"
-_LOCK = ".lock"
+from sdeflow.trajectory import checkpoint, durable, segments
+from sdeflow.trajectory.checkpoint import Damaged, Metadata, Segment
+from sdeflow.trajectory.layout import CHECKPOINT, CONFIG, FINAL, LOCK, LOG, PREVIOUS, SEGMENTS, TRAJECTORY
 
 
 class RunFolder:
-    """The one writer of a run folder. Made on disk by the first `keep`, or taken up by `reopen`.
+    """The one writer of a run folder. Made on disk by the first `keep`, or reopened.
 
     kept     what the newest checkpoint knows, None before there is one
-    damage   what was found damaged in taking up, '' for nothing
+    damage   what was found damaged in reopening, '' for nothing
     """
 
     def __init__(self, path: Path, *, config: str = "", overwrite: bool = False) -> None:
         self.path = path.resolve()
-        self.kept: Facts | None = None
+        self.kept: Metadata | None = None
         self._config, self._overwrite = config, overwrite
         self._lock: filelock.BaseFileLock | None = None
         self._began = self._last = time.monotonic()
@@ -59,7 +47,7 @@ class RunFolder:
 
     @classmethod
     def reopen(cls, path: Path) -> tuple[RunFolder, State]:
-        """Takes up a run where its newest sound checkpoint left it; what that does not cover is removed.
+        """Goes on with a run where its newest sound checkpoint left it; what that does not cover is removed.
 
         Raises SdeflowError for what is no run folder or has a writer, Damaged where neither checkpoint and
         the files that it covers are sound.
@@ -82,15 +70,15 @@ class RunFolder:
         return self.kept is None
 
     @property
-    def facts(self) -> Facts:
+    def meta(self) -> Metadata:
         """What the newest checkpoint knows."""
         assert self.kept is not None
         return self.kept
 
     def checkpoint(self) -> tuple[int, State]:
         """The newest checkpoint's step and state."""
-        facts, state = checkpoint.decode(self.path / CHECKPOINT)
-        return facts.step, state
+        meta, state = checkpoint.decode(self.path / CHECKPOINT)
+        return meta.step, state
 
     # Writing ---------------------------------------------------------------------------------------
 
@@ -100,22 +88,22 @@ class RunFolder:
         wait = max(least, min((now - self._began) / 200, 300.0), 20 * self._cost)
         return self.new or least == 0 or now - self._last >= wait
 
-    def keep(self, dataset: xr.Dataset | None, facts: Facts, state: State) -> None:
-        """Puts snapshots since the last call and a checkpoint on the disk; then `facts.step` is acknowledged.
+    def keep(self, dataset: xr.Dataset | None, meta: Metadata, state: State) -> None:
+        """Puts snapshots since the last call and a checkpoint on the disk; then `meta.step` is acknowledged.
 
-        `facts.parts` is filled in here. Raises RunError where the disk does not take it; what was
+        `meta.segments` is filled in here. Raises RunError where the disk does not take it; what was
         acknowledged before is intact.
         """
         began = time.monotonic()
         if self.kept is None:
-            self._make(dataset, facts, state)
+            self._make(dataset, meta, state)
             self._flush()
         else:
-            self._put(self.path, dataset, replace(facts, parts=self.kept.parts), state)
+            self._put(self.path, dataset, replace(meta, segments=self.kept.segments), state)
         self._last = time.monotonic()
         self._cost = self._last - began
 
-    def finish(self, facts: Facts, state: State, attrs: Mapping[str, Any], final: State | None) -> None:
+    def finish(self, meta: Metadata, state: State, attrs: Mapping[str, Any], final: State | None) -> None:
         """Joins the segments of a run that was kept to its end; writes final.safetensors and trajectory.nc.
 
         A run that is killed in here, or for which the disk has no room, can be finished later, where `final`
@@ -127,40 +115,39 @@ class RunFolder:
         target = self.path / TRAJECTORY
         temporary = durable.temporary_name(target)
         try:
-            parts.join(_counted(self.path, self.facts), temporary, attrs)
+            segments.join(self.meta.files(self.path), temporary, attrs)
             durable.publish(temporary, target)
         except (OSError, RuntimeError) as error:
             raise durable.refusal(target, error) from error
         finally:
             temporary.unlink(missing_ok=True)
-        whole = (Part(TRAJECTORY, durable.checksum(target), self.facts.snapshots),)
-        for _ in (CHECKPOINT, PREVIOUS):  # neither may name a segment when the segments go
-            self._checkpoint(self.path, replace(facts, parts=whole), state)
+        whole = (Segment(TRAJECTORY, durable.checksum(target), self.meta.snapshots),)
+        self._cover(replace(meta, segments=whole), state)
         shutil.rmtree(self.path / SEGMENTS, ignore_errors=True)
 
-    def go_on(self, facts: Facts, state: State, config: str) -> None:
-        """Makes a run that was taken up one that is under way: segments, no trajectory.nc, more steps."""
-        segments = self.path / SEGMENTS
-        segments.mkdir(exist_ok=True)
-        listed = []
-        for part in facts.parts:
-            if part.file == TRAJECTORY:
-                part = part._replace(file=f"{SEGMENTS}/000000.nc")
-                # a copy: HDF5 can crash where a process has one file open under two names
-                temporary = durable.temporary_name(self.path / part.file)
-                try:
-                    shutil.copyfile(self.path / TRAJECTORY, temporary)
-                    durable.publish(temporary, self.path / part.file)
-                except OSError as error:
-                    temporary.unlink(missing_ok=True)
-                    raise durable.refusal(self.path / part.file, error) from error
-            listed.append(part)
-        for _ in range(2 if (self.path / TRAJECTORY).exists() else 1):
-            # neither checkpoint nor checkpoint.prev may name trajectory.nc when it goes
-            self._checkpoint(self.path, replace(facts, parts=tuple(listed)), state)
+    def resume(self, meta: Metadata, state: State, config: str) -> None:
+        """Makes a run that was reopened one that is under way: segments, no trajectory.nc, more steps."""
+        (self.path / SEGMENTS).mkdir(exist_ok=True)
+        listed = tuple(self._as_segment(s) if s.file == TRAJECTORY else s for s in meta.segments)
+        if (self.path / TRAJECTORY).exists():
+            self._cover(replace(meta, segments=listed), state)
+        else:
+            self._checkpoint(self.path, replace(meta, segments=listed), state)
         if config:
             durable.write(self.path / CONFIG, config.encode())
         (self.path / TRAJECTORY).unlink(missing_ok=True)
+
+    def _as_segment(self, trajectory: Segment) -> Segment:
+        """A copy of trajectory.nc as the first segment; HDF5 can crash on one file open under two names."""
+        first = self.path / SEGMENTS / "000000.nc"
+        temporary = durable.temporary_name(first)
+        try:
+            shutil.copyfile(self.path / TRAJECTORY, temporary)
+            durable.publish(temporary, first)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise durable.refusal(first, error) from error
+        return trajectory._replace(file=f"{SEGMENTS}/{first.name}")
 
     def log(self, line: str) -> None:
         """Adds a line to run.log, with the time; a run goes on where that fails."""
@@ -179,7 +166,7 @@ class RunFolder:
             self._lock.release()
             self._lock = None
 
-    def _make(self, dataset: xr.Dataset | None, facts: Facts, state: State) -> None:
+    def _make(self, dataset: xr.Dataset | None, meta: Metadata, state: State) -> None:
         """The folder appears under its name with a first checkpoint in it."""
         refuse_occupied(self.path, self._overwrite)
         partial = self.path.with_name(f".{self.path.name}.partial-{os.getpid()}")
@@ -190,7 +177,7 @@ class RunFolder:
             self._lock = _locked(partial)
             if self._config:
                 durable.write(partial / CONFIG, self._config.encode())
-            self._put(partial, dataset, replace(facts, parts=()), state)
+            self._put(partial, dataset, replace(meta, segments=()), state)
             if self.path.exists():
                 replaced = _locked(self.path)
                 self.path.rename(old)
@@ -223,19 +210,24 @@ class RunFolder:
                 _locked(partial).release()
                 shutil.rmtree(partial, ignore_errors=True)
 
-    def _put(self, root: Path, dataset: xr.Dataset | None, facts: Facts, state: State) -> None:
-        listed = facts.parts
+    def _put(self, root: Path, dataset: xr.Dataset | None, meta: Metadata, state: State) -> None:
+        listed = meta.segments
         if dataset is not None:
-            number = 1 + max((int(Path(part.file).stem) for part in listed), default=0)
+            number = 1 + max((int(Path(s.file).stem) for s in listed), default=0)
             file = f"{SEGMENTS}/{number:06d}.nc"
-            digest = durable.write(root / file, parts.encode(dataset))
-            listed = (*listed, Part(file, digest, dataset.sizes["time"]))
-        self._checkpoint(root, replace(facts, parts=listed), state)
+            digest = durable.write(root / file, segments.encode(dataset))
+            listed = (*listed, Segment(file, digest, dataset.sizes["time"]))
+        self._checkpoint(root, replace(meta, segments=listed), state)
 
-    def _checkpoint(self, root: Path, facts: Facts, state: State) -> None:
+    def _cover(self, meta: Metadata, state: State) -> None:
+        """Writes both checkpoints, so that neither names a file that goes next."""
+        for _ in (CHECKPOINT, PREVIOUS):
+            self._checkpoint(self.path, meta, state)
+
+    def _checkpoint(self, root: Path, meta: Metadata, state: State) -> None:
         """Writes the checkpoint; the one before becomes checkpoint.prev."""
         newest, temporary = root / CHECKPOINT, root / f".{CHECKPOINT}.next"
-        durable.write(temporary, checkpoint.encode(facts, state))
+        durable.write(temporary, checkpoint.encode(meta, state))
         try:
             if newest.exists():
                 newest.replace(root / PREVIOUS)
@@ -243,78 +235,40 @@ class RunFolder:
             durable.sync_folder(root)
         except OSError as error:
             raise durable.refusal(newest, error) from error
-        self.kept = facts
+        self.kept = meta
 
-    # Taking up -------------------------------------------------------------------------------------
+    # Reopening -----------------------------------------------------------------------------------
 
-    def _sound(self) -> tuple[Facts, State]:
+    def _sound(self) -> tuple[Metadata, State]:
         """The newest checkpoint that is sound with all that it covers; a damaged newer one is set aside."""
         reasons = []
         for name in (CHECKPOINT, PREVIOUS):
             try:
-                facts, state = checkpoint.decode(self.path / name)
-                for part in facts.parts:
-                    _verify(self.path / part.file, part.sha256)
+                meta, state = checkpoint.decode(self.path / name)
+                for segment in meta.segments:
+                    _verify(self.path / segment.file, segment.sha256)
             except FileNotFoundError:
                 continue
             except Damaged as error:
                 reasons.append(str(error))
                 continue
-            self.kept = facts
+            self.kept = meta
             if name == PREVIOUS:
                 if reasons:
-                    self.log(f"{reasons[0]}; going on from {PREVIOUS}, step {facts.step}")
+                    self.log(f"{reasons[0]}; going on from {PREVIOUS}, step {meta.step}")
                     (self.path / CHECKPOINT).replace(self.path / f"{CHECKPOINT}.damaged")
                 (self.path / PREVIOUS).replace(self.path / CHECKPOINT)
             self.damage = reasons[0] if reasons else ""
-            return facts, state
+            return meta, state
         raise Damaged("; ".join(dict.fromkeys(reasons)))
 
     def _drop_strays(self) -> None:
-        covered = {self.path / part.file for part in self.facts.parts}
+        covered = {self.path / segment.file for segment in self.meta.segments}
         for pattern in (f"{SEGMENTS}/*", f"{SEGMENTS}/.*", ".*.tmp", ".*.next"):
             for path in set(self.path.glob(pattern)) - covered:
                 path.unlink()
-        if self.facts.whole:
+        if self.meta.whole:
             shutil.rmtree(self.path / SEGMENTS, ignore_errors=True)
-
-
-def _counted(folder: Path, facts: Facts) -> list[tuple[Path, int]]:
-    return [(folder / part.file, part.snapshots) for part in facts.parts]
-
-
-def open_run(path: str | Path) -> xr.Dataset:
-    """The trajectory of a run folder; of one that is still being written, what its checkpoint covers.
-
-    Values are read when they are asked for. Raises SdeflowError for what is no run folder.
-    """
-    folder = Path(path)
-    for again in (True, False):
-        try:
-            if (folder / TRAJECTORY).exists():
-                return xr.open_dataset(folder / TRAJECTORY, engine="netcdf4")
-            facts = newest(folder)
-            dataset = parts.open_joined(_counted(folder, facts), folder / TRAJECTORY)
-            known = {"retcode": facts.retcode, "message": facts.message, "steps_taken": facts.step}
-            return dataset.assign_attrs(known)
-        except FileNotFoundError:  # its writer has just replaced what was looked at
-            if not again:
-                break
-            time.sleep(0.1)
-    raise SdeflowError(f"{folder} is no run folder: it has neither {TRAJECTORY} nor a {CHECKPOINT}")
-
-
-def newest(folder: Path) -> Facts:
-    """What the newest checkpoint that can be read knows, unchecked.
-
-    Raises FileNotFoundError where there is none, Damaged where none can be read.
-    """
-    try:
-        return checkpoint.peek(folder / CHECKPOINT)
-    except (FileNotFoundError, Damaged):
-        if not (folder / PREVIOUS).exists():
-            raise
-        return checkpoint.peek(folder / PREVIOUS)
 
 
 def refuse_occupied(folder: Path, overwrite: bool) -> None:
@@ -348,7 +302,7 @@ def _verify(path: Path, digest: str) -> None:
 
 def _locked(folder: Path) -> filelock.BaseFileLock:
     """The lock of a run folder, which the system lets go when its holder ends, however it ends."""
-    lock = filelock.FileLock(folder / _LOCK, timeout=0)
+    lock = filelock.FileLock(folder / LOCK, timeout=0)
     try:
         lock.acquire()
     except filelock.Timeout:

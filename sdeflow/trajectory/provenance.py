@@ -12,9 +12,6 @@ from typing import Any
 
 import torch
 
-import sdeflow
-from sdeflow.engine.engine import Engine
-
 
 def _version(package: str) -> str:
     try:
@@ -25,7 +22,7 @@ def _version(package: str) -> str:
 
 def _git_commit() -> str:
     """Commit of the checkout that this code runs from, or ''."""
-    root = Path(sdeflow.__file__).parent.parent
+    root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return ""
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
@@ -37,16 +34,16 @@ def _git_commit() -> str:
 
 def stamp(what: str) -> str:
     """A line of history: when, what, by which version."""
-    return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {what} by sdeflow {sdeflow.__version__}"
+    return f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {what} by sdeflow {_version('sdeflow')}"
 
 
-def setting(device: torch.device, threads: int, engine: Engine) -> dict[str, Any]:
+def environment(device: torch.device, threads: int, *, engine: str, noise_source: str) -> dict[str, Any]:
     """What the bits of a run depend on besides what it computes."""
     return {
         "device": device.type,
         "threads": threads,
-        "engine": engine.name,
-        "noise_source": engine.noise,
+        "engine": engine,
+        "noise_source": noise_source,
         "torch": torch.__version__,
         "machine": platform.machine(),
     }
@@ -58,7 +55,7 @@ def provenance(device: torch.device) -> dict[str, str | int]:
     packages = ("torch", "numpy", "xarray", "netCDF4")
     return {
         "Conventions": "CF-1.11",
-        "source": f"sdeflow {sdeflow.__version__}",
+        "source": f"sdeflow {_version('sdeflow')}",
         "versions": ", ".join(
             [f"python {platform.python_version()}", *(f"{name} {_version(name)}" for name in packages)]
         ),

@@ -32,29 +32,29 @@ def encode(dataset: xr.Dataset) -> memoryview:
     return memoryview(file.close())
 
 
-def join(parts: Counted, path: Path, attrs: Mapping[str, Any]) -> None:
-    """Writes one netCDF file with the snapshots of all parts, and compares every value of it with theirs.
+def join(files: Counted, path: Path, attrs: Mapping[str, Any]) -> None:
+    """Writes one netCDF file with the snapshots of all files, and compares every value of it with theirs.
 
     Raises OSError or RuntimeError as netCDF4 does, RunError where the file does not hold what it should.
     """
     with netCDF4.Dataset(path, "w") as out:
-        _lay_out(out, parts)
+        _lay_out(out, files)
         out.setncatts(dict(attrs))
-        for name, at, values in _slabs(parts):
+        for name, at, values in _slabs(files):
             out[name].set_auto_maskandscale(False)
             out[name][at] = values
     with netCDF4.Dataset(path) as written:
-        for name, at, values in _slabs(parts):
+        for name, at, values in _slabs(files):
             written[name].set_auto_maskandscale(False)
             if not _identical(np.asarray(written[name][at]), values):
                 raise RunError(f"{path} does not hold the {name} that was written to it")
 
 
-def _lay_out(out: netCDF4.Dataset, parts: Counted) -> None:
-    """Gives a new file the dimensions and variables of the parts, with room for all their snapshots."""
-    with netCDF4.Dataset(parts[0][0]) as first:
+def _lay_out(out: netCDF4.Dataset, files: Counted) -> None:
+    """Gives a new file the dimensions and variables of the files, with room for all their snapshots."""
+    with netCDF4.Dataset(files[0][0]) as first:
         for name, dim in first.dimensions.items():
-            out.createDimension(name, sum(count for _, count in parts) if name == TIME else len(dim))
+            out.createDimension(name, sum(count for _, count in files) if name == TIME else len(dim))
         for name, variable in first.variables.items():
             about = {key: variable.getncattr(key) for key in variable.ncattrs()}
             fill = about.pop("_FillValue", None)
@@ -62,13 +62,13 @@ def _lay_out(out: netCDF4.Dataset, parts: Counted) -> None:
             new.setncatts(about)
 
 
-def _slabs(parts: Counted) -> Iterator[tuple[str, Any, NDArray[Any]]]:
+def _slabs(files: Counted) -> Iterator[tuple[str, Any, NDArray[Any]]]:
     """Every variable in pieces, with where in the whole each belongs."""
     begin = 0
-    for number, (path, count) in enumerate(parts):
-        with netCDF4.Dataset(path) as part:
-            part.set_auto_maskandscale(False)
-            for name, variable in part.variables.items():
+    for number, (path, count) in enumerate(files):
+        with netCDF4.Dataset(path) as file:
+            file.set_auto_maskandscale(False)
+            for name, variable in file.variables.items():
                 if TIME not in variable.dimensions:
                     if number == 0:
                         yield name, ..., np.asarray(variable[...])
@@ -86,13 +86,13 @@ def _identical(a: NDArray[Any], b: NDArray[Any]) -> bool:
     return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
-def open_joined(parts: Counted, whole: Path) -> xr.Dataset:
-    """The snapshots of all parts as one dataset whose values are read when they are asked for.
+def open_joined(counted: Counted, whole: Path) -> xr.Dataset:
+    """The snapshots of all files as one dataset whose values are read when they are asked for.
 
     whole   the file that they are joined into in the end, from which is read what they hold no longer
     """
-    files = [_Lazy(path) for path, _ in parts]
-    ends = np.cumsum([count for _, count in parts])
+    files = [_Lazy(path) for path, _ in counted]
+    ends = np.cumsum([count for _, count in counted])
 
     def joined(name: Any, variable: xr.Variable) -> xr.Variable:
         if TIME not in variable.dims:
@@ -142,22 +142,22 @@ class _Joined(BackendArray):
 
     def _read(self, key: tuple[Any, ...]) -> NDArray[Any]:
         try:
-            return self._read_parts(key)
-        except FileNotFoundError:  # the run has ended since, and its parts are joined
+            return self._read_files(key)
+        except FileNotFoundError:  # the run has ended since, and its segments are joined
             time = range(self.shape[0])[key[0]]
             at = time if isinstance(time, int) else slice(time.start, time.stop, time.step)
             return self._whole((at, *key[1:]))
 
-    def _read_parts(self, key: tuple[Any, ...]) -> NDArray[Any]:
+    def _read_files(self, key: tuple[Any, ...]) -> NDArray[Any]:
         time, *rest = key
         wanted = np.arange(self.shape[0])[time]
-        part = np.searchsorted(self._ends, wanted, side="right")
+        file = np.searchsorted(self._ends, wanted, side="right")
         begins = np.concatenate([[0], self._ends[:-1]])
         if wanted.ndim == 0:
-            return self._readers[part]((int(wanted - begins[part]), *rest))
+            return self._readers[file]((int(wanted - begins[file]), *rest))
         pieces = []
-        for p in np.unique(part):
-            local = wanted[part == p] - begins[p]
+        for p in np.unique(file):
+            local = wanted[file == p] - begins[p]
             at = slice(int(local[0]), int(local[-1]) + 1, int(local[1] - local[0]) if len(local) > 1 else 1)
             pieces.append(self._readers[p]((at, *rest)))
         return np.concatenate(pieces) if pieces else self._readers[0]((slice(0, 0), *rest))

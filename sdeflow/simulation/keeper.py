@@ -1,0 +1,168 @@
+"""What is kept of a run while it goes and when it ends: in memory, or in a run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import xarray as xr
+
+from sdeflow.errors import SdeflowError
+from sdeflow.terminal import human
+from sdeflow.trajectory.dataset import final_state, to_dataset
+from sdeflow.trajectory.durable import DiskFull
+from sdeflow.trajectory.layout import TRAJECTORY
+from sdeflow.trajectory.opening import open_run
+from sdeflow.trajectory.provenance import provenance
+from sdeflow.trajectory.record import BUFFER, Recorder
+from sdeflow.trajectory.segments import free_space
+
+if TYPE_CHECKING:
+    from sdeflow.config.run import Run
+    from sdeflow.simulation.ending import Stop
+    from sdeflow.simulation.prepare import Prepared
+    from sdeflow.state import State
+    from sdeflow.trajectory.checkpoint import Metadata
+    from sdeflow.trajectory.folder import RunFolder
+
+
+class Keeper:
+    """Keeps the snapshots of a run and, in a folder, its checkpoints; makes the dataset at the end.
+
+    folder   None keeps everything in memory
+    taken    snapshots that are in the folder already
+
+    Raises SdeflowError where memory or disk has no room for the snapshots to come.
+    """
+
+    def __init__(self, run: Run, prepared: Prepared, folder: RunFolder | None, *, taken: int = 0) -> None:
+        self.run, self.folder = run, folder
+        self._system, self._held_out = prepared.system, prepared.held_out
+        self.recorder = Recorder(
+            prepared.system,
+            run.save,
+            observe=prepared.observe,
+            replicas=run.all_replicas.count,
+            steps=run.steps,
+            buffer=None if folder is None else BUFFER,
+            taken=taken,
+        )
+        if folder is not None:
+            _refuse_full_disk(folder.path, 2 * self.recorder.bytes_left)  # segments, and then trajectory.nc
+
+    def log(self, line: str) -> None:
+        """Adds a line to the folder's log."""
+        if self.folder is not None:
+            self.folder.log(line)
+
+    def due(self) -> bool:
+        """Whether it is time for a checkpoint."""
+        return self.folder is not None and self.folder.due(self.run.save.checkpoint)
+
+    def keep(self, meta: Metadata, state: State) -> None:
+        """Puts snapshots and state on the disk, where there is a folder; then `meta.step` is acknowledged."""
+        if self.folder is not None:
+            with self._says_what_is_safe():
+                self.folder.keep(self._snapshots(meta) if self.recorder.steps else None, meta, state)
+            self.recorder.clear()
+
+    def finish(self, meta: Metadata, state: State, stop: Stop) -> tuple[xr.Dataset, State, Metadata]:
+        """The trajectory of a run that has ended, the state that is kept and what is known of it.
+
+        Where all replicas diverged that is the last checkpoint's state, if there is one.
+        """
+        folder = self.folder
+        if folder is None:
+            return self._snapshots(meta), state, meta
+        self.log(f"{meta.retcode}: {meta.message}")
+        attrs, final = self.attributes(meta), final_state(self._system, state)
+        if self._lost(meta) and not folder.new:
+            meta = replace(meta, step=folder.meta.step)
+            _, state = folder.checkpoint()
+        self.keep(meta, state)
+        try:
+            with self._says_what_is_safe(), stop.joining():
+                folder.finish(meta, state, attrs, final)
+        except KeyboardInterrupt:
+            message = f"{TRAJECTORY} was not finished; 'sdeflow resume {folder.path}' does that"
+            meta = replace(meta, retcode="interrupted", message=message)
+        return open_run(folder.path), state, meta
+
+    def join(self, meta: Metadata, state: State) -> xr.Dataset:
+        """Finishes a run in a folder that took all its steps and was kept from joining its segments."""
+        assert self.folder is not None
+        final = None if self._lost(meta) else final_state(self._system, state)
+        self.folder.finish(meta, state, self.attributes(meta), final)
+        return open_run(self.folder.path)
+
+    def attributes(self, meta: Metadata) -> dict[str, Any]:
+        """What a dataset says of the run that made it."""
+        run, environment = self.run, meta.environment
+        attrs = {
+            "title": run.title,
+            **provenance(run.device),
+            "history": "\n".join(meta.history),
+            "system": str(self._system),
+            "save": str(run.save),
+            "threads": environment["threads"],
+            "config": run.toml,
+            "integrator": run.integrator.name,
+            "engine": environment["engine"],
+            "noise_source": environment["noise_source"],
+            "gradient_evaluations_per_step": run.gradient_evaluations,
+            "dtype": str(run.dtype).removeprefix("torch."),
+            "seed": run.seed,
+            "replicas": run.all_replicas.count,
+            "grid": "" if run.grid is None else str(run.grid),
+            "steps": run.steps,
+            "steps_taken": meta.last,
+            "seconds": round(meta.seconds, 3),
+            "evaluate": "" if self._held_out is None else self._held_out.cost(run.steps),
+            "evaluate_seconds": round(meta.evaluate_seconds, 3),
+            "warnings": "; ".join(meta.warnings),
+            "retcode": meta.retcode,
+            "message": meta.message,
+        }
+        if (batch := run.batch) is not None:
+            attrs["batch"] = f"{batch.size} data a step, catch-up {batch.catch_up}, cap {batch.cap}"
+        return attrs
+
+    def _snapshots(self, meta: Metadata) -> xr.Dataset:
+        run = self.run
+        return to_dataset(
+            self.recorder,
+            seeds=run.all_replicas.seeds,
+            attrs=self.attributes(meta),
+            batch=run.batch.size if run.batch else None,
+            along={} if run.grid is None else run.grid.coordinates(run.replicas),
+        )
+
+    def _lost(self, meta: Metadata) -> bool:
+        return len(meta.diverged) == self.recorder.replicas
+
+    @contextmanager
+    def _says_what_is_safe(self) -> Iterator[None]:
+        """Adds to the error of a full disk which steps are on it."""
+        try:
+            yield
+        except DiskFull as error:
+            if self.folder is None or self.folder.new:
+                raise
+            step = self.folder.meta.step
+            self.log(f"{error}; acknowledged: step {step:,}")
+            raise DiskFull(
+                f"{error}. Steps up to {step:,} are safe: make room, then 'sdeflow resume {self.folder.path}'"
+            ) from error
+
+
+def _refuse_full_disk(folder: Path, size: int) -> None:
+    """Raises SdeflowError where a folder's disk has no room for so many bytes."""
+    if size > (free := free_space(folder)):
+        raise SdeflowError(
+            f"the trajectory would take {human(size)} of disk until it is finished, and {folder.parent} has "
+            f"{human(free)} left: save less often (save.every), of fewer data (save.data) or of fewer "
+            "particles (save.particles)"
+        )

@@ -1,0 +1,172 @@
+"""The loop of a run through its steps: chunks, and between them snapshots, checkpoints, progress."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sdeflow.engine.step import strides
+from sdeflow.errors import RunError, attempt
+from sdeflow.simulation.ending import not_finite, past_bound
+from sdeflow.simulation.held_out import PREFIX as HELD_OUT
+
+if TYPE_CHECKING:
+    from sdeflow.config.run import Run
+    from sdeflow.simulation.ending import Stop
+    from sdeflow.simulation.keeper import Keeper
+    from sdeflow.simulation.prepare import Prepared
+    from sdeflow.state import State
+    from sdeflow.terminal import Progress
+    from sdeflow.trajectory.checkpoint import Metadata
+
+_CHUNK_SECONDS = 0.2
+
+
+class TimeLoop:
+    """A run under way, from `prepared.state`, the state after `meta.step` steps.
+
+    step, state   steps taken, and the state after them; the two change together
+    diverged      by replica, which variable left the finite numbers and when
+    retcode       'running' until `to_the_end` sets how the run ended
+    error         what ended it, where it failed
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        prepared: Prepared,
+        meta: Metadata,
+        keeper: Keeper,
+        stop: Stop,
+        progress: Progress | None = None,
+    ) -> None:
+        self._at = meta.step, prepared.hand_over()
+        self._run, self._begun_from = run, meta
+        self._stepper, self._held_out, self._h = prepared.stepper, prepared.held_out, prepared.system.h
+        self._keeper, self._recorder = keeper, keeper.recorder
+        self._stop, self._progress = stop, progress
+        self.diverged = dict(meta.diverged)
+        self.retcode = "running"
+        self.error: Exception | None = None
+        self._untried = meta.step == 0  # no step has succeeded yet, in which a user's mistake shows
+        self._began, self._evaluate_seconds = time.perf_counter(), meta.evaluate_seconds
+        self._chunk = 1
+        self._loss: float | None = None
+
+    @property
+    def step(self) -> int:
+        return self._at[0]
+
+    @property
+    def state(self) -> State:
+        return self._at[1]
+
+    @property
+    def meta(self) -> Metadata:
+        """What is known of the run by now; its seconds include those before it was resumed."""
+        return replace(
+            self._begun_from,
+            step=self.step,
+            last=self.step,
+            diverged=dict(self.diverged),
+            seconds=self._begun_from.seconds + time.perf_counter() - self._began,
+            evaluate_seconds=self._evaluate_seconds,
+            retcode=self.retcode,
+        )
+
+    def to_the_end(self) -> None:
+        """Goes on to the last step, or to what ends the run before; sets `retcode` and `error`.
+
+        Raises RunError where the disk does not take what is to be kept, and whatever a first step raises.
+        """
+        try:
+            self._all_steps()
+            if self.retcode == "running":
+                self.retcode = "diverged" if self.diverged else "success"
+        except KeyboardInterrupt:
+            self.retcode = "interrupted"
+        except Exception as error:
+            if self._untried or isinstance(error, RunError):
+                raise
+            self.retcode, self.error = "failed", error
+
+    def _all_steps(self) -> None:
+        for target in self._recorder.when.after(self._recorder.taken):
+            while self.step < target:
+                if self._stop.asked:
+                    self.retcode = "interrupted"
+                    return
+                self._steps(self._chunk_end(target) - self.step)
+                if self._lost:
+                    return
+                if self._progress is not None:
+                    self._progress(self.step, self._run.steps, self._loss)
+                if self.step < target:  # at the target a snapshot comes first
+                    self._keep_if_due(full=False, compared=False)
+                if self._lost:
+                    return
+            self._snapshot()
+            if self._lost:
+                return
+            self._keep_if_due(full=self._recorder.full, compared=True)
+
+    def _chunk_end(self, target: int) -> int:
+        """Where a chunk ends: at the target, or before it with whole strides (see sdeflow.engine.step)."""
+        stride = self._stepper.stride
+        return min(target, -(-(self.step + self._chunk) // stride) * stride)
+
+    @property
+    def _lost(self) -> bool:
+        """Whether no replica is left that has not diverged."""
+        return len(self.diverged) == self._recorder.replicas
+
+    def _steps(self, count: int) -> None:
+        clock, before = time.perf_counter(), self.step
+        with torch.no_grad(), self._stop.stepping():
+            for n, many in strides(self.step, self.step + count, self._stepper.stride):
+                z = self.state
+                self._at = n + many, self._first(z, n, many) if self._untried else self._stepper(z, n, many)
+        own = {name: value for name, value in self.state.items() if not name.startswith(HELD_OUT)}
+        self._note(not_finite(own), f", and was after step {before}")
+        seconds = time.perf_counter() - clock
+        self._chunk = max(1, min(2 * self._chunk, int(count * _CHUNK_SECONDS / max(seconds, 1e-9))))
+
+    def _first(self, z: State, n: int, many: int) -> State:
+        z = attempt(f"{type(self._run.integrator).__name__}.step", self._stepper, z, n, many)
+        self._untried = False
+        return z
+
+    def _snapshot(self) -> None:
+        more: dict[str, Tensor] = {}
+        n, z = self._at
+        if self._held_out is not None:
+            clock = time.perf_counter()
+            with self._stop.stepping():
+                z, more = self._held_out.look(z, n, self._run.steps)
+            self._evaluate_seconds += time.perf_counter() - clock
+        observed = self._recorder.take(n, n * self._h, z, more)
+        self._at = n, z
+        self._note(past_bound(observed, self._run.bound))
+        going = [replica for replica in range(self._recorder.replicas) if replica not in self.diverged]
+        self._loss = float(observed["loss"][going].mean()) if "loss" in observed and going else None
+
+    def _keep_if_due(self, *, full: bool, compared: bool) -> None:
+        """Keeps where it is time or there is no room for another snapshot; never before a step succeeded.
+
+        compared   whether the energies of this state have been compared with the bound
+        """
+        if self._untried or not (full or self._keeper.due()):
+            return
+        if not compared:
+            observed = self._recorder.observed(self.step * self._h, self.state)
+            self._note(past_bound(observed, self._run.bound))
+        if not self._lost:  # the checkpoint before is the last good one
+            self._keeper.keep(self.meta, self.state)
+
+    def _note(self, found: dict[int, str], more: str = "") -> None:
+        for replica, what in found.items():
+            self.diverged.setdefault(replica, f"{what} by step {self.step}{more}")

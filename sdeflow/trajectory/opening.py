@@ -1,0 +1,47 @@
+"""Opening the trajectory of a run folder, finished or not."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import xarray as xr
+
+from sdeflow.errors import SdeflowError
+from sdeflow.trajectory import checkpoint, segments
+from sdeflow.trajectory.checkpoint import Damaged, Metadata
+from sdeflow.trajectory.layout import CHECKPOINT, PREVIOUS, TRAJECTORY
+
+
+def open_run(path: str | Path) -> xr.Dataset:
+    """The trajectory of a run folder; of one that is still being written, what its checkpoint covers.
+
+    Values are read when they are asked for. Raises SdeflowError for what is no run folder.
+    """
+    folder = Path(path)
+    for again in (True, False):
+        try:
+            if (folder / TRAJECTORY).exists():
+                return xr.open_dataset(folder / TRAJECTORY, engine="netcdf4")
+            meta = newest(folder)
+            dataset = segments.open_joined(meta.files(folder), folder / TRAJECTORY)
+            known = {"retcode": meta.retcode, "message": meta.message, "steps_taken": meta.step}
+            return dataset.assign_attrs(known)
+        except FileNotFoundError:  # its writer has just replaced what was looked at
+            if not again:
+                break
+            time.sleep(0.1)
+    raise SdeflowError(f"{folder} is no run folder: it has neither {TRAJECTORY} nor a {CHECKPOINT}")
+
+
+def newest(folder: Path) -> Metadata:
+    """What the newest checkpoint that can be read knows, unchecked.
+
+    Raises FileNotFoundError where there is none, Damaged where none can be read.
+    """
+    try:
+        return checkpoint.peek(folder / CHECKPOINT)
+    except (FileNotFoundError, Damaged):
+        if not (folder / PREVIOUS).exists():
+            raise
+        return checkpoint.peek(folder / PREVIOUS)
