@@ -29,7 +29,7 @@ FREE = {block: {"h": h, "eta": 5.0, "gamma": 0.0} for block, h in (("theta", 1e-
 
 @pytest.fixture
 def peers(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(Path(__file__).parent / "benchmarks")
+    monkeypatch.syspath_prepend(Path(__file__).parent)
     import speed_jax
 
     return speed_jax

@@ -193,7 +193,7 @@ def test_every_instruction_set_gives_the_same_bits(tmp_path: Path) -> None:
 
     By both compilers, where they are there; the one for all sets too.
     """
-    source = Path(__file__).parent.parent / "sdeflow" / "noise" / "philox.cpp"
+    source = Path(__file__).parents[2] / "sdeflow" / "noise" / "philox.cpp"
     compilers = [found for name in ("g++", "clang++") if (found := shutil.which(name))]
     if not compilers:
         pytest.skip("no compiler")
