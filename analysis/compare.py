@@ -31,7 +31,7 @@ from sdeflow.problems.hierarchical import Hierarchical
 from sdeflow.simulation.solve import solve
 from sdeflow.system.system import BlockSystem
 from sdeflow.trajectory import durable
-from sdeflow.trajectory.folder import open_run
+from sdeflow.trajectory.opening import open_run
 from sdeflow.trajectory.segments import encode
 
 FREE = {"integrator", "steps", "seed", "replicas", "device", "bound"}

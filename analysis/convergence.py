@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from sdeflow.trajectory.folder import open_run
+from sdeflow.trajectory.opening import open_run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

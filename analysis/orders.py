@@ -33,7 +33,7 @@ from torch import Tensor
 
 from sdeflow.analysis.wells import SRA1, WELLS, MakeSystem
 from sdeflow.config.catalogue import entries, integrator_named
-from sdeflow.engine.step import FullBatch, advance
+from sdeflow.engine.step import EagerSteps, advance
 from sdeflow.errors import RunError, SdeflowError, attempt
 from sdeflow.seeds import generator
 from sdeflow.system.increments import Channel, Increment, compose
@@ -113,7 +113,7 @@ class SharedPaths:
         def run() -> State:
             z = {name: torch.full(self.shape, 0.5, dtype=torch.float64) for name in system.axes}
             z |= integrator.init(system, z)
-            return advance(FullBatch(system, integrator, noise), z, 0, 2**level)
+            return advance(EagerSteps(system, integrator, noise), z, 0, 2**level)
 
         z = attempt(integrator.name, run)
         return torch.stack([z[name].flatten(1) for name in system.axes], dim=1)

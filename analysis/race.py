@@ -125,7 +125,7 @@ def prepared(
     run, system = built()
     single = built({"system": {"particles": 1}})[1].to(torch.float64, torch.device("cpu"))
     tuning = tuned(single, run.integrator, equilibrium(single), share=share)
-    return replace(run, system=retuned(system, tuning), config=""), tuning
+    return replace(run, system=retuned(system, tuning), config=None), tuning
 
 
 def reached(series: xr.DataArray, level: float, *, falling: bool = True) -> NDArray[np.float64]:

@@ -17,18 +17,19 @@ from torch import Tensor
 from sdeflow.analysis.pictures import Latents, write_grid, write_planar
 from sdeflow.config.build import build
 from sdeflow.config.schema import load_config
-from sdeflow.engine.step import FullBatch, advance
+from sdeflow.engine.step import EagerSteps, advance
 from sdeflow.errors import RunError, SdeflowError
 from sdeflow.model.energy_forces import EnergyForces
 from sdeflow.model.force_field import ModelField
 from sdeflow.model.model import Model
 from sdeflow.noise.source import TorchNoise
 from sdeflow.seeds import generator
-from sdeflow.state import State
+from sdeflow.state import Replicas, State
 from sdeflow.system.integrator import Integrator
 from sdeflow.system.system import BlockSystem
 from sdeflow.trajectory import durable
-from sdeflow.trajectory.folder import CONFIG, FINAL, open_run
+from sdeflow.trajectory.layout import CONFIG, FINAL
+from sdeflow.trajectory.opening import open_run
 from sdeflow.trajectory.provenance import stamp
 from sdeflow.trajectory.segments import encode
 
@@ -56,16 +57,12 @@ def continued(
     z = {name: state[name][None, take] for name in block.variables}
     noise = TorchNoise(
         [replace(channel, key="z/samples") for channel in alone.channels],
-        kind=scheme.noise,
-        substeps=scheme.substeps,
-        h=system.h,
-        seeds=[seed],
-        dtype=z["Z"].dtype,
-        device=z["Z"].device,
+        scheme.noise_spec(system.h),
+        Replicas([seed], z["Z"].dtype, z["Z"].device),
     )
     with torch.no_grad():
         z |= scheme.init(alone, z)
-    return advance(FullBatch(alone, scheme, noise), z, 0, steps)["Z"][0]
+    return advance(EagerSteps(alone, scheme, noise), z, 0, steps)["Z"][0]
 
 
 SAMPLES, RECONSTRUCTIONS, VALUES = "samples.png", "reconstructions.png", "samples.nc"
@@ -104,7 +101,7 @@ def learned(run: Path, replica: int = 0) -> Learned:
     system = built.system
     if not isinstance(system, BlockSystem) or system.model_forces is None:
         raise SdeflowError(f"{run} is of a system without a model: there is nothing to sample")
-    count = len(built.seeds)
+    count = built.all_replicas.count
     if not 0 <= replica < count:
         raise SdeflowError(f"replica must lie in 0..{count - 1}, given {replica}")
     try:

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from sdeflow.errors import SdeflowError
 from sdeflow.model.forces import ModelForces
+from sdeflow.state import Replicas
 from sdeflow.system.increments import Noise
 from sdeflow.system.integrator import Integrator
 from sdeflow.system.system import BlockSystem, initial_state
@@ -54,7 +55,7 @@ def equilibrium(system: BlockSystem, *, tolerance: float = 1e-9) -> State:
     Of a model's forces by L-BFGS on minus the log-joint; of any other forces by a Newton-Krylov iteration.
     Raises SdeflowError where none is found.
     """
-    z = initial_state(system, range(1), torch.float64, torch.device("cpu"))
+    z = initial_state(system, Replicas([0], torch.float64, torch.device("cpu")))
     for b in system.blocks:
         if b.momentum is not None:
             z[b.momentum] = torch.zeros_like(z[b.momentum])

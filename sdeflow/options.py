@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import inf
-from typing import ClassVar, Literal, overload
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints, overload
 
 import numpy as np
+from annotated_types import Ge, Gt, Le
 from numpy.typing import NDArray
 
 from sdeflow.errors import SdeflowError
@@ -16,37 +17,59 @@ from sdeflow.errors import SdeflowError
 EngineName = Literal["auto", "eager", "compiled", "fused"]
 NoiseName = Literal["auto", "torch", "philox"]
 
-Choice = int | Sequence[int] | Literal["all"]
+Count = Annotated[int, Ge(1)]
+Index = Annotated[int, Ge(0)]
+Choice = Literal["all"] | Count | Sequence[Index]
 
 
-class _Strict:
-    """Read from TOML, an option takes no unknown key and no other type."""
+class Options:
+    """One table of TOML, or as much in Python: no unknown key, no other type, numbers in their range.
+
+    Raises SdeflowError, made in Python, for a number of another kind or out of the range of its annotation.
+    """
 
     __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
+    table: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        for name, (kinds, bounds) in _numbers(type(self)).items():
+            value = getattr(self, name)
+            key, right = f"{self.table}.{name}", isinstance(value, kinds) and not isinstance(value, bool)
+            for bound in bounds:
+                if isinstance(bound, Ge) and not (right and value >= bound.ge):
+                    raise SdeflowError(f"{key} must be at least {bound.ge}, given {value!r}")
+                if isinstance(bound, Gt) and not (right and value > bound.gt):
+                    raise SdeflowError(f"{key} must be positive, given {value!r}")
+                if isinstance(bound, Le) and not value <= bound.le:
+                    raise SdeflowError(f"{key} must be at most {bound.le:,}, given {value:,}")
+
+
+def _numbers(options: type[Options]) -> dict[str, tuple[Any, tuple[Any, ...]]]:
+    """The fields that have a range: the kinds of number, and the bounds."""
+    declared = next(c for c in options.__mro__ if "table" in vars(c))
+    hints = get_type_hints(declared, include_extras=True)
+    kinds = {int: int, float: (int, float)}
+    return {
+        name: (kinds[get_args(hint)[0]], get_args(hint)[1:])
+        for name, hint in hints.items()
+        if get_origin(hint) is Annotated
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions(_Strict):
+class RunOptions(Options):
     """How many steps, from which seeds.
 
     seed    replica i of a run with seed s is the run of one replica with seed s + i
     bound   a loss or kinetic energy past it counts as diverged
     """
 
-    steps: int = 1000
-    seed: int = 0
-    replicas: int = 1
-    bound: float = 1e12
+    table: ClassVar = "run"
 
-    def __post_init__(self) -> None:
-        for name, least, most in (("steps", 0, 10**15), ("replicas", 1, 10**9), ("seed", 0, 2**62 - 1)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise SdeflowError(f"{name} must be at least {least}, given {value!r}")
-            if value > most:
-                raise SdeflowError(f"{name} must be at most {most:,}, given {value:,}")
-        if not isinstance(self.bound, int | float) or not self.bound > 0:
-            raise SdeflowError(f"bound must be positive, given {self.bound!r}")
+    steps: Annotated[int, Ge(0), Le(10**15)] = 1000
+    seed: Annotated[int, Ge(0), Le(2**62 - 1)] = 0
+    replicas: Annotated[int, Ge(1), Le(10**9)] = 1
+    bound: Annotated[float, Gt(0)] = 1e12
 
 
 @dataclass(frozen=True)
@@ -77,7 +100,7 @@ class Steps(Sequence[int]):
 
 
 @dataclass(frozen=True)
-class Save(_Strict):
+class Save(Options):
     """What to save.
 
     every       steps between snapshots; the start and the last step are always among them
@@ -89,19 +112,13 @@ class Save(_Strict):
                 after every chunk of steps
     """
 
-    every: int = 10
+    table: ClassVar = "save"
+
+    every: Count = 10
     data: Choice = 16
     particles: Choice = 16
-    theta_max: int = 10_000
-    checkpoint: float = 15.0
-
-    def __post_init__(self) -> None:
-        if not self.theta_max >= 0:
-            raise SdeflowError(f"save.theta_max must be at least 0, given {self.theta_max!r}")
-        if not self.checkpoint >= 0:
-            raise SdeflowError(f"save.checkpoint must be at least 0 seconds, given {self.checkpoint!r}")
-        if not isinstance(self.every, int) or self.every < 1:
-            raise SdeflowError(f"save.every must be at least 1 step, given {self.every!r}")
+    theta_max: Annotated[int, Ge(0)] = 10_000
+    checkpoint: Annotated[float, Ge(0)] = 15.0
 
     def steps(self, last: int) -> Steps:
         """The steps at which snapshots are taken in a run of `last` steps."""
@@ -127,7 +144,7 @@ class Save(_Strict):
 
 
 @dataclass(frozen=True)
-class Batch(_Strict):
+class Batch(Options):
     """How data are subsampled.
 
     size       b, data a step; D // b steps are an epoch, in each of which a datum is seen at most once
@@ -136,13 +153,11 @@ class Batch(_Strict):
                theta is held, and each (sub)step costs one more evaluation of the score
     """
 
-    size: int
-    catch_up: Literal["off", "one_step", "substeps"] = "off"
-    cap: int = 10
+    table: ClassVar = "batch"
 
-    def __post_init__(self) -> None:
-        if self.size < 1 or self.cap < 1:
-            raise SdeflowError(f"batch size and cap must be at least 1, given {self.size} and {self.cap}")
+    size: Count
+    catch_up: Literal["off", "one_step", "substeps"] = "off"
+    cap: Count = 10
 
     @property
     def extra_evaluations(self) -> int:
@@ -151,20 +166,17 @@ class Batch(_Strict):
 
 
 @dataclass(frozen=True)
-class Evaluate(_Strict):
+class Evaluate(Options):
     """When the loss on held-out data is measured.
 
     every   steps of the run between evaluations; the start and the last step are always among them
     steps   steps that held-out particles take at each, from where the last evaluation left them
     """
 
-    every: int
-    steps: int = 10
+    table: ClassVar = "evaluate"
 
-    def __post_init__(self) -> None:
-        for name, value in (("every", self.every), ("steps", self.steps)):
-            if not isinstance(value, int) or value < 1:
-                raise SdeflowError(f"evaluate.{name} must be at least 1 step, given {value!r}")
+    every: Count
+    steps: Count = 10
 
     def cost(self, last: int, data: int, particles: int) -> str:
         """What it costs in a run of `last` steps, in words."""
@@ -176,7 +188,7 @@ class Evaluate(_Strict):
 
 
 @dataclass(frozen=True)
-class Grid(_Strict):
+class Grid(Options):
     """Values of gamma and of eta, each for all blocks with a momentum; none leaves the blocks' own.
 
     Every pair is a point, and a run has its replicas at each, from the same seeds. In a dataset gamma and eta
@@ -185,6 +197,8 @@ class Grid(_Strict):
 
     Raises SdeflowError for values that are no frictions or inverse masses.
     """
+
+    table: ClassVar = "grid"
 
     gamma: Sequence[float] = ()
     eta: Sequence[float] = ()

@@ -41,16 +41,18 @@ import numpy as np
 import torch
 import xarray as xr
 from safetensors.torch import load_file
+from support import declared
 
 import sdeflow
-from sdeflow import Batch, Evaluate, Save, folder, march, prepared
+from sdeflow import Batch, Evaluate, Save
 from sdeflow.config.run import Run
 from sdeflow.errors import SdeflowError
 from sdeflow.problems.hierarchical import Hierarchical
-from sdeflow.simulation.resume import go_on
+from sdeflow.simulation import prepare as preparing
+from sdeflow.simulation import time_loop
+from sdeflow.simulation.resume import resume_run
 from sdeflow.simulation.solve import solve
-from sdeflow.trajectory import durable
-from sdeflow.trajectory import segments as parts
+from sdeflow.trajectory import durable, folder, segments
 from sdeflow.trajectory.checkpoint import Damaged
 from sdeflow.trajectory.durable import DiskFull
 
@@ -70,7 +72,7 @@ def _run(declaration: Any, scheme: str, *, rmsprop: bool = False, **options: Any
     theta = {"h": 1e-3, **motion} | ({"precondition": "rmsprop"} if rmsprop else {})
     system = declaration(model, particles=3, theta=theta, x={"h": 1e-2, **motion})
     common: dict[str, Any] = {"save": SAVE, "dtype": "float64", "device": "cpu", "seed": 3}
-    return Run.declare(system, scheme, **(common | options))
+    return declared(system, scheme, **(common | options))
 
 
 RUNS: dict[str, Callable[[int], Run]] = {
@@ -112,7 +114,7 @@ class Ticks:
 
 def instrument(tick: Ticks) -> None:
     """Puts a tick before each operation of the run in this process, and in the middle of each write."""
-    fsync, replace, slabs, prepare = os.fsync, Path.replace, parts._slabs, prepared.prepare
+    fsync, replace, slabs, prepare = os.fsync, Path.replace, segments._slabs, preparing.prepare
 
     class System:
         def __getattr__(self, name: str) -> Any:
@@ -133,7 +135,7 @@ def instrument(tick: Ticks) -> None:
 
     def ticking_prepare(run: Run) -> Any:
         ready = prepare(run)
-        step = ready.step
+        step = ready.stepper
 
         class Ticking:
             stride = 1
@@ -142,7 +144,7 @@ def instrument(tick: Ticks) -> None:
                 tick(disk=False)
                 return step(z, n, count)
 
-        ready.step = Ticking()
+        ready.stepper = Ticking()
         return ready
 
     unlink, copyfile, rmtree = Path.unlink, shutil.copyfile, shutil.rmtree
@@ -173,8 +175,8 @@ def instrument(tick: Ticks) -> None:
     durable.os = System()  # type: ignore[assignment]
     durable.write = write_in_two
     Path.replace = ticking_replace  # type: ignore[assignment,method-assign]
-    parts._slabs = ticking_slabs
-    prepared.prepare = ticking_prepare
+    segments._slabs = ticking_slabs
+    preparing.prepare = ticking_prepare
 
 
 def die() -> None:
@@ -187,7 +189,7 @@ def no_room() -> None:
 
 def child(run: Run, out: Path, resumed: bool, fault: Fault | None, pipe: int) -> int:
     """Runs or resumes in this process; reports acknowledged steps, the start and the number of operations."""
-    march._CHUNK_SECONDS = 0.0
+    time_loop._CHUNK_SECONDS = 0.0
     strike = None
     if fault is not None:
         strike = {"kill": die, "full": no_room}.get(fault.kind)
@@ -196,10 +198,10 @@ def child(run: Run, out: Path, resumed: bool, fault: Fault | None, pipe: int) ->
     tick = Ticks(strike, fault.at if fault else 0)
     put = folder.RunFolder._checkpoint
 
-    def acknowledged(self: Any, root: Path, facts: Any, state: Any) -> None:
-        put(self, root, facts, state)
+    def acknowledged(self: Any, root: Path, meta: Any, state: Any) -> None:
+        put(self, root, meta, state)
         if root == self.path:
-            os.write(pipe, f"a{facts.step}\n".encode())
+            os.write(pipe, f"a{meta.step}\n".encode())
 
     folder.RunFolder._checkpoint = acknowledged  # type: ignore[method-assign]
     instrument(tick)
@@ -209,11 +211,11 @@ def child(run: Run, out: Path, resumed: bool, fault: Fault | None, pipe: int) ->
 
             def reported(cls: Any, path: Path) -> Any:
                 found = reopen(cls, path)
-                os.write(pipe, f"s{found[0].facts.step}\n".encode())
+                os.write(pipe, f"s{found[0].meta.step}\n".encode())
                 return found
 
             folder.RunFolder.reopen = classmethod(reported)  # type: ignore[assignment,method-assign]
-            solution = go_on(lambda _: run, out)
+            solution = resume_run(lambda _: run, out)
         else:
             solution = solve(run, out=out)
         os.write(pipe, f"n{tick.count}\n".encode())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple, Self
+from dataclasses import fields
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pytest
@@ -15,12 +16,37 @@ from torch import Tensor
 
 from sdeflow.cli import main
 from sdeflow.config.catalogue import entries, find, integrator_named
+from sdeflow.config.run import Run
+from sdeflow.config.schema import RunSection
 from sdeflow.noise.cpp import native
+from sdeflow.noise.kernel import NoKernel
+from sdeflow.state import Replicas
 from sdeflow.system.increments import Channel, Noise
 from sdeflow.system.integrator import Integrator
 from sdeflow.system.system import System
 
-needs_kernel = pytest.mark.skipif(isinstance(native(), str), reason=str(native()))
+
+def _no_kernel() -> str:
+    try:
+        native()
+    except NoKernel as reason:
+        return str(reason)
+    return ""
+
+
+needs_kernel = pytest.mark.skipif(bool(_no_kernel()), reason=_no_kernel())
+
+
+def doubles(seeds: Sequence[int] = (0,), dtype: torch.dtype = torch.float64) -> Replicas:
+    """Replicas on the CPU."""
+    return Replicas(list(seeds), dtype, torch.device("cpu"))
+
+
+def declared(system: Any, integrator: Any, **options: Any) -> Run:
+    """A run by the names of [run] and Save, Batch, ..., all in one."""
+    own = {f.name: options.pop(f.name) for f in fields(RunSection) if f.name in options}
+    return Run.declare(system, integrator, RunSection(**own), **options)
+
 
 Matrix = NDArray[np.float64]
 
@@ -109,7 +135,7 @@ def unpack(system: System, rows: Tensor) -> dict[str, Tensor]:
 
 def normals_a_step(channels: Sequence[Channel], integrator: Integrator) -> int:
     return integrator.substeps * sum(
-        channel.normals(integrator.noise) * int(np.prod(channel.shape)) for channel in channels
+        channel.normals(integrator.increments) * int(np.prod(channel.shape)) for channel in channels
     )
 
 
@@ -120,12 +146,12 @@ def noise_from(system: System, integrator: Integrator, xi: Tensor) -> tuple[Nois
     for part in parts:
         for channel in system.channels:
             draws = []
-            for _ in range(channel.normals(integrator.noise)):
+            for _ in range(channel.normals(integrator.increments)):
                 size = int(np.prod(channel.shape))
                 draws.append(xi[:, at : at + size].reshape(-1, *channel.shape))
                 at += size
             part[channel.variable] = channel.increment(
-                draws, system.h / integrator.substeps, integrator.noise
+                draws, system.h / integrator.substeps, integrator.increments
             )
     assert at == xi.shape[1]
     return tuple(parts)

@@ -69,6 +69,11 @@ class Config(_Strict):
     evaluate: Evaluate | None = None
     grid: Grid | None = None
 
+    @classmethod
+    def of(cls, tables: Mapping[str, Any]) -> Config:
+        """The configuration in tables as TOML has them; raises what pydantic does, and SdeflowError."""
+        return cls.model_validate_json(json.dumps(tables, default=str))  # in which strict takes a list
+
     def with_particles(self, n: int) -> Config:
         """The same with n particles a datum, and as many of a prior where there are any."""
         counts: dict[str, Any] = {
@@ -127,7 +132,7 @@ def parse_config(
         if not isinstance(tables.get(name, {}), dict):
             raise SdeflowError(f"{path.name}: '{name}' must be a table, [{name}], given {tables[name]!r}")
     try:
-        return Config.model_validate_json(json.dumps(tables, default=str))  # in which strict takes lists
+        return Config.of(tables)
     except ValidationError as error:
         raise SdeflowError(f"{path.name}: {'; '.join(explain(error, _fields))}") from None
     except SdeflowError as error:  # a value out of range

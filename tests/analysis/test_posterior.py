@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from support import doubles
 
 from sdeflow import Save, mpgd, simulate
 from sdeflow.analysis.distances import gaussian_w2
@@ -13,7 +14,7 @@ from sdeflow.analysis.posterior import posterior_w2
 from sdeflow.analysis.rates import over_replicas
 from sdeflow.analysis.stability import contraction, equilibrium
 from sdeflow.config.catalogue import integrator_named
-from sdeflow.engine.step import FullBatch, advance
+from sdeflow.engine.step import EagerSteps, advance
 from sdeflow.errors import SdeflowError
 from sdeflow.problems.hierarchical import Hierarchical
 from sdeflow.system.system import initial_state
@@ -59,12 +60,12 @@ def test_falls_as_the_means_do() -> None:
 
     single = mpgd(model, particles=1, **h)
     scheme, silent = integrator_named("expint"), {"U": {k: torch.zeros(1, data, 1, 1) for k in "PQ"}}
-    z = initial_state(single, [0], torch.float64, torch.device("cpu"))
+    z = initial_state(single, doubles())
     z = {name: torch.zeros_like(value) for name, value in z.items()}
     target = (model.data + model.data.mean()) / 2
     gaps = [float((z["X"][0, :, 0] - target).norm())]
     for k in range(100):
-        z = advance(FullBatch(single, scheme, lambda n: (silent,)), z, 50 * k, 50)
+        z = advance(EagerSteps(single, scheme, lambda n: (silent,)), z, 50 * k, 50)
         gaps.append(float((z["X"][0, :, 0] - target).norm()))
 
     floor = 1.5 * 0.5 * data / particles

@@ -38,13 +38,14 @@ from torch import Tensor
 
 from sdeflow import Batch, mpgd
 from sdeflow.config.run import Run
+from sdeflow.config.schema import RunSection
 from sdeflow.engine.step import advance
 from sdeflow.model.model import Model, ParameterLayout
 from sdeflow.noise.cpp import native
-from sdeflow.noise.kernel import kinetic_numbers
+from sdeflow.noise.kernel import NoKernel, kinetic_numbers
 from sdeflow.problems.decoder import Decoder
 from sdeflow.problems.hierarchical import Hierarchical
-from sdeflow.seeds import stream
+from sdeflow.seeds import derive_key
 from sdeflow.simulation.prepare import prepare
 from sdeflow.system.flow import kinetic_flow
 
@@ -87,13 +88,13 @@ def motions(data: int) -> Motions:
 
 def ours(system: Any, integrator: str = "expint", **options: Any) -> Steps:
     """sdeflow's own steps, without saving; whole strides, at least one."""
-    prepared = prepare(Run.declare(system, integrator, steps=1, dtype="float32", device="cpu", **options))
-    at, stride = [0, prepared.state], prepared.step.stride
+    prepared = prepare(Run.declare(system, integrator, RunSection(steps=1, device="cpu", **options)))
+    at, stride = [0, prepared.state], prepared.stepper.stride
 
     def take(count: int) -> int:
         n, z = at
         taken = stride * max(1, count // stride)
-        at[:] = n + taken, advance(prepared.step, z, n, taken)
+        at[:] = n + taken, advance(prepared.stepper, z, n, taken)
         return taken
 
     return take
@@ -253,7 +254,7 @@ def all_cpp(data: int) -> Steps:
     y, place = model.data.float().flatten().repeat_interleave(PARTICLES), torch.zeros(2).double()
     of_x = torch.tensor(kinetic_numbers(c, c, 1.0), dtype=torch.float32)
     of_theta = torch.tensor([t.free, t.push, t.w, t.kick], dtype=torch.float64)
-    key, taken = ctypes.c_uint64(stream(0, "noise", "x") & 2**64 - 1), [0]
+    key, taken = ctypes.c_uint64(derive_key(0, "noise", "x") & 2**64 - 1), [0]
 
     def take(count: int) -> None:
         tensors = [ctypes.c_void_p(v.data_ptr()) for v in (x, u, y, place, of_x, of_theta)]
@@ -381,8 +382,10 @@ def main() -> None:
     options = parser.parse_args()
     pin(options.threads)
     torch.set_num_threads(options.threads)
-    if isinstance(reason := native(), str):
-        raise SystemExit(f"the rows of the fused engine need the kernel: {reason}")
+    try:
+        native()
+    except NoKernel as reason:
+        raise SystemExit(f"the rows of the fused engine need the kernel: {reason}") from None
     found: dict[str, Any] = {
         **machine(),
         "threads": options.threads,

@@ -15,6 +15,7 @@ import torch
 
 from sdeflow import mpgd
 from sdeflow.config.run import Run
+from sdeflow.config.schema import RunSection
 from sdeflow.model.forces import ModelForces
 from sdeflow.model.model import Model
 from sdeflow.problems.decoder import Decoder
@@ -38,13 +39,13 @@ def peers(monkeypatch: pytest.MonkeyPatch) -> Any:
 def assert_same_path(peer: Any, model: Model, particles: int, integrator: str) -> None:
     """One call of the peer, from sdeflow's start, against as many steps of sdeflow."""
     system = mpgd(model, particles=particles, **FREE)
-    prepared = prepare(Run.declare(system, integrator, steps=1, dtype="float32", device="cpu"))
+    prepared = prepare(Run.declare(system, integrator, RunSection(steps=1, device="cpu")))
     z, names = prepared.state, ("theta", "m", "X", "U")
     start = [z[name].numpy().reshape(like.shape) for name, like in zip(names, peer.z, strict=True)]
     theirs = peer.advance(tuple(start), jax.random.key(0))
     with torch.no_grad():
         for n in range(peer.steps):
-            z = prepared.step(z, n)
+            z = prepared.stepper(z, n)
     for name, before, after in zip(names, start, theirs, strict=True):
         assert np.abs(after - before).max() > 1e-3
         ours = z[name].numpy().reshape(after.shape)

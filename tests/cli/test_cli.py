@@ -17,8 +17,10 @@ import pytest
 import xarray as xr
 from safetensors import safe_open
 
-from sdeflow import march, prepared, progress
+from sdeflow import terminal
 from sdeflow.cli import main
+from sdeflow.simulation import prepare as preparing
+from sdeflow.simulation import time_loop
 
 TINY = """
 title = "Tiny"
@@ -216,8 +218,8 @@ def test_progress_shows_rate_time_left_and_loss(
 ) -> None:
     """As a bar on a terminal, and as a line now and then elsewhere."""
     stderr = stream()
-    monkeypatch.setattr(march, "_CHUNK_SECONDS", 1e-9)  # a report after every step
-    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0)
+    monkeypatch.setattr(time_loop, "_CHUNK_SECONDS", 1e-9)  # a report after every step
+    monkeypatch.setattr(terminal, "_SECONDS_BETWEEN_LINES", 0)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setattr(sys, "stderr", stderr)
@@ -270,11 +272,11 @@ def test_interruption_keeps_what_was_recorded_and_exits_130(
     cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert cli("run", "tiny.toml", "--quiet", "--out", "whole", "--steps", 10).code == 0
-    prepare = prepared.prepare
+    prepare = preparing.prepare
 
     def interrupted(run: Any) -> Any:
         ready = prepare(run)
-        step = ready.step
+        step = ready.stepper
 
         class StopAtFive:
             stride = 1
@@ -284,7 +286,7 @@ def test_interruption_keeps_what_was_recorded_and_exits_130(
                     raise KeyboardInterrupt
                 return step(z, n, count)
 
-        ready.step = StopAtFive()
+        ready.stepper = StopAtFive()
         return ready
 
     monkeypatch.setattr("sdeflow.simulation.prepare.prepare", interrupted)

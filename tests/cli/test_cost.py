@@ -13,6 +13,7 @@ import sys, torch
 from sdeflow import Batch, Model, Save, mpgd, simulate
 from sdeflow.cli.show import peak_bytes
 from sdeflow.config.run import Run
+from sdeflow.config.schema import RunSection
 
 class Gaussian(Model):
     def __init__(self, data):
@@ -40,7 +41,8 @@ if sys.argv[2] != "memory":
     options["out"] = sys.argv[3]
 simulate(large, "expint", resume=sys.argv[2] == "resumed", **options)
 options.pop("out", None)
-run = Run.declare(large, "expint", dtype="float32", **options)
+steps = RunSection(steps=options.pop("steps"), device=options.pop("device"))
+run = Run.declare(large, "expint", steps, **options)
 print(peak() - before, peak_bytes(run, folder=sys.argv[2] != "memory"))
 """
 

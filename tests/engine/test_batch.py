@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support import doubles
 from torch import Tensor
 
 import sdeflow
 from sdeflow import Batch, Save, simulate
 from sdeflow.config.catalogue import entries, integrator_named
+from sdeflow.engine.engine import Engine
 from sdeflow.engine.minibatch import VISITED, MiniBatches
 from sdeflow.errors import SdeflowError, StabilityWarning
 from sdeflow.noise.source import TorchNoise
@@ -48,11 +50,11 @@ def toy(declaration: sdeflow.SystemDeclaration = sdeflow.mpgd, **theta: Any) -> 
 
 
 def batches(system: BlockSystem, scheme: str, batch: Batch, seeds: range = range(1)) -> MiniBatches:
-    return MiniBatches(system, integrator_named(scheme), batch, seeds=seeds, **FLOAT64)
+    return MiniBatches(system, integrator_named(scheme), batch, doubles(seeds), Engine())
 
 
 def start(system: BlockSystem, seeds: range = range(1)) -> dict[str, Tensor]:
-    return initial_state(system, seeds, torch.float64, torch.device("cpu"))
+    return initial_state(system, doubles(seeds))
 
 
 def test_every_scheme_is_here() -> None:
@@ -122,7 +124,7 @@ def test_particles_outside_the_batch_stay() -> None:
 def test_replicas_are_runs_and_pieces_do_not_matter(catch_up: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"steps": 14, "dtype": "float64", "batch": Batch(5, catch_up, 4)}
     together = simulate(toy(), "expint", seed=3, replicas=3, save=WHOLE, **options)
-    monkeypatch.setattr("sdeflow.simulation.march._CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr("sdeflow.simulation.time_loop._CHUNK_SECONDS", 0.0)
     for r in range(3):
         alone = simulate(
             toy(), "expint", seed=3 + r, save=Save(every=1, data="all", particles="all"), **options
@@ -133,7 +135,7 @@ def test_replicas_are_runs_and_pieces_do_not_matter(catch_up: Any, monkeypatch: 
 
 def late(batches: MiniBatches, n: int) -> list[Tensor]:
     """Normals of step n by channel, for catching up."""
-    return [xi[0] for _, xi in batches._late_noise.normals(n)]
+    return [xi[0] for _, xi in batches._catch_up.noise.normals(n)]
 
 
 @pytest.fixture
@@ -169,8 +171,9 @@ def test_catch_up_by_hand(declaration: sdeflow.SystemDeclaration) -> None:
 
     for catch_up in ("one_step", "substeps"):
         mini = batches(system, "expint", Batch(D, catch_up, cap))  # type: ignore[arg-type]
+        mini._part.see(index)
         with torch.no_grad():
-            new = mini._catch_up(system.on(index), z, missed, late(mini, 7))
+            new = mini._catch_up(z, missed, late(mini, 7))
         for i, k in enumerate(missed[0].clamp(max=cap).tolist()):
             x, u = z["X"][0, i], z["U"][0, i] if "U" in z else None
             for h in [k * H] if catch_up == "one_step" else [H] * k:
@@ -190,10 +193,11 @@ def test_noise_of_a_catch_up_step_has_its_law() -> None:
         x={"h": H, "eta": ETA, "gamma": GAMMA},
     )
     mini = batches(system, "expint", Batch(4, "one_step", 6))
-    index, missed = torch.arange(4)[None], torch.tensor([[0, 2, 6, 9]])
+    missed = torch.tensor([[0, 2, 6, 9]])
     z = start(system)
-    system = BlockSystem(system.blocks, lambda t, z, names: {"x": 0 * z["X"]}, h=system.h)
-    new = mini._catch_up(system, z, missed, late(mini, 3))
+    forceless = BlockSystem(system.blocks, lambda t, z, names: {"x": 0 * z["X"]}, h=system.h)
+    mini._catch_up._system = forceless
+    new = mini._catch_up(z, missed, late(mini, 3))
     for i, k in enumerate([0, 2, 6, 6]):
         c = kinetic_flow(GAMMA, ETA, k * H)
         drift = {"X": z["X"][0, i] + c.free * z["U"][0, i], "U": c.w * z["U"][0, i]}
@@ -202,7 +206,6 @@ def test_noise_of_a_catch_up_step_has_its_law() -> None:
             assert noise.square().mean().item() == pytest.approx(
                 variance, abs=5 * variance * math.sqrt(2 / 1000)
             )
-    assert index.shape == (1, 4)
 
 
 # RMSProp -------------------------------------------------------------------------------------------------

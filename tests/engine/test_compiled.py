@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support import declared
 
 from sdeflow import (
     Batch,
@@ -23,7 +24,6 @@ from sdeflow import (
     simulate,
 )
 from sdeflow.config.build import build
-from sdeflow.config.run import Run
 from sdeflow.config.schema import Config
 from sdeflow.engine.compiled import CompiledSteps
 from sdeflow.engine.step import advance
@@ -109,11 +109,9 @@ def test_a_system_without_noise_and_the_state_before() -> None:
     system = still(Hierarchical(data=3), particles=2, theta={"h": 1e-2}, x={"h": 1e-2})
     eager, compiled = (simulate(system, steps=20, engine=e, dtype="float64") for e in ("eager", "compiled"))
     np.testing.assert_allclose(compiled["theta"], eager["theta"], rtol=0, atol=1e-12)
-    prepared = prepare(
-        Run.declare(toy(), "expint", steps=1, dtype="float64", device="cpu", engine="compiled")
-    )
+    prepared = prepare(declared(toy(), "expint", steps=1, dtype="float64", device="cpu", engine="compiled"))
     before = {name: value.clone() for name, value in prepared.state.items()}
-    advance(prepared.step, prepared.state, 0, prepared.step.stride + 1)
+    advance(prepared.stepper, prepared.state, 0, prepared.stepper.stride + 1)
     assert all(torch.equal(prepared.state[name], before[name]) for name in before)
 
 
@@ -148,14 +146,14 @@ def test_long_runs_are_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert chosen[2].attrs["engine"] != "compiled"
     assert chosen[3].attrs["engine"] == "compiled"
     assert "engine compiled" in log(tmp_path / "3")
-    config = Config.model_validate(
+    config = Config.of(
         {
             "model": {"use": "hierarchical", "data": 6},
             "system": {"use": "mpgd", "particles": 4, "theta": MOTION, "x": MOTION},
             "run": {"steps": 3},
         }
     )
-    assert 'engine = "compiled"' in build(config).config
+    assert 'engine = "compiled"' in build(config).toml
     plain = SDESystem(OrnsteinUhlenbeck(), h=0.1, paths=3, start=[0.0])
     assert simulate(plain, "euler_maruyama", steps=3).attrs["engine"] != "compiled"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from support import accepted_pairs, affine_map, needs_kernel, toy
+from support import accepted_pairs, affine_map, doubles, needs_kernel, toy
 from torch import Tensor
 
 from sdeflow import Batch, Evaluate, Save, kiplmc, mpgd, simulate
@@ -20,15 +21,16 @@ from sdeflow.config.catalogue import integrator_named
 from sdeflow.config.schema import Config
 from sdeflow.engine.engine import Engine, resolve_engine
 from sdeflow.engine.minibatch import MiniBatches
-from sdeflow.engine.step import FullBatch, advance, pieces
+from sdeflow.engine.step import EagerSteps, advance, strides
 from sdeflow.errors import SdeflowError
 from sdeflow.noise.cpp import Native, native
+from sdeflow.noise.kernel import NoKernel
 from sdeflow.noise.philox_source import PhiloxNoise
 from sdeflow.options import Grid
 from sdeflow.problems.hierarchical import Hierarchical
 from sdeflow.simulation.held_out import HeldOut
 from sdeflow.system.block import Block
-from sdeflow.system.increments import Channel, compose
+from sdeflow.system.increments import Channel, NoiseSpec, compose
 from sdeflow.system.maps import U
 from sdeflow.system.system import BlockSystem, initial_state
 from sdeflow.system.varying import spread
@@ -62,13 +64,22 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 @pytest.fixture
 def no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sdeflow.noise.philox_source.native", lambda: WHY)
+    def lost() -> Any:
+        raise NoKernel(WHY)
+
+    monkeypatch.setattr("sdeflow.noise.philox_source.native", lost)
 
 
-def source(system: Any, integrator: str, dtype: torch.dtype = torch.float64, **options: Any) -> PhiloxNoise:
-    scheme = integrator_named(integrator)
-    how = {"kind": scheme.noise, "substeps": scheme.substeps, "h": system.h, "seeds": [3, 4]}
-    return PhiloxNoise(system.channels, dtype=dtype, device=CPU, **how | options)
+def source(
+    system: Any,
+    integrator: str,
+    dtype: torch.dtype = torch.float64,
+    seeds: Sequence[int] = (3, 4),
+    *,
+    fused: bool = False,
+) -> PhiloxNoise:
+    spec = integrator_named(integrator).noise_spec(system.h)
+    return PhiloxNoise(system.channels, spec, doubles(seeds, dtype), fused=fused)
 
 
 def steps(
@@ -77,10 +88,10 @@ def steps(
     """The state of two replicas after n steps on philox noise."""
     scheme = integrator_named(integrator)
     system = system.to(dtype, CPU)
-    z = initial_state(system, [3, 4], dtype, CPU)
+    z = initial_state(system, doubles([3, 4], dtype))
     with torch.no_grad():
         z |= scheme.init(system, z)
-    return advance(FullBatch(system, scheme, source(system, integrator, dtype, fused=fused)), z, 0, n)
+    return advance(EagerSteps(system, scheme, source(system, integrator, dtype, fused=fused)), z, 0, n)
 
 
 # Which one runs ------------------------------------------------------------------------------------
@@ -88,12 +99,12 @@ def steps(
 
 def test_pieces_depend_on_where_they_end_alone() -> None:
     """Cut at multiples of the stride, the same are taken; no step twice and none left out."""
-    whole = list(pieces(0, 30, 8))
+    whole = list(strides(0, 30, 8))
     assert whole == [(0, 8), (8, 8), (16, 8), *((n, 1) for n in range(24, 30))]
     for cut in (8, 16, 24):
-        assert [*pieces(0, cut, 8), *pieces(cut, 30, 8)] == whole
-    assert list(pieces(5, 17, 8)) == [(5, 1), (6, 1), (7, 1), (8, 8), (16, 1)]
-    assert list(pieces(3, 6, 1)) == [(3, 1), (4, 1), (5, 1)]
+        assert [*strides(0, cut, 8), *strides(cut, 30, 8)] == whole
+    assert list(strides(5, 17, 8)) == [(5, 1), (6, 1), (7, 1), (8, 8), (16, 1)]
+    assert list(strides(3, 6, 1)) == [(3, 1), (4, 1), (5, 1)]
 
 
 @needs_kernel
@@ -112,7 +123,7 @@ def test_pieces_depend_on_where_they_end_alone() -> None:
 )
 def test_choice_with_a_kernel(engine: str, noise: str, chosen: tuple[str, str]) -> None:
     found = resolve_engine(engine, noise, CPU)
-    assert (found.name, found.noise) == chosen
+    assert (found.name, found.source_name) == chosen
     assert found.why
 
 
@@ -120,21 +131,21 @@ def test_choice_with_a_kernel(engine: str, noise: str, chosen: tuple[str, str]) 
 def test_choice_without_a_kernel() -> None:
     for engine, noise in (("auto", "auto"), ("eager", "auto"), ("auto", "torch")):
         found = resolve_engine(engine, noise, CPU)
-        assert (found.name, found.noise, found.why) == ("eager", "torch", WHY)
+        assert (found.name, found.source_name, found.why) == ("eager", "torch", WHY)
     for engine, noise in (("fused", "auto"), ("auto", "philox"), ("eager", "philox")):
         with pytest.raises(SdeflowError, match=f"needs a kernel, and {WHY}"):
             resolve_engine(engine, noise, CPU)
     with pytest.raises(SdeflowError, match=WHY):
-        PhiloxNoise([], kind="W", substeps=1, h=1.0, seeds=[0], dtype=torch.float64, device=CPU)
+        PhiloxNoise([], NoiseSpec("W", 1, 1.0), doubles())
 
 
 def test_a_slow_kernel_has_to_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sdeflow.noise.philox_source.native", lambda: SimpleNamespace(fast=False))
     found = resolve_engine("auto", "auto", CPU)
-    assert (found.name, found.noise) == ("eager", "torch")
+    assert (found.name, found.source_name) == ("eager", "torch")
     assert "no fused multiply-add" in found.why
     assert resolve_engine("auto", "philox", CPU).name == "fused"
-    assert resolve_engine("fused", "auto", CPU).noise == "philox"
+    assert resolve_engine("fused", "auto", CPU).source_name == "philox"
 
 
 @pytest.mark.parametrize(
@@ -153,15 +164,15 @@ def test_refusals(engine: str, noise: str, told: str) -> None:
 @needs_kernel
 def test_what_auto_became_is_kept(tmp_path: Path) -> None:
     """In the configuration that the run carries, the attributes, the log and the settings."""
-    config = Config.model_validate(
+    config = Config.of(
         {
             "model": {"use": "hierarchical", "data": 3},
             "system": {"use": "mpgd", "particles": 2, "theta": MOTION, "x": MOTION},
         }
     )
     run = build(config)
-    assert (run.engine.name, run.engine.noise) == ("fused", "philox")
-    assert 'engine = "fused"' in run.config
+    assert (run.engine.name, run.engine.source_name) == ("fused", "philox")
+    assert 'engine = "fused"' in run.toml
     assert run.settings["run.noise"] == "philox"
     assert "run.engine" not in run.settings
     ds = simulate(toy("mpgd", data=3, theta=MOTION, x=MOTION), steps=2, out=tmp_path / "run", device="cpu")
@@ -228,9 +239,9 @@ def test_float32_too(calls: Counter[str]) -> None:
 def test_the_old_state_stays_as_it_was() -> None:
     built = toy("kiplmc", data=3, particles=2, theta=MOTION, x=MOTION)
     scheme = integrator_named("expint")
-    z = initial_state(built, [3, 4], torch.float64, CPU)
+    z = initial_state(built, doubles([3, 4]))
     before = {name: value.clone() for name, value in z.items()}
-    advance(FullBatch(built, scheme, source(built, "expint", fused=True)), z, 0, 3)
+    advance(EagerSteps(built, scheme, source(built, "expint", fused=True)), z, 0, 3)
     assert all(torch.equal(z[name], before[name]) for name in z)
 
 
@@ -239,13 +250,13 @@ def test_the_old_state_stays_as_it_was() -> None:
 def test_fused_steps_do_not_depend_on_chunks_threads_or_replicas(integrator: str) -> None:
     built = toy("kiplmc", data=300, particles=500, theta=MOTION, x=MOTION)
     scheme = integrator_named(integrator)
-    z = initial_state(built, [3, 4], torch.float64, CPU)
+    z = initial_state(built, doubles([3, 4]))
     with torch.no_grad():
         z |= scheme.init(built, z)
-    step = FullBatch(built, scheme, source(built, integrator, fused=True))
+    step = EagerSteps(built, scheme, source(built, integrator, fused=True))
     whole, before = advance(step, z, 0, 3), torch.get_num_threads()
     # forces are torch's, whose sums depend on threads: so the updates alone are compared
-    again = advance(FullBatch(built, scheme, source(built, integrator, fused=True)), z, 0, 1)
+    again = advance(EagerSteps(built, scheme, source(built, integrator, fused=True)), z, 0, 1)
     again = advance(step, again, 1, 2)
     assert all(torch.equal(whole[name], again[name]) for name in whole)
 
@@ -271,7 +282,7 @@ def test_derivatives_and_batches_go_through_a_step(calls: Counter[str]) -> None:
     """Where torch traces the computation the increment is drawn and the update is torch's."""
     built = toy("mpgd", data=3, particles=2, theta=MOTION, x=MOTION)
     scheme, noise = integrator_named("expint"), source(built, "expint", fused=True)
-    z = initial_state(built, [3, 4], torch.float64, CPU)
+    z = initial_state(built, doubles([3, 4]))
 
     def step(x: Tensor) -> Tensor:
         return scheme.step(built, 0.0, z | {"X": x}, built.h, noise(0))["X"]
@@ -398,17 +409,14 @@ def test_noise_of_batches_and_held_out_data_is_their_own(calls: Counter[str]) ->
         system,
         integrator_named("expint"),
         Batch(3, catch_up="one_step"),
-        seeds=[0],
-        dtype=torch.float64,
-        device=CPU,
-        engine=Engine("eager", "philox"),
+        doubles(),
+        Engine("eager", "philox"),
     )
-    (step,), ((_, late),) = batches._noise(2), tuple(batches._late_noise.normals(2))
+    (step,), ((_, late),) = batches._noise(2), tuple(batches._catch_up.noise.normals(2))
     assert step["U"]["P"].shape == (1, 3, 2, 1)
     assert late.shape == (1, 1, 2, 1, 3, 2, 1)
     more = mpgd(WithHeldOut(6), particles=2, theta=MOTION, x=MOTION)
-    how = {"seeds": [0], "dtype": torch.float64, "device": CPU, "source": PhiloxNoise}
-    held_out = HeldOut(more, Evaluate(every=1), **how)
+    held_out = HeldOut(more, Evaluate(every=1), doubles(), source=PhiloxNoise)
     (part,) = held_out._noise(2)
     drawn = torch.cat([late.flatten(), part["U"]["P"].flatten(), step["U"]["P"].flatten()])
     assert drawn.unique().numel() == drawn.numel()

@@ -30,7 +30,7 @@ from support import (
 )
 
 from sdeflow.config.catalogue import integrator_named
-from sdeflow.engine.step import FullBatch, advance
+from sdeflow.engine.step import EagerSteps, advance
 from sdeflow.system.system import System
 
 # The table of contraction rates --------------------------------------------------------------------
@@ -366,7 +366,7 @@ def test_step_is_affine_in_state_and_noise(integrator: str, system: str) -> None
             assert np.allclose(one_step(built, scheme, rows, xi[0]), expected, rtol=0, atol=1e-12)
     z = unpack(built, rows)
     z |= scheme.init(built, z)
-    z = advance(FullBatch(built, scheme, lambda n: noise_from(built, scheme, xi[n])), z, 0, 3)
+    z = advance(EagerSteps(built, scheme, lambda n: noise_from(built, scheme, xi[n])), z, 0, 3)
     assert np.allclose(pack(built, z), expected, rtol=0, atol=1e-12)
 
 

@@ -48,7 +48,7 @@ from sdeflow.analysis.orders import (
     weak_slope,
 )
 from sdeflow.config.catalogue import entries, integrator_named
-from sdeflow.engine.step import FullBatch, advance
+from sdeflow.engine.step import EagerSteps, advance
 from sdeflow.integrators.ubu import UBU
 from sdeflow.system.block import Block
 from sdeflow.system.increments import Increment, Kind, Noise, compose
@@ -289,7 +289,7 @@ def test_order_without_noise(integrator: str, gamma: float) -> None:
         )
         z = {n: torch.full((1, 1), v, dtype=torch.float64) for n, v in (("theta", 1.6), ("m", -0.3))}
         z |= scheme.init(system, z)
-        z = advance(FullBatch(system, scheme, lambda n: ({},) * scheme.substeps), z, 0, steps)
+        z = advance(EagerSteps(system, scheme, lambda n: ({},) * scheme.substeps), z, 0, steps)
         errors.append(np.abs(pack(system, z).numpy()[0] - exact.y[:, -1]).max())
     assert exponent(errors) == pytest.approx(scheme.weak_order, abs=0.002)
 

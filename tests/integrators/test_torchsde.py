@@ -52,7 +52,7 @@ def test_same_seed_and_chunks_give_the_same_numbers(method: str, monkeypatch: py
     """A solver's own state lives in the run's state: pieces of any length give the same bits."""
     options = {"steps": 12, "dtype": "float64"}
     whole = simulate(toy(sdeflow.mpgd), f"torchsde:{method}", **options, save=Save(every=12))
-    monkeypatch.setattr("sdeflow.simulation.march._CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr("sdeflow.simulation.time_loop._CHUNK_SECONDS", 0.0)
     pieces = simulate(toy(sdeflow.mpgd), f"torchsde:{method}", **options, save=Save(every=1))
     np.testing.assert_array_equal(whole.X[-1], pieces.X[-1])
 

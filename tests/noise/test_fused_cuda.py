@@ -17,6 +17,7 @@ from support import needs_kernel
 
 from sdeflow.engine.engine import resolve_engine
 from sdeflow.errors import SdeflowError
+from sdeflow.noise.kernel import NoKernel
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 
@@ -73,20 +74,19 @@ import torch
 from sdeflow import kiplmc
 from sdeflow.noise import philox_source
 from sdeflow.config.catalogue import integrator_named
-from sdeflow.engine.step import FullBatch, advance
+from sdeflow.engine.step import EagerSteps, advance
 from sdeflow.noise.cuda import Cuda
 from sdeflow.engine.cuda_graph import GraphedSteps
 from sdeflow.problems.hierarchical import Hierarchical
+from sdeflow.state import Replicas
 from sdeflow.system.system import initial_state
 
-cuda, how = Cuda(), {"seeds": [3, 2**40], "dtype": torch.float64, "device": torch.device("cpu")}
-philox_source.kernel = lambda device: cuda
+cuda, replicas = Cuda(), Replicas([3, 2**40], torch.float64, torch.device("cpu"))
+philox_source.find_kernel = lambda device: cuda
 motion = {"h": 1e-2, "eta": 30.0, "gamma": 1.0}
 system, scheme = kiplmc(Hierarchical(data=3), particles=2, theta=motion, x=motion), integrator_named("expint")
-noise = philox_source.PhiloxNoise(
-    system.channels, kind=scheme.noise, substeps=scheme.substeps, h=system.h, fused=True, **how
-)
-step, z = FullBatch(system, scheme, noise), initial_state(system, **how)
+noise = philox_source.PhiloxNoise(system.channels, scheme.noise_spec(system.h), replicas, fused=True)
+step, z = EagerSteps(system, scheme, noise), initial_state(system, replicas)
 start = {name: value.clone() for name, value in z.items()}
 graphed = GraphedSteps(step, noise.counter, capture=lambda run: run)
 first = 2**32 - 16
@@ -136,15 +136,18 @@ def test_kernels_compile_for_a_device() -> None:
 
 
 def test_without_triton_fused_is_refused_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sdeflow.noise.philox_source._triton", lambda: "Triton is not to be had")
+    def lost() -> None:
+        raise NoKernel("Triton is not to be had")
+
+    monkeypatch.setattr("sdeflow.noise.philox_source._triton", lost)
     cuda = torch.device("cuda")
     with pytest.raises(SdeflowError, match="'fused' needs a kernel, and Triton is not to be had"):
         resolve_engine("fused", "auto", cuda)
-    assert resolve_engine("auto", "auto", cuda).noise == "torch"
+    assert resolve_engine("auto", "auto", cuda).source_name == "torch"
 
 
 def test_on_cuda_fused_has_to_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sdeflow.noise.philox_source._triton", lambda: SimpleNamespace(fast=True))
     cuda = torch.device("cuda")
     chosen = {e: resolve_engine(e, "auto", cuda) for e in ("auto", "fused")}
-    assert [(c.name, c.noise) for c in chosen.values()] == [("eager", "torch"), ("fused", "philox")]
+    assert [(c.name, c.source_name) for c in chosen.values()] == [("eager", "torch"), ("fused", "philox")]

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import kstest
-from support import needs_kernel, normals_a_step, toy
+from support import doubles, needs_kernel, normals_a_step, toy
 
 from sdeflow.config.catalogue import integrator_named
-from sdeflow.engine.step import FullBatch, advance
+from sdeflow.engine.step import EagerSteps, advance
 from sdeflow.noise.philox_source import PhiloxNoise
 from sdeflow.noise.source import NormalSource, TorchNoise
-from sdeflow.seeds import step_key, stream
+from sdeflow.seeds import derive_key, step_key
 from sdeflow.system.block import Block
-from sdeflow.system.increments import Channel
+from sdeflow.system.increments import Channel, NoiseSpec
 
 SE = 4.5
 MOTION = {"h": 0.1, "eta": 2.0, "gamma": 0.5}
@@ -42,15 +42,7 @@ Source = Callable[..., NormalSource]
 def made(
     which: Source, channels: Sequence[Channel], seeds: Sequence[int] = (0,), *, kind: str = "WPQ", substeps=1
 ) -> NormalSource:
-    return which(
-        channels,
-        kind=kind,
-        substeps=substeps,
-        h=1.0,
-        seeds=seeds,
-        dtype=torch.float64,
-        device=torch.device("cpu"),
-    )
+    return which(channels, NoiseSpec(kind, substeps, 1.0), doubles(seeds))
 
 
 @pytest.fixture(params=[TorchNoise, pytest.param(PhiloxNoise, marks=needs_kernel)])
@@ -108,11 +100,11 @@ def test_a_run_does_not_depend_on_its_chunks(source: Source, integrator: str) ->
     scheme = integrator_named(integrator)
     z = {name: torch.ones(1, *axes.shape, dtype=torch.float64) for name, axes in system.axes.items()}
     z |= scheme.init(system, z)
-    noise = source(system.channels, kind=scheme.noise, substeps=scheme.substeps)
-    whole = advance(FullBatch(system, scheme, noise), z, 0, 10)
+    noise = source(system.channels, kind=scheme.increments, substeps=scheme.substeps)
+    whole = advance(EagerSteps(system, scheme, noise), z, 0, 10)
     parts = z
     for first, steps in ((0, 1), (1, 6), (7, 0), (7, 3)):
-        parts = advance(FullBatch(system, scheme, noise), parts, first, steps)
+        parts = advance(EagerSteps(system, scheme, noise), parts, first, steps)
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
@@ -162,7 +154,7 @@ def test_blocks_steps_seeds_and_substeps_differ(source: Source) -> None:
 def test_draws_are_those_of_torch_seeded_for_seed_block_and_step() -> None:
     """The whole 63-bit key reaches the generator, and substeps follow one another in one stream."""
     draw = made(TorchNoise, [overdamped("y"), overdamped("x")], [8, 9], kind="W", substeps=2)(70_001)
-    g = torch.Generator().manual_seed(step_key(stream(9, "noise", "x"))(70_001))
+    g = torch.Generator().manual_seed(step_key(derive_key(9, "noise", "x"))(70_001))
     xi = torch.empty(2, 4, dtype=torch.float64).normal_(generator=g)
     for part, normals in zip(draw, xi, strict=True):
         assert torch.equal(part["X"]["W"][1], np.sqrt(0.5) * normals)
@@ -171,7 +163,7 @@ def test_draws_are_those_of_torch_seeded_for_seed_block_and_step() -> None:
 # Keys ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", [0, stream(0, "noise", "x"), stream(1, "noise", "theta"), 2**128 - 1])
+@pytest.mark.parametrize("key", [0, derive_key(0, "noise", "x"), derive_key(1, "noise", "theta"), 2**128 - 1])
 def test_steps_never_share_the_low_32_bits(key: int) -> None:
     """torch's CPU generator looks at these alone; a hash would repeat about 5 times in 200 000 steps."""
     of_step = step_key(key)
@@ -186,7 +178,7 @@ def test_streams_have_different_step_keys() -> None:
     Two streams may share some: 10^5 random numbers in 2^32 give 1.2 coincidences on average.
     """
     seeds = [
-        step_key(stream(seed, "noise", block))(n) & 0xFFFFFFFF
+        step_key(derive_key(seed, "noise", block))(n) & 0xFFFFFFFF
         for seed in range(20)
         for block in ("theta", "x")
         for n in range(2500)
@@ -194,8 +186,15 @@ def test_streams_have_different_step_keys() -> None:
     assert len(seeds) - len(set(seeds)) <= 8
 
 
-def test_stream_depends_on_seed_and_every_name() -> None:
-    keys = {stream(0), stream(1), stream(0, "a"), stream(0, "b"), stream(0, "a", "b"), stream(0, "b", "a")}
+def test_keys_depend_on_seed_and_every_name() -> None:
+    keys = {
+        derive_key(0),
+        derive_key(1),
+        derive_key(0, "a"),
+        derive_key(0, "b"),
+        derive_key(0, "a", "b"),
+        derive_key(0, "b", "a"),
+    }
     assert len(keys) == 6
     assert all(0 <= key < 2**128 for key in keys)
 
@@ -303,7 +302,7 @@ def test_a_scheme_gets_what_it_asks_for(
 ) -> None:
     built = toy("kiplmc", data=3, particles=2, theta=MOTION, x=MOTION)
     scheme = integrator_named(integrator)
-    noise = source(built.channels, kind=scheme.noise, substeps=scheme.substeps)(0)
+    noise = source(built.channels, kind=scheme.increments, substeps=scheme.substeps)(0)
     assert len(noise) == scheme.substeps
     assert all(set(part[name]) == kinetic_names for part in noise for name in ("m", "U"))
     assert normals_a_step(built.channels, scheme) == normals_each * (1 + 3 * 2)

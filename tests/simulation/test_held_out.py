@@ -14,6 +14,7 @@ import pytest
 import torch
 import xarray as xr
 from scipy.linalg import solve_discrete_lyapunov
+from support import doubles
 from torch.distributions import Normal
 
 import sdeflow
@@ -26,10 +27,10 @@ from sdeflow.errors import SdeflowError
 from sdeflow.noise.source import TorchNoise
 from sdeflow.problems.hierarchical import Hierarchical
 from sdeflow.simulation.held_out import PREFIX, HeldOut
+from sdeflow.system.increments import NoiseSpec
 from sdeflow.system.system import initial_state
 
 KINETIC = {"eta": 4.0, "gamma": 0.5}
-FLOAT64 = {"dtype": torch.float64, "device": torch.device("cpu")}
 
 
 def toy(data: int = 6, held_out: int = 5, particles: int = 3, h: float = 0.05) -> sdeflow.BlockSystem:
@@ -40,8 +41,8 @@ def toy(data: int = 6, held_out: int = 5, particles: int = 3, h: float = 0.05) -
 
 def test_the_loss_is_that_of_the_held_out_data() -> None:
     system = toy()
-    held_out = HeldOut(system, Evaluate(1, 4), seeds=range(2), **FLOAT64)
-    z = initial_state(system, range(2), **FLOAT64) | held_out.start()
+    held_out = HeldOut(system, Evaluate(1, 4), doubles(range(2)))
+    z = initial_state(system, doubles(range(2))) | held_out.start()
     z = held_out.move(z, 0)
     assert system.model_forces is not None
     y, x, theta = system.model_forces.model.held_out[:, None], z[PREFIX + "X"], z["theta"][:, :, None, None]
@@ -56,12 +57,12 @@ def test_held_out_particles_reach_the_posterior_at_theta_held_fixed() -> None:
     """
     theta, n = 1.5, 400
     system = toy(held_out=40, particles=10, h=0.05)
-    held_out = HeldOut(system, Evaluate(1, 20), seeds=range(1), **FLOAT64)
+    held_out = HeldOut(system, Evaluate(1, 20), doubles(range(1)))
     c, curvature = system.particles[0].flow(system.h), 2.0
     step = np.array([[1 - c.push * curvature, c.free], [-c.kick * curvature, c.w]])
     noise = np.array([[c.q1, c.q2], [c.p1, c.p2]])
     v = solve_discrete_lyapunov(step, noise @ noise.T)[0, 0]
-    z = initial_state(system, range(1), **FLOAT64) | held_out.start()
+    z = initial_state(system, doubles(range(1))) | held_out.start()
     z["theta"].fill_(theta)
     losses, means = [], []
     for i in range(n):
@@ -96,8 +97,8 @@ def test_pieces_change_no_number(replicas: int) -> None:
     losses = []
     for at_once in (None, 1, 2, 5, 99):
         system = toy()
-        held_out = HeldOut(system, Evaluate(1, 6), seeds=range(replicas), at_once=at_once, **FLOAT64)
-        z = initial_state(system, range(replicas), **FLOAT64) | held_out.start()
+        held_out = HeldOut(system, Evaluate(1, 6), doubles(range(replicas)), at_once=at_once)
+        z = initial_state(system, doubles(range(replicas))) | held_out.start()
         z = held_out.move(z, 3)
         losses.append((z[PREFIX + "X"], held_out.loss(z)))
     for x, loss in losses[1:]:
@@ -144,7 +145,7 @@ def test_a_model_without_held_out_data_is_refused() -> None:
     system = sdeflow.pgd(Hierarchical(data=3), particles=2, theta={"h": 0.01}, x={"h": 0.1})
     with pytest.raises(SdeflowError, match="Hierarchical has none: give the model its 'held_out' data"):
         simulate(system, "expint", steps=4, evaluate=Evaluate(10))
-    with pytest.raises(SdeflowError, match="at least 1 step, given 0"):
+    with pytest.raises(SdeflowError, match="evaluate.every must be at least 1, given 0"):
         Evaluate(0)
 
 
@@ -184,9 +185,9 @@ def test_held_out_particles_have_noise_of_their_own() -> None:
     system = toy(data=5, held_out=5)
     assert system.model_forces is not None
     system.model_forces.model.held_out = system.model_forces.model.data
-    held_out = HeldOut(system, Evaluate(1, 1), seeds=range(1), **FLOAT64)
+    held_out = HeldOut(system, Evaluate(1, 1), doubles(range(1)))
     (own,) = held_out._noise(0)
-    (other,) = TorchNoise(system.channels, kind="PQ", substeps=1, h=system.h, seeds=range(1), **FLOAT64)(0)
+    (other,) = TorchNoise(system.channels, NoiseSpec("PQ", 1, system.h), doubles(range(1)))(0)
     assert not bool((own["U"]["P"] == other["U"]["P"]).any())
 
 

@@ -68,7 +68,7 @@ def stop_before(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]
 
     def stopping(run: Any) -> Any:
         ready = prepare(run)
-        step = ready.step
+        step = ready.stepper
 
         class Stopping:
             stride = 1
@@ -78,7 +78,7 @@ def stop_before(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]
                     raise KeyboardInterrupt
                 return step(z, n, count)
 
-        ready.step = Stopping()
+        ready.stepper = Stopping()
         return ready
 
     monkeypatch.setattr("sdeflow.simulation.prepare.prepare", stopping)
@@ -349,7 +349,7 @@ def test_an_unfinished_run_can_be_opened(
             if "loss" in dataset:
                 opened.append((dataset.sizes["time"], dataset.attrs["retcode"], dataset.X[-1].values))
 
-    monkeypatch.setattr("sdeflow.simulation.march._CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr("sdeflow.simulation.time_loop._CHUNK_SECONDS", 0.0)
     monkeypatch.setattr(RunFolder, "keep", keep_and_look)
     whole = simulate(toy(), "expint", out=out, **options).load()
     assert len(opened) > 20
@@ -361,7 +361,7 @@ def test_an_unfinished_run_can_be_opened(
 def test_selections_of_an_unfinished_run(
     stop_before: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sdeflow.simulation.march._CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr("sdeflow.simulation.time_loop._CHUNK_SECONDS", 0.0)
     monkeypatch.setattr(RunFolder, "finish", lambda *_: None)
     out, options = tmp_path / "run", WHOLE | {"steps": 40}
     simulate(toy(), "expint", out=out, **options)
@@ -407,7 +407,7 @@ def test_a_replica_that_diverges_leaves_the_others(stop_before: Any, tmp_path: P
 def test_a_diverged_run_keeps_its_last_good_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sdeflow.simulation.march._CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr("sdeflow.simulation.time_loop._CHUNK_SECONDS", 0.0)
     system = sdeflow.pgd(Hierarchical(data=3), particles=2, theta={"h": 0.01}, x={"h": 5.0})
     out = tmp_path / "run"
     with pytest.warns(
@@ -415,10 +415,10 @@ def test_a_diverged_run_keeps_its_last_good_checkpoint(
     ):
         run = simulate(system, "euler_maruyama", steps=200, out=out, save=Save(every=1, checkpoint=0))
     assert run.attrs["retcode"] == "diverged"
-    facts, state = checkpoint.decode(out / "checkpoint")
-    assert 0 < facts.step < run.attrs["steps_taken"] < 200
+    meta, state = checkpoint.decode(out / "checkpoint")
+    assert 0 < meta.step < run.attrs["steps_taken"] < 200
     assert all(bool(value.isfinite().all()) for value in state.values())
-    assert [part.file for part in facts.parts] == ["trajectory.nc"]
+    assert [segment.file for segment in meta.segments] == ["trajectory.nc"]
     with pytest.raises(SdeflowError, match="diverged, and would again"):
         simulate(system, "euler_maruyama", steps=300, out=out, resume=True, save=Save(every=1, checkpoint=0))
 
@@ -451,16 +451,16 @@ def test_joining_that_is_stopped_is_done_later(tmp_path: Path, monkeypatch: pyte
 
 def test_values_that_were_not_written_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Joining compares what it wrote; here the disk is made to lie in the second reading."""
-    from sdeflow.trajectory import segments as parts
+    from sdeflow.trajectory import segments
 
-    slabs, calls = parts._slabs, []
+    slabs, calls = segments._slabs, []
 
     def lying(files: Any) -> Any:
         calls.append(1)
         for name, at, values in slabs(files):
             yield name, at, values + 1 if len(calls) == 2 and name == "loss" else values
 
-    monkeypatch.setattr(parts, "_slabs", lying)
+    monkeypatch.setattr(segments, "_slabs", lying)
     with pytest.raises(RunError, match="does not hold the loss that was written to it"):
         simulate(toy(), "expint", out=tmp_path / "run", **WHOLE)
     assert not (tmp_path / "run" / "trajectory.nc").exists()
@@ -495,7 +495,7 @@ def test_a_diverged_run_that_was_kept_from_joining_is_joined_later(
 
     system = sdeflow.pgd(Hierarchical(data=3), particles=2, theta={"h": 0.01}, x={"h": 5.0})
     options: dict[str, Any] = {"steps": 200, "save": Save(every=1, checkpoint=0)}
-    monkeypatch.setattr("sdeflow.simulation.march._CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr("sdeflow.simulation.time_loop._CHUNK_SECONDS", 0.0)
     with pytest.warns(DivergenceWarning):
         whole = simulate(system, "euler_maruyama", **options)
     monkeypatch.setattr("sdeflow.trajectory.segments.join", stopped)
@@ -515,7 +515,7 @@ def test_a_diverged_run_that_was_kept_from_joining_is_joined_later(
 def test_the_last_good_checkpoint_is_within_the_bound(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sdeflow.simulation.march._CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr("sdeflow.simulation.time_loop._CHUNK_SECONDS", 0.0)
     system = sdeflow.pgd(Hierarchical(data=3), particles=2, theta={"h": 0.01}, x={"h": 5.0})
     for every in (1, 7):
         out = tmp_path / str(every)
@@ -523,8 +523,8 @@ def test_the_last_good_checkpoint_is_within_the_bound(
             simulate(
                 system, "euler_maruyama", steps=99, bound=1e6, out=out, save=Save(every=every, checkpoint=0)
             )
-        facts, state = checkpoint.decode(out / "checkpoint")
-        assert facts.step < facts.last
+        meta, state = checkpoint.decode(out / "checkpoint")
+        assert meta.step < meta.last
         assert float(system.model_forces.loss(state)) < 1e6  # type: ignore[union-attr]
 
 
@@ -538,7 +538,7 @@ def test_damage_right_after_a_finished_run_was_taken_up(
 
     out, options = tmp_path / "run", WHOLE | {"steps": 20}
     simulate(toy(), "expint", out=out, **WHOLE)
-    monkeypatch.setattr("sdeflow.simulation.solve._march", killed)
+    monkeypatch.setattr("sdeflow.simulation.resume.solve_from", killed)
     with pytest.raises(MemoryError):
         simulate(toy(), "expint", out=out, resume=True, **options)
     monkeypatch.undo()
@@ -568,7 +568,7 @@ def test_a_checkpoint_that_is_damaged_is_no_traceback_to_a_reader(tmp_path: Path
 def test_a_dataset_opened_before_the_end_reads_on_after_it(
     stop_before: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sdeflow.simulation.march._CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr("sdeflow.simulation.time_loop._CHUNK_SECONDS", 0.0)
     finish = RunFolder.finish
     monkeypatch.setattr(RunFolder, "finish", lambda *_: None)
     out, options = tmp_path / "run", WHOLE | {"steps": 40}
@@ -595,9 +595,9 @@ def test_segments_are_written_when_memory_is_full(tmp_path: Path, monkeypatch: p
 
     def counted(self: Any, *args: Any) -> None:
         keep(self, *args)
-        kept.append(len(self.facts.parts))
+        kept.append(len(self.meta.segments))
 
-    monkeypatch.setattr("sdeflow.trajectory.record.BUFFER", 1)
+    monkeypatch.setattr("sdeflow.simulation.keeper.BUFFER", 1)
     monkeypatch.setattr(RunFolder, "keep", counted)
     options = WHOLE | {"save": Save(every=3, checkpoint=1e9)}
     assert_same(

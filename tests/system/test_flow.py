@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 from mpmath import mpf
+from support import doubles
 
 from sdeflow.noise.source import TorchNoise
 from sdeflow.system.block import Block
 from sdeflow.system.flow import kinetic_flow
-from sdeflow.system.increments import Channel, compose
+from sdeflow.system.increments import Channel, NoiseSpec, compose
 from sdeflow.system.maps import U
 
 EPS = 2.0**-52
@@ -117,9 +118,7 @@ def channel(kh: float, h: float, *, gamma: float = 0.8, rate: float = 1.0, size:
 
 
 def draw(c: Channel, h: float, dtype: torch.dtype, seed: int = 0) -> dict[str, torch.Tensor]:
-    source = TorchNoise(
-        [c], kind="WPQ", substeps=1, h=h, seeds=[seed], dtype=dtype, device=torch.device("cpu")
-    )
+    source = TorchNoise([c], NoiseSpec("WPQ", 1, h), doubles([seed], dtype))
     (noise,) = source(0)
     return {name: value[0] for name, value in noise["U"].items()}
 

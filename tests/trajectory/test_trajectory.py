@@ -15,21 +15,22 @@ import pytest
 import torch
 import xarray as xr
 from safetensors.torch import load_file
-from support import accepted_pairs
+from support import accepted_pairs, declared, doubles
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sdeflow
-from sdeflow import Block, Save, SDESystem, march, simulate
+from sdeflow import Block, Save, SDESystem, simulate
 from sdeflow.config.build import build
 from sdeflow.config.catalogue import find, integrator_named
-from sdeflow.config.run import Run
 from sdeflow.config.schema import load_config
-from sdeflow.engine.step import FullBatch, advance
+from sdeflow.engine.step import EagerSteps, advance
 from sdeflow.noise.source import TorchNoise
 from sdeflow.problems.hierarchical import Hierarchical
+from sdeflow.simulation import time_loop
 from sdeflow.simulation.ending import Solution
 from sdeflow.simulation.solve import solve
+from sdeflow.system.increments import NoiseSpec
 from sdeflow.system.system import BlockSystem, initial_state
 
 D, N = 5, 4
@@ -112,7 +113,7 @@ def run(system: Any, integrator: str = "expint", **options: Any) -> Solution:
         "noise": "torch",
     }
     out = options.pop("out", None)
-    return solve(Run.declare(system, integrator, **(chosen | options)), out=out)
+    return solve(declared(system, integrator, **(chosen | options)), out=out)
 
 
 def assert_same(a: xr.Dataset, b: xr.Dataset) -> None:
@@ -395,7 +396,7 @@ def test_saving_and_chunks_change_no_number(
 ) -> None:
     system = system_of(Autograd(data=D))
     reference = run(system, steps=20, dtype="float32")
-    monkeypatch.setattr(march, "_CHUNK_SECONDS", chunk_seconds)
+    monkeypatch.setattr(time_loop, "_CHUNK_SECONDS", chunk_seconds)
     end = run(system, steps=20, dtype="float32", save=Save(**save))
     for name, value in reference.state.items():
         assert torch.equal(end.state[name], value), name
@@ -409,17 +410,16 @@ def test_saving_and_chunks_change_no_number(
 def test_pieces_of_a_run_make_the_run(integrator: str, name: str) -> None:
     """advance in pieces of 1, 4 and 2 steps, each with a noise source of its own, is advance by 7."""
     system, scheme = system_of(Hierarchical(data=D), name), integrator_named(integrator)
-    z = initial_state(system, range(2), torch.float64, torch.device("cpu"))
+    z = initial_state(system, doubles(range(2)))
     z |= scheme.init(system, z)
     pieces = z
 
     def noise() -> TorchNoise:
-        options = {"kind": scheme.noise, "substeps": scheme.substeps, "h": system.h, "seeds": range(2)}
-        return TorchNoise(system.channels, dtype=torch.float64, device=torch.device("cpu"), **options)
+        return TorchNoise(system.channels, scheme.noise_spec(system.h), doubles(range(2)))
 
     for first, steps in ((0, 1), (1, 4), (5, 2)):
-        pieces = advance(FullBatch(system, scheme, noise()), pieces, first, steps)
-    for variable, value in advance(FullBatch(system, scheme, noise()), z, 0, 7).items():
+        pieces = advance(EagerSteps(system, scheme, noise()), pieces, first, steps)
+    for variable, value in advance(EagerSteps(system, scheme, noise()), z, 0, 7).items():
         assert torch.equal(pieces[variable], value), variable
 
 
@@ -458,8 +458,7 @@ def test_replicas_draw_what_runs_draw(kind: Any, dtype: torch.dtype) -> None:
     channels = system_of(Hierarchical(data=D), "kiplmc").channels
 
     def noise(seeds: range) -> TorchNoise:
-        options = {"kind": kind, "substeps": 2, "h": 0.01, "dtype": dtype, "device": torch.device("cpu")}
-        return TorchNoise(channels, seeds=seeds, **options)
+        return TorchNoise(channels, NoiseSpec(kind, 2, 0.01), doubles(seeds, dtype))
 
     together = noise(range(3, 3 + R))
     singles = [noise(range(3 + i, 4 + i)) for i in range(R)]
@@ -476,8 +475,7 @@ def test_steps_replicas_blocks_and_substeps_draw_different_numbers() -> None:
     """Both blocks have one coordinate and move alike, so that equal normals would be equal increments."""
     kiplmc = find("systems", "kiplmc")
     channels = kiplmc(Hierarchical(data=1), particles=1, theta=X, x=X).channels
-    options = {"kind": "P", "substeps": 2, "h": 0.01, "dtype": torch.float64, "device": torch.device("cpu")}
-    noise = TorchNoise(channels, seeds=range(3), **options)
+    noise = TorchNoise(channels, NoiseSpec("P", 2, 0.01), doubles(range(3)))
     drawn = [
         float(value)
         for step in range(50)
@@ -510,8 +508,7 @@ def test_plain_sde_from_python() -> None:
     assert dict(ds.sizes) == {"time": 7, "particle": 3, "latent": 2}
     assert set(ds.data_vars) == {"X"}
     np.testing.assert_array_equal(ds.X[0], np.tile([0.5, -1.0], (3, 1)))
-    options = {"kind": "W", "substeps": 1, "h": 0.1, "dtype": torch.float64, "device": torch.device("cpu")}
-    noise = TorchNoise(system.channels, seeds=[4], **options)
+    noise = TorchNoise(system.channels, NoiseSpec("W", 1, 0.1), doubles([4]))
     x = ds.X[0].values
     for n in range(6):
         (part,) = noise(n)
@@ -608,19 +605,11 @@ def prepared(integrator: str, system: Any) -> tuple[Any, dict[str, Tensor], Any]
     """A scheme, a state of two replicas that it has taken a step on, and the noise of the next step."""
     scheme = integrator_named(integrator)
     system = system.to(torch.float64, torch.device("cpu"))
-    z = initial_state(system, range(2), torch.float64, torch.device("cpu"))
+    z = initial_state(system, doubles(range(2)))
     with torch.no_grad():
         z |= scheme.init(system, z)
-    noise = TorchNoise(
-        system.channels,
-        kind=scheme.noise,
-        substeps=scheme.substeps,
-        h=system.h,
-        seeds=range(2),
-        dtype=torch.float64,
-        device=torch.device("cpu"),
-    )
-    return scheme, advance(FullBatch(system, scheme, noise), z, 0, 1), noise(1)
+    noise = TorchNoise(system.channels, scheme.noise_spec(system.h), doubles(range(2)))
+    return scheme, advance(EagerSteps(system, scheme, noise), z, 0, 1), noise(1)
 
 
 @pytest.mark.parametrize("model", [Hierarchical, Autograd])
