@@ -23,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.optimize
 import scipy.stats
+import xarray as xr
 from numpy.typing import NDArray
 
 from sdeflow.errors import SdeflowError
@@ -103,6 +104,39 @@ def over_replicas(values: Sequence[float] | Series) -> Interval:
     mean, error = float(x.mean()), float(x.std(ddof=1) / np.sqrt(len(x)))
     half = float(scipy.stats.t.ppf(0.975, len(x) - 1)) * error
     return Interval(mean, error, mean - half, mean + half)
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """As `over_replicas`; of one replica its value, without an error."""
+    return over_replicas(values) if len(values) > 1 else Interval(values[0], np.nan, np.nan, np.nan)
+
+
+def coordinate(dataset: xr.Dataset) -> xr.DataArray:
+    """theta as one signed number, (time[, replica]): itself, or along the direction in which it moves most.
+
+    Of an energy-based prior it is alpha, where that is learned.
+
+    Raises SdeflowError where theta was not saved whole.
+    """
+    name = next((name for name in ("theta", "alpha", "beta") if name in dataset), None)
+    if name is None:
+        raise SdeflowError("theta was not saved whole: raise save.theta_max")
+    theta = dataset[name]
+    param = str(theta.dims[-1])
+    if theta.sizes[param] == 1:
+        return theta.isel({param: 0}, drop=True)
+    path = theta if "replica" not in theta.dims else theta.mean("replica")
+    way = (path - path.isel(time=-1)).to_numpy()
+    direction = np.linalg.svd(way, full_matrices=False)[2][0]
+    return (theta * xr.DataArray(direction, dims=param)).sum(param)
+
+
+def decays(dataset: xr.Dataset) -> list[Decay]:
+    """theta's way to its limit, of every replica, per step; raises as `coordinate` and `fit_decay`."""
+    series = coordinate(dataset).to_numpy()
+    columns = series[:, None] if series.ndim == 1 else series
+    steps: NDArray[np.float64] = dataset["step"].to_numpy().astype(np.float64)
+    return [fit_decay(steps, column) for column in columns.T]
 
 
 def _settled(tail: Series) -> bool:

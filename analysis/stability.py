@@ -19,13 +19,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import scipy.optimize
 import scipy.sparse.linalg
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 from torch import Tensor
 
 from sdeflow.errors import SdeflowError
@@ -34,6 +36,9 @@ from sdeflow.state import Replicas
 from sdeflow.system.increments import Noise
 from sdeflow.system.integrator import Integrator
 from sdeflow.system.system import BlockSystem, initial_state
+
+if TYPE_CHECKING:
+    from sdeflow.config.run import Run
 
 State = dict[str, Tensor]
 Vector = NDArray[np.float64]
@@ -97,6 +102,26 @@ def equilibrium(system: BlockSystem, *, tolerance: float = 1e-9) -> State:
             "Give the state of a run to linearise at"
         )
     return at(x)
+
+
+def linearised(run: Run, at: Path | None = None) -> tuple[BlockSystem, State]:
+    """The system in float64 and the state to linearise it at: its equilibrium, or the end of a run.
+
+    Raises SdeflowError for a system without blocks, a preconditioned force (which is singular where the force
+    vanishes), and a run that is of another system.
+    """
+    system = run.system
+    if not isinstance(system, BlockSystem):
+        raise SdeflowError("stability is that of a system made of blocks, and this is a plain SDE")
+    if any(b.memory is not None for b in system.blocks):
+        raise SdeflowError(
+            "RMSProp divides a force by its own size, which vanishes at the equilibrium: leave "
+            "'precondition' out"
+        )
+    system = system.to(torch.float64, torch.device("cpu"))
+    if at is None:
+        return system, equilibrium(system)
+    return system, _state_of(system, at)
 
 
 def step_map(system: BlockSystem, integrator: Integrator, z: State, factor: float = 1.0) -> LinearMap:
@@ -238,6 +263,27 @@ def unpacked(v: Tensor, like: Mapping[str, Tensor]) -> State:
     """A state of the given shapes from its numbers."""
     parts = v.split([value.numel() for value in like.values()])
     return {name: part.view(like[name].shape) for name, part in zip(like, parts, strict=True)}
+
+
+def _state_of(system: BlockSystem, run: Path) -> State:
+    """The positions at the end of a run, momenta zero."""
+    path = run / "final.safetensors"
+    if not path.is_file():
+        raise SdeflowError(f"{run} has no final.safetensors: give the folder of a run that has ended")
+    stored, model = load_file(path), system.model_forces
+    z: State = {}
+    for b in system.blocks:
+        names = [b.position]
+        if model is not None and (layout := model.layouts.get(b.dims[0])) is not None:
+            names = [f"{b.position}.{name}" for name in layout.shapes]
+        values = [stored[name].reshape(-1) for name in names if name in stored]
+        value = torch.cat(values) if values else torch.empty(0)
+        if value.numel() != int(np.prod(b.shape)):
+            raise SdeflowError(f"{run} holds no {b.position} of shape {b.shape}: it is of another system")
+        z[b.position] = value.double().view(1, *b.shape)
+        if b.momentum is not None:
+            z[b.momentum] = torch.zeros_like(z[b.position])
+    return z
 
 
 def _silence(system: BlockSystem, integrator: Integrator, h: float) -> tuple[Noise, ...]:

@@ -60,7 +60,8 @@ def test_two_commands_are_one_line_each() -> None:
     assert test.endswith("-m pytest\n")
 
 
-def test_convergence_script_draws(tmp_path: Path) -> None:
+@pytest.mark.parametrize("module", ["sdeflow.analysis.studies.convergence", "sdeflow.analysis.convergence"])
+def test_convergence_script_draws(module: str, tmp_path: Path) -> None:
     from sdeflow import Save, pgd, simulate
     from sdeflow.problems.hierarchical import Hierarchical
 
@@ -68,7 +69,7 @@ def test_convergence_script_draws(tmp_path: Path) -> None:
         system = pgd(Hierarchical(data=3), particles=2, theta={"h": 0.01}, x={"h": 0.1})
         out = tmp_path / f"run{seed}"
         simulate(system, "euler_maruyama", steps=20, seed=seed, replicas=2, save=Save(every=5), out=out)
-    command = [sys.executable, "-m", "sdeflow.analysis.convergence", "run0", "run1", "--out", "figure.svg"]
+    command = [sys.executable, "-m", module, "run0", "run1", "--out", "figure.svg"]
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     svg = (tmp_path / "figure.svg").read_text(encoding="utf-8")
     assert svg.count("<path") > 10

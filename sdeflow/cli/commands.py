@@ -287,7 +287,7 @@ def stability(
     ] = None,
 ) -> None:
     """What each integrator contracts a step near the equilibrium, and the largest stable steps."""
-    from sdeflow.analysis.stability_map import show as show_stability
+    from sdeflow.analysis.comparison.stability_map import show as show_stability
     from sdeflow.config.build import build
     from sdeflow.config.catalogue import integrators_for, problem_file
 
@@ -322,7 +322,7 @@ def compare(
     """Run a problem by several integrators, on common noise where they allow it; writes a report."""
     from contextlib import nullcontext
 
-    from sdeflow.analysis.compare import compare as compare_runs
+    from sdeflow.analysis.comparison.compare import compare as compare_runs
     from sdeflow.cli.show import tell_compared
     from sdeflow.config.build import build
     from sdeflow.config.catalogue import problem_file
@@ -366,7 +366,8 @@ def report(
     quiet: QuietOption = False,
 ) -> None:
     """Compare existing runs of one problem; writes a report."""
-    from sdeflow.analysis.compare import open_entries, write
+    from sdeflow.analysis.comparison.compare import write
+    from sdeflow.analysis.comparison.entries import open_entries
     from sdeflow.cli.show import tell_compared
 
     entries = open_entries(runs)

@@ -78,7 +78,7 @@ def _product(b: Block, h: float) -> str:
 
 def tell_compared(rows: Sequence[Any], folder: Path) -> None:
     """Prints what a comparison of runs in a folder found, a row a run."""
-    from sdeflow.analysis.report import plain_cells
+    from sdeflow.analysis.comparison.report import plain_cells
 
     columns = ("integrator", "ended", "fitted rate, 1e-3 a step", "predicted", "loss", "")
     table("Comparison", columns, [plain_cells(row) for row in rows])

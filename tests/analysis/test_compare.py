@@ -11,7 +11,9 @@ import pytest
 import xarray as xr
 from support import affine_map, command
 
-from sdeflow.analysis.compare import Entry, coordinate, open_entries, rows
+from sdeflow.analysis.comparison.compare import rows
+from sdeflow.analysis.comparison.entries import Entry, open_entries
+from sdeflow.analysis.rates import coordinate
 from sdeflow.config.build import build
 from sdeflow.config.catalogue import problem_file
 from sdeflow.config.schema import load_config

@@ -12,7 +12,7 @@ import xarray as xr
 
 from sdeflow import SdeflowError
 from sdeflow.analysis.distances import wasserstein
-from sdeflow.analysis.latent_priors import ENTRANTS, Result, between_data, draw, main, measure, table
+from sdeflow.analysis.studies.latent_priors import ENTRANTS, Result, between_data, draw, main, measure, table
 from sdeflow.problems.latent_ebm import LatentEBM
 
 SMALL: Any = [

@@ -16,9 +16,9 @@ import xarray as xr
 from support import affine_map, command
 
 from sdeflow import Grid, mpgd, simulate
-from sdeflow.analysis import momentum_map
-from sdeflow.analysis.momentum_map import agreement, best, configuration, measured, predicted, told
 from sdeflow.analysis.stability import with_momentum
+from sdeflow.analysis.studies import momentum_map
+from sdeflow.analysis.studies.momentum_map import agreement, best, configuration, measured, predicted, told
 from sdeflow.config.build import build
 from sdeflow.config.catalogue import problem_file
 from sdeflow.config.schema import Config, load_config

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from sdeflow import Save, pgd, simulate
-from sdeflow.analysis import conditioning, coverage
-from sdeflow.analysis.race import Entrant, prepared, reached
+from sdeflow.analysis.studies import conditioning, coverage
+from sdeflow.analysis.studies.race import Entrant, prepared, reached
 from sdeflow.config.arguments import call
 from sdeflow.config.build import build
 from sdeflow.config.catalogue import problem_file

@@ -19,17 +19,18 @@ from torch import Tensor
 import sdeflow
 from sdeflow import Block, BlockSystem, simulate
 from sdeflow.analysis import stability
+from sdeflow.analysis.comparison.stability_map import draw, friction_step_map, rows
 from sdeflow.analysis.stability import (
     LinearMap,
     continuous_contraction,
     contraction,
     drift_map,
     equilibrium,
+    linearised,
     stability_limit,
     step_map,
     with_friction,
 )
-from sdeflow.analysis.stability_map import draw, friction_step_map, linearised, rows
 from sdeflow.cli import main
 from sdeflow.config.build import build
 from sdeflow.config.catalogue import integrator_named, problem_file
@@ -215,8 +216,8 @@ def test_friction_is_scaled(correction: Any) -> None:
 
 
 def test_a_map_and_its_picture(correction: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("sdeflow.analysis.stability_map.FRICTIONS", np.array([0.5, 1.0, 2.0]))
-    monkeypatch.setattr("sdeflow.analysis.stability_map.STEPS", np.array([0.5, 1.0, 1.4]))
+    monkeypatch.setattr("sdeflow.analysis.comparison.stability_map.FRICTIONS", np.array([0.5, 1.0, 2.0]))
+    monkeypatch.setattr("sdeflow.analysis.comparison.stability_map.STEPS", np.array([0.5, 1.0, 1.4]))
     system, z = correction
     found = friction_step_map(system, z, integrator_named("expint"))
     assert found.contraction[1, 1] == pytest.approx(0.992339**0.5, abs=1e-6)

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sdeflow.analysis import toy_figures
 from sdeflow.analysis.free_energy import energy_along
-from sdeflow.analysis.toy_figures import EXPERIMENTS, Choice, Experiment, draw, measure, runs
+from sdeflow.analysis.studies import toy_figures
+from sdeflow.analysis.studies.toy_figures import EXPERIMENTS, Choice, Experiment, draw, measure, runs
 from sdeflow.config.catalogue import problem_file
 from sdeflow.config.schema import load_config, variant_tables
 

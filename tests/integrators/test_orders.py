@@ -1,7 +1,7 @@
 """Strong and weak orders of every integrator, against what it declares.
 
-Strong and weak on quartic double wells, by `sdeflow.analysis.orders`: on shared Brownian paths against a
-fine reference, with intervals; the same for deliberately wrong schemes.
+Strong and weak on quartic double wells, by `sdeflow.analysis.convergence_orders`: on shared Brownian paths
+against a fine reference, with intervals; the same for deliberately wrong schemes.
 
 Weak, without sampling: mean and covariance at a fixed time on the toy hierarchical model, propagated by the
 probed affine map of the real step, against the matrix exponential of the continuous system.
@@ -33,20 +33,19 @@ from support import (
     toy,
 )
 
-from sdeflow.analysis import orders
-from sdeflow.analysis.orders import (
+from sdeflow.analysis.convergence_orders import (
     STRONG_MARGIN,
     WEAK_MARGIN,
-    WELLS,
-    Row,
     Slope,
     joint_increment,
-    measure,
     strong_errors,
     strong_slope,
     weak_errors,
     weak_slope,
 )
+from sdeflow.analysis.studies import orders
+from sdeflow.analysis.studies.orders import Row, measure
+from sdeflow.analysis.studies.wells import WELLS
 from sdeflow.config.catalogue import entries, integrator_named
 from sdeflow.engine.step import EagerSteps, advance
 from sdeflow.integrators.ubu import UBU

@@ -145,7 +145,7 @@ def test_a_model_without_held_out_data_is_refused() -> None:
     system = sdeflow.pgd(Hierarchical(data=3), particles=2, theta={"h": 0.01}, x={"h": 0.1})
     with pytest.raises(SdeflowError, match="Hierarchical has none: give the model its 'held_out' data"):
         simulate(system, "expint", steps=4, evaluate=Evaluate(10))
-    with pytest.raises(SdeflowError, match="evaluate.every must be at least 1, given 0"):
+    with pytest.raises(SdeflowError, match=r"evaluate\.every must be at least 1, given 0"):
         Evaluate(0)
 
 

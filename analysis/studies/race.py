@@ -1,13 +1,12 @@
 """How many steps systems take to a level, each at steps and friction that theory chose before anything ran.
 
 A race is a packaged problem and some entrants: variants of its file under integrators. Each is tuned by
-`sdeflow.analysis.tuning` and run with replicas; its time is the first saved step from which the series stays
-on the right side of the level, with a standard error over replicas.
+`sdeflow.analysis.studies.tuning` and run with replicas; its time is the first saved step from which the
+series stays on the right side of the level, with a standard error over replicas.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,18 +18,17 @@ import xarray as xr
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from sdeflow.analysis.convergence import curve
+from sdeflow.analysis.curves import curve, open_frame
 from sdeflow.analysis.rates import Interval, over_replicas
 from sdeflow.analysis.stability import equilibrium
-from sdeflow.analysis.tuning import Tuning, retuned, tuned
+from sdeflow.analysis.studies.script import parser, pm, solved
+from sdeflow.analysis.studies.tuning import Tuning, retuned, tuned
 from sdeflow.config.build import build
 from sdeflow.config.catalogue import problem_file
 from sdeflow.config.run import Run
 from sdeflow.config.schema import load_config
 from sdeflow.errors import SdeflowError
-from sdeflow.simulation.solve import solve
 from sdeflow.system.system import BlockSystem
-from sdeflow.terminal import progress_bar
 
 SAVED = 400
 """Times at which a series is looked at."""
@@ -85,14 +83,11 @@ def race(
     found = []
     for entrant in entrants:
         run, tuning = prepared(problem, entrant, share=share, replicas=replicas, overrides=overrides)
-        with progress_bar() as report:
-            solution = solve(run, progress=report)
-        if solution.retcode == "interrupted":
-            raise KeyboardInterrupt(solution.message)
-        values = series(run, solution.dataset)
+        dataset = solved(run).dataset
+        values = series(run, dataset)
         times = reached(values, level, falling=falling)
         steps = over_replicas(times) if np.isfinite(times).all() else None
-        found.append(Finish(entrant, run, tuning, solution.dataset, values, steps))
+        found.append(Finish(entrant, run, tuning, dataset, values, steps))
     return found
 
 
@@ -155,13 +150,6 @@ def row(finish: Finish) -> dict[str, str]:
     }
 
 
-def printed(rows: Sequence[dict[str, str]]) -> str:
-    """A table in Markdown."""
-    head = list(rows[0])
-    lines = [head, ["---"] * len(head), *([r[name] for name in head] for r in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def draw(finishes: Sequence[Finish], level: float, label: str, told: str, *, log: bool) -> Figure:
     """The series against gradient evaluations, and the level with each time's 95% interval on it."""
     figure = Figure(figsize=(6.6, 3.8), layout="constrained")
@@ -181,39 +169,23 @@ def draw(finishes: Sequence[Finish], level: float, label: str, told: str, *, log
     panel.set(xscale="log", xlabel="gradient evaluations", ylabel=label)
     if log:
         panel.set_yscale("log")
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.grid(alpha=0.25)
+    open_frame(panel)
     panel.legend(frameon=False, fontsize="small", loc="best")
     return figure
 
 
 def asked(doc: str | None, out: str, measure: Callable[[int], list[Finish]]) -> tuple[list[Finish], Path]:
     """A race by its command line, --out and --replicas: what came of it, and where its figure goes."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(out), help="figure to write")
-    parser.add_argument("--replicas", type=int, default=8)
-    given = parser.parse_args()
+    options = parser(doc)
+    options.add_argument("--out", type=Path, default=Path(out), help="figure to write")
+    options.add_argument("--replicas", type=int, default=8)
+    given = options.parse_args()
     try:
         return measure(given.replicas), given.out
     except SdeflowError as error:
-        parser.error(str(error))
-
-
-def write(out: Path, figure: Figure) -> None:
-    """The figure, into a folder that is made where it is not there."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out)
-    print(f"\n{out}")
+        options.error(str(error))
 
 
 def _blocks(run: Run) -> Sequence[Any]:
     assert isinstance(run.system, BlockSystem)
     return run.system.blocks
-
-
-def pm(value: Interval, factor: int = 1, digits: int | None = None) -> str:
-    """A mean with its standard error, both times a factor; by default to a decimal at most."""
-    error = factor * value.error
-    if digits is None:
-        digits = min(1, max(0, int(1 - np.floor(np.log10(error))))) if error > 0 else 0
-    return f"{factor * value.mean:,.{digits}f} ± {error:,.{digits}f}"

@@ -1,52 +1,42 @@
-"""Measures the strong and the weak order of integrators on nonlinear problems, on shared Brownian paths.
+"""Strong and weak orders of convergence, measured on Brownian paths that schemes and step sizes share.
 
-    python -m sdeflow.analysis.orders [--integrators NAME,NAME] [--paths N] [--out orders.json]
-
-The problems are quartic wells, V(q) = q^4/4 - q^2/2, from time 0 to 1: two coupled wells on different clocks
-and under different friction, the same with noiseless parameters, and one without momentum. Schemes and step
-sizes follow one path; its finest increments are drawn jointly and composed upward exactly. With z the fine
-reference and z_l the scheme's end at h = 2^-l, over a batch of paths,
+The finest increments of a path are drawn jointly and composed upward exactly. With z the fine reference and
+z_l the scheme's end at h = 2^-l, over a batch of paths from time 0 to 1,
 
     strong   (E |z_l - z|^2)^(1/2)                       weak   |E F(z_l) - E F(z)|
 
 where F collects all products of two variables and the cosines of twice each. The slope of log2 of either
-against -l is the order. Source: Milstein,
-Tretyakov, Stochastic Numerics for Mathematical Physics (2004).
+against -l is the order. Source: Milstein, Tretyakov, Stochastic Numerics for Mathematical Physics (2004).
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import scipy.stats
 import torch
-import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sdeflow.analysis.wells import SRA1, WELLS, MakeSystem
-from sdeflow.config.catalogue import entries, integrator_named
+from sdeflow.config.catalogue import integrator_named
 from sdeflow.engine.step import EagerSteps, advance
-from sdeflow.errors import RunError, SdeflowError, attempt
+from sdeflow.errors import SdeflowError, attempt
 from sdeflow.seeds import generator
 from sdeflow.system.increments import Channel, Increment, compose
 from sdeflow.system.integrator import Integrator
-from sdeflow.terminal import table
+from sdeflow.system.system import System
 
 if TYPE_CHECKING:
     from sdeflow.state import State
     from sdeflow.system.increments import Noise
 
 Array = NDArray[np.float64]
-CHOICES = (("coupled wells", "coupled, parameters without noise"), ("overdamped well",))
-"""The table measures on the first system of each choice that a scheme takes."""
+
+MakeSystem = Callable[[float, int], System]
+"""A system of so many independent paths, from the reference step h and their number."""
 
 # One path on all levels ----------------------------------------------------------------------------
 
@@ -69,6 +59,32 @@ def joint_increment(channel: Channel, h: float, xi: Tensor) -> Increment:
         rows["P"] = scale * np.exp(-k * after) * dB
         rows["Q"] = -scale / b.gamma * np.expm1(-k * after) * dB
     return {n: torch.tensordot(torch.from_numpy(row), xi, dims=1) for n, row in rows.items()}
+
+
+class SRA1(Integrator[System]):
+    """Roessler's stochastic Runge-Kutta scheme for additive noise, the reference where momenta lack.
+
+        z' = z + h (b(z)/3 + 2 b(z + 3h/4 b(z) + 3/2 sigma (W/2 + H))/3) + sigma W
+
+    Strong order 1.5, weak order 2.
+    """
+
+    name = "sra1"
+    strong_order, weak_order, evaluations = 1.5, 2.0, 2
+    noise, needs = "WH", "any SDE with additive noise"
+    source = "Roessler 2010"
+
+    def refuses(self, system: System) -> str | None:
+        return None
+
+    def step(self, system: System, t: float, z: State, h: float, noise: tuple[Noise, ...]) -> State:
+        (dW,) = noise
+        sigma, first = system.diffusion(t, z), system.drift(t, z)
+        inner = z | {name: z[name] + 0.75 * h * b for name, b in first.items()}
+        inner |= {n: inner[n] + 1.5 * s * (dW[n]["W"] / 2 + dW[n]["H"]) for n, s in sigma.items()}
+        second = system.drift(t + 0.75 * h, inner)
+        new = z | {name: z[name] + h * (b + 2 * second[name]) / 3 for name, b in first.items()}
+        return new | {name: new[name] + s * dW[name]["W"] for name, s in sigma.items()}
 
 
 class SharedPaths:
@@ -248,128 +264,3 @@ def weak_slope(errors: Array, levels: Sequence[int] = WEAK_LEVELS) -> Slope:
     whole = fit(np.linalg.norm(total / n, axis=-1), levels)
     without = fit(np.linalg.norm((total - errors) / (n - 1), axis=-1), levels)
     return _interval(n * whole - (n - 1) * without)
-
-
-# The table -----------------------------------------------------------------------------------------
-
-
-class Row(NamedTuple):
-    """One integrator on one system; where it could not be measured, `remark` says why."""
-
-    integrator: str
-    system: str = ""
-    declared_strong: float = math.nan
-    strong: Slope = DIVERGED
-    declared_weak: float = math.nan
-    weak: Slope = DIVERGED
-    remark: str = ""
-
-    @property
-    def verdict(self) -> str:
-        """'yes' where both measured orders are the declared ones, else what is not."""
-        strong = self.strong.against(self.declared_strong, STRONG_MARGIN)
-        weak = self.weak.against(self.declared_weak, WEAK_MARGIN)
-        found = [f"{kind} {word}" for kind, word in (("strong", strong), ("weak", weak)) if word != "yes"]
-        return self.remark or "; ".join(found) or "yes"
-
-    def flat(self) -> dict[str, Any]:
-        """Numbers and strings by name, for a file."""
-        slopes = (("strong", self.strong), ("weak", self.weak))
-        ends = {f"{kind}_{end}": x for kind, slope in slopes for end, x in slope._asdict().items()}
-        rest = {k: v for k, v in self._asdict().items() if not isinstance(v, Slope)}
-        return rest | ends | {"verdict": self.verdict}
-
-
-def measure(names: Sequence[str], paths: int = PATHS) -> list[Row]:
-    """Rows for integrators of the catalogue (or 'file.py:Name'), on one system of each choice that they take.
-
-    `paths` is the number of paths of the weak error. A scheme may do better than it declares on one system:
-    what it declares is for all. Raises SdeflowError for an unknown name and for too few paths.
-    """
-    if paths < 2 * BATCHES:
-        raise SdeflowError(f"the orders need at least {2 * BATCHES} paths, given {paths}")
-    rows: dict[str, list[Row]] = {name: [] for name in dict.fromkeys(names)}
-    schemes = {name: integrator_named(name) for name in rows}
-    for choice in CHOICES:
-        waiting = dict(schemes)
-        for system in choice:
-            able = {n: s for n, s in waiting.items() if s.refuses(WELLS[system](1.0, 2)) is None}
-            waiting = {n: s for n, s in waiting.items() if n not in able}
-            for name, row in _measured(system, able, paths).items():
-                rows[name].append(row)
-    for name, scheme in schemes.items():
-        if not rows[name]:
-            why = [scheme.refuses(WELLS[system](1.0, 2)) for choice in CHOICES for system in choice]
-            rows[name].append(Row(name, remark=f"not measured: {why[-1]}"))
-    return [row for each in rows.values() for row in each]
-
-
-def _measured(system: str, schemes: Mapping[str, Integrator], paths: int) -> dict[str, Row]:
-    make, rows, sound = WELLS[system], {}, {}
-    trial = SharedPaths(make, finest=6, coarsest=2, batches=1, paths=2)
-    for name, scheme in schemes.items():
-        try:
-            trial.end(scheme, 2)
-            sound[name] = scheme
-        except SdeflowError as error:  # one plug-in's failure is a row, not the end of the table
-            rows[name] = Row(name, system, remark=f"not measured: {error}")
-    if sound:
-        errors = strong_errors(make, list(sound.values()))
-        means = weak_errors(make, list(sound.values()), paths=2 * (paths // (2 * BATCHES)))
-        for (name, s), strong, weak in zip(sound.items(), errors, means, strict=True):
-            slopes = strong_slope(strong), weak_slope(weak)
-            rows[name] = Row(name, system, s.strong_order, slopes[0], s.weak_order, slopes[1])
-    return rows
-
-
-def write(rows: Sequence[Row], out: Path, paths: int) -> None:
-    """The rows as JSON where the name ends so, else as NetCDF; raises RunError where it cannot write."""
-    flat = [row.flat() for row in rows]
-    try:
-        if out.suffix == ".json":
-            clean = [{k: v if v == v else None for k, v in row.items()} for row in flat]  # JSON has no NaN
-            out.write_text(json.dumps({"paths": paths, "rows": clean}, indent=1) + "\n", encoding="utf-8")
-        else:
-            columns = {key: ("row", [row[key] for row in flat]) for key in flat[0]}
-            xr.Dataset(columns, attrs={"paths": paths}).to_netcdf(out)
-    except OSError as error:
-        raise RunError(f"{out} cannot be written: {error}") from error
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The script; a mistake in its arguments is a sentence and exit code 2, as with `sdeflow`."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--integrators", default="", help="names, separated by commas (default: all)")
-    parser.add_argument("--paths", type=int, default=PATHS, help=f"of the weak error (default: {PATHS})")
-    parser.add_argument("--out", type=Path, help="file to write, .json or .nc")
-    given = parser.parse_args(arguments)
-    try:
-        if given.out is not None and given.out.suffix not in (".json", ".nc"):
-            raise SdeflowError(f"--out {given.out}: expected a name that ends in .json or .nc")
-        if given.out is not None and not given.out.absolute().parent.is_dir():
-            raise SdeflowError(f"--out {given.out}: there is no folder {given.out.parent}")
-        names = [name for name in map(str.strip, given.integrators.split(",")) if name]
-        rows = measure(names or list(entries("integrators")), given.paths)
-        table(
-            f"Orders, with 99.9% intervals; {given.paths} paths for the weak ones",
-            ("integrator", "system", "strong", "measured", "weak", "measured", "agrees"),
-            [_cells(row) for row in rows],
-        )
-        if given.out is not None:
-            write(rows, given.out, given.paths)
-    except SdeflowError as error:
-        print(f"sdeflow: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-
-
-def _cells(row: Row) -> list[str]:
-    if row.remark:
-        return [row.integrator, row.system, "", "", "", "", row.remark]
-    strong, weak = f"{row.declared_strong:g}", f"{row.declared_weak:g}"
-    return [row.integrator, row.system, strong, str(row.strong), weak, str(row.weak), row.verdict]
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,7 @@
 """Draws the toy experiments of arXiv:2312.07335 from the packaged problems.
 
-    python -m sdeflow.analysis.toy_figures gradient_correction --out gradient_correction.svg
-    python -m sdeflow.analysis.toy_figures all --out FOLDER
+    python -m sdeflow.analysis.studies.toy_figures gradient_correction --out gradient_correction.svg
+    python -m sdeflow.analysis.studies.toy_figures all --out FOLDER
 
 A column for each panel of the experiment, theta above and E - E* below, a curve for each scheme or system:
 the mean over replicas and their range. A run that diverges is drawn to where it leaves the frame.
@@ -9,7 +9,6 @@ the mean over replicas and their range. A run that diverges is drawn to where it
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,17 +18,15 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sdeflow.analysis.convergence import curve, parameter_curve
+from sdeflow.analysis.curves import curve, open_frame, parameter_curve
 from sdeflow.analysis.free_energy import gaussian_energy, toy_minimum
+from sdeflow.analysis.studies.script import model_of, parser, solved, write
 from sdeflow.config.build import build
 from sdeflow.config.catalogue import problem_file
 from sdeflow.config.run import Run
 from sdeflow.config.schema import load_config
 from sdeflow.errors import SdeflowError
 from sdeflow.problems.hierarchical import Hierarchical
-from sdeflow.simulation.solve import solve
-from sdeflow.system.system import BlockSystem
-from sdeflow.terminal import progress_bar
 
 
 class Choice(NamedTuple):
@@ -118,17 +115,11 @@ def runs(
 
 def measure(run: Run) -> Curve:
     """Solves a run of the toy model in memory."""
-    with progress_bar() as report:
-        solution = solve(run, progress=report)
-    if solution.retcode == "interrupted":
-        raise KeyboardInterrupt(solution.message)
+    solution = solved(run)
     dataset = solution.dataset
     diverged = int(dataset.attrs["steps_taken"]) if solution.retcode == "diverged" else None
-    assert isinstance(run.system, BlockSystem)
-    assert run.system.model_forces is not None
-    model = run.system.model_forces.model
-    assert isinstance(model, Hierarchical)
-    return Curve(parameter_curve(dataset), excess_energy(dataset, model), diverged)
+    energy = excess_energy(dataset, model_of(run, Hierarchical))
+    return Curve(parameter_curve(dataset), energy, diverged)
 
 
 def excess_energy(dataset: xr.Dataset, model: Hierarchical) -> xr.DataArray:
@@ -184,8 +175,7 @@ def _panel(
         style = "--" if number == 1 and len(series) == 2 else "-"  # two may well lie on each other
         curve(panel, values, label, colour=f"C{number}", style=style)
     panel.set_ylim(frame)
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.grid(alpha=0.25)
+    open_frame(panel)
 
 
 def _range(curves: Sequence[xr.DataArray]) -> tuple[float, float]:
@@ -200,32 +190,28 @@ def _given(**values: Any) -> dict[str, Any]:
 
 def main() -> None:
     """The script."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("figure", choices=[*EXPERIMENTS, "all"])
-    parser.add_argument("--out", type=Path, help="file to write, .svg, .png or .pdf; for 'all' a folder")
-    parser.add_argument("--replicas", type=int, default=4)
-    parser.add_argument("--steps", type=int, help="instead of those in the file")
-    given = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("figure", choices=[*EXPERIMENTS, "all"])
+    options.add_argument("--out", type=Path, help="file to write, .svg, .png or .pdf; for 'all' a folder")
+    options.add_argument("--replicas", type=int, default=4)
+    options.add_argument("--steps", type=int, help="instead of those in the file")
+    given = options.parse_args()
     names = list(EXPERIMENTS) if given.figure == "all" else [given.figure]
     try:
         for name in names:
             file = Path(f"{name}.svg")
             out = file if given.out is None else given.out / file if given.figure == "all" else given.out
-            draw_experiment(name, out, replicas=given.replicas, steps=given.steps)
-            print(out)
+            write(out, draw_experiment(name, replicas=given.replicas, steps=given.steps))
     except SdeflowError as error:
-        parser.error(str(error))
+        options.error(str(error))
 
 
-def draw_experiment(name: str, out: Path, *, replicas: int = 4, steps: int | None = None) -> None:
-    """Solves what an experiment declares, and writes its figure."""
+def draw_experiment(name: str, *, replicas: int = 4, steps: int | None = None) -> Figure:
+    """Solves what an experiment declares, and draws it."""
     found: dict[str, dict[str, Curve]] = {}
     for panel, label, run in runs(EXPERIMENTS[name], replicas=replicas, steps=steps):
         found.setdefault(panel, {})[label] = measure(run)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draw(found).savefig(out)
+    return draw(found)
 
 
 if __name__ == "__main__":

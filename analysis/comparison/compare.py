@@ -1,29 +1,29 @@
 """Schemes side by side on one problem: what each measured, and what theory says of it.
 
 A comparison is a list of entries, each a finished (or diverged, or unfinished) run; `rows` measures and
-predicts, `joined` puts all into one dataset. sdeflow.analysis.report makes a page of it.
+predicts, `joined` puts all into one dataset, `write` adds the page of sdeflow.analysis.comparison.report.
 """
 
 from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import mode
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
-from numpy.typing import NDArray
 
+from sdeflow.analysis.comparison.entries import Entry, Row
+from sdeflow.analysis.comparison.report import page
 from sdeflow.analysis.free_energy import energy_along, toy_minimum
-from sdeflow.analysis.rates import Decay, Interval, fit_decay, over_replicas
+from sdeflow.analysis.rates import Interval, decays, interval, over_replicas
 from sdeflow.analysis.stability import State, contraction, equilibrium
 from sdeflow.config.build import build
 from sdeflow.config.catalogue import integrator_named
-from sdeflow.config.run import Run, flattened
+from sdeflow.config.run import Run
 from sdeflow.config.schema import parse_config
 from sdeflow.errors import SdeflowError
 from sdeflow.model.model import Model
@@ -31,81 +31,7 @@ from sdeflow.problems.hierarchical import Hierarchical
 from sdeflow.simulation.solve import solve
 from sdeflow.system.system import BlockSystem
 from sdeflow.trajectory import durable
-from sdeflow.trajectory.opening import open_run
 from sdeflow.trajectory.segments import encode
-
-FREE = {"integrator", "steps", "seed", "replicas", "device", "bound"}
-"""Keys of [run] in which runs of one comparison may differ; they may also differ in [save]."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One scheme's run, or the reason why there is none."""
-
-    label: str
-    dataset: xr.Dataset | None
-    refusal: str = ""
-
-    @property
-    def evaluations(self) -> int:
-        assert self.dataset is not None
-        return int(self.dataset.attrs["gradient_evaluations_per_step"])
-
-    @property
-    def seconds_a_step(self) -> float:
-        assert self.dataset is not None
-        return float(self.dataset.attrs["seconds"] / max(1, self.dataset.attrs["steps_taken"]))
-
-    @property
-    def retcode(self) -> str:
-        return "refused" if self.dataset is None else str(self.dataset.attrs["retcode"])
-
-
-class Row(NamedTuple):
-    """What is known of one entry; rates are of the error, per step; NaN and a note where there is none.
-
-    loss        at the end
-    fitted      over replicas, from theta's way to its limit
-    frequency   of its oscillation, radians a step, likewise; 0 where it does not oscillate
-    regime      'underdamped' or 'overdamped', as most replicas are (sdeflow.analysis.rates)
-    predicted   -log of the contraction of the scheme's step near the equilibrium
-    """
-
-    label: str
-    retcode: str
-    evaluations: int
-    seconds_a_step: float
-    loss: Interval | None
-    fitted: Interval | None
-    predicted: float
-    note: str
-    frequency: Interval | None = None
-    regime: str = ""
-
-    def fitted_per(self, steps: float) -> tuple[float, float]:
-        """The fitted rate and its standard error per so many steps; NaN where there is none."""
-        return (
-            (np.nan, np.nan) if self.fitted is None else (self.fitted.mean * steps, self.fitted.error * steps)
-        )
-
-
-def open_entries(folders: Sequence[Path]) -> list[Entry]:
-    """Runs in folders, labelled by their integrators, or by folder where those repeat.
-
-    Raises SdeflowError for no folder, for what is no run folder, and for runs of different problems.
-    """
-    if not folders:
-        raise SdeflowError("nothing to compare: give one run folder or more")
-    datasets = [open_run(folder) for folder in folders]
-    for folder, dataset in zip(folders, datasets, strict=True):
-        if dataset.attrs.get("grid"):
-            raise SdeflowError(
-                f"{folder} is a grid of gamma and eta: a comparison takes runs at one point each"
-            )
-    schemes = [str(dataset.attrs["integrator"]) for dataset in datasets]
-    names = schemes if len(set(schemes)) == len(schemes) else [folder.name for folder in folders]
-    _refuse_mixed(dict(zip(names, datasets, strict=True)))
-    return [Entry(name, dataset) for name, dataset in zip(names, datasets, strict=True)]
 
 
 def problem_of(entries: Sequence[Entry]) -> BlockSystem | None:
@@ -128,26 +54,6 @@ def rows(entries: Sequence[Entry], system: BlockSystem | None) -> list[Row]:
         except SdeflowError as error:
             why = str(error)
     return [_row(entry, system, z, why) for entry in entries]
-
-
-def coordinate(dataset: xr.Dataset) -> xr.DataArray:
-    """theta as one signed number, (time[, replica]): itself, or along the direction in which it moves most.
-
-    Of an energy-based prior it is alpha, where that is learned.
-
-    Raises SdeflowError where theta was not saved whole.
-    """
-    name = next((name for name in ("theta", "alpha", "beta") if name in dataset), None)
-    if name is None:
-        raise SdeflowError("theta was not saved whole: raise save.theta_max")
-    theta = dataset[name]
-    param = str(theta.dims[-1])
-    if theta.sizes[param] == 1:
-        return theta.isel({param: 0}, drop=True)
-    path = theta if "replica" not in theta.dims else theta.mean("replica")
-    way = (path - path.isel(time=-1)).to_numpy()
-    direction = np.linalg.svd(way, full_matrices=False)[2][0]
-    return (theta * xr.DataArray(direction, dims=param)).sum(param)
 
 
 def excess_energy(entry: Entry, model: Model | None) -> xr.DataArray | None:
@@ -255,46 +161,10 @@ def _row(entry: Entry, system: BlockSystem | None, z: State | None, why: str) ->
     )
 
 
-def decays(dataset: xr.Dataset) -> list[Decay]:
-    """theta's way to its limit, of every replica, per step."""
-    series = coordinate(dataset).to_numpy()
-    columns = series[:, None] if series.ndim == 1 else series
-    steps: NDArray[np.float64] = dataset["step"].to_numpy().astype(np.float64)
-    return [fit_decay(steps, column) for column in columns.T]
-
-
-def interval(values: Sequence[float]) -> Interval:
-    """Over replicas; of one replica without an error."""
-    return over_replicas(values) if len(values) > 1 else Interval(values[0], np.nan, np.nan, np.nan)
-
-
 def _two_particles(config: str) -> BlockSystem | None:
     system = build(parse_config(config, Path("config.toml")).with_particles(2)).system
     system = system.to(torch.float64, torch.device("cpu"))
     return system if isinstance(system, BlockSystem) else None
-
-
-def _refuse_mixed(datasets: Mapping[str, xr.Dataset]) -> None:
-    problems = {name: _problem(dataset) for name, dataset in datasets.items()}
-    first, *others = problems
-    for other in others:
-        a, b = problems[first], problems[other]
-        if changed := sorted(key for key in a.keys() | b.keys() if a.get(key) != b.get(key)):
-            what = ", ".join(
-                f"{key} is {a.get(key, 'not set')!r} and {b.get(key, 'not set')!r}" for key in changed[:4]
-            )
-            raise SdeflowError(f"'{first}' and '{other}' are runs of different problems: {what}")
-
-
-def _problem(dataset: xr.Dataset) -> dict[str, Any]:
-    """What must be equal in a comparison, by key."""
-    if not dataset.attrs["config"]:
-        return {"system": dataset.attrs["system"]}
-    keys = flattened(tomllib.loads(dataset.attrs["config"]))
-    free = {f"run.{key}" for key in FREE}
-    return {
-        key: v for key, v in keys.items() if key not in free and not key.startswith(("save.", "system.use"))
-    }
 
 
 def compare(
@@ -321,8 +191,6 @@ def compare(
 
 def write(entries: Sequence[Entry], out: Path, title: str) -> list[Row]:
     """Measures, predicts, and writes compare.nc and report.html into a folder, each whole or not at all."""
-    from sdeflow.analysis.report import page
-
     system = problem_of(entries)
     found = rows(entries, system)
     model = None if system is None or system.model_forces is None else system.model_forces.model

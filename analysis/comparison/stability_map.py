@@ -11,21 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 
 from sdeflow.analysis.stability import (
     State,
     continuous_contraction,
     contraction,
-    equilibrium,
+    linearised,
     stability_limit,
     with_friction,
 )
 from sdeflow.config.catalogue import integrator_named
 from sdeflow.config.run import Run
-from sdeflow.errors import SdeflowError
 from sdeflow.system.integrator import Integrator
 from sdeflow.system.system import BlockSystem
 
@@ -55,26 +52,6 @@ class Map(NamedTuple):
 
     integrator: str
     contraction: NDArray[np.float64]
-
-
-def linearised(run: Run, at: Path | None = None) -> tuple[BlockSystem, State]:
-    """The system in float64 and the state to linearise it at: its equilibrium, or the end of a run.
-
-    Raises SdeflowError for a system without blocks, a preconditioned force (which is singular where the force
-    vanishes), and a run that is of another system.
-    """
-    system = run.system
-    if not isinstance(system, BlockSystem):
-        raise SdeflowError("stability is that of a system made of blocks, and this is a plain SDE")
-    if any(b.memory is not None for b in system.blocks):
-        raise SdeflowError(
-            "RMSProp divides a force by its own size, which vanishes at the equilibrium: leave "
-            "'precondition' out"
-        )
-    system = system.to(torch.float64, torch.device("cpu"))
-    if at is None:
-        return system, equilibrium(system)
-    return system, _state_of(system, at)
 
 
 def rows(system: BlockSystem, z: State, integrators: Sequence[str]) -> Iterator[Row]:
@@ -169,24 +146,3 @@ def _cells(row: Row) -> list[str]:
 
 def _folds(contraction: float) -> str:
     return f"{-1 / np.log(contraction):,.1f}" if contraction < 1 else "never"
-
-
-def _state_of(system: BlockSystem, run: Path) -> State:
-    """The positions at the end of a run, momenta zero."""
-    path = run / "final.safetensors"
-    if not path.is_file():
-        raise SdeflowError(f"{run} has no final.safetensors: give the folder of a run that has ended")
-    stored, model = load_file(path), system.model_forces
-    z: State = {}
-    for b in system.blocks:
-        names = [b.position]
-        if model is not None and (layout := model.layouts.get(b.dims[0])) is not None:
-            names = [f"{b.position}.{name}" for name in layout.shapes]
-        values = [stored[name].reshape(-1) for name in names if name in stored]
-        value = torch.cat(values) if values else torch.empty(0)
-        if value.numel() != int(np.prod(b.shape)):
-            raise SdeflowError(f"{run} holds no {b.position} of shape {b.shape}: it is of another system")
-        z[b.position] = value.double().view(1, *b.shape)
-        if b.momentum is not None:
-            z[b.momentum] = torch.zeros_like(z[b.position])
-    return z

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from sdeflow.analysis.compare import Entry, Row
-from sdeflow.analysis.convergence import curve
+from sdeflow.analysis.comparison.entries import Entry, Row
+from sdeflow.analysis.curves import curve, open_frame
 from sdeflow.terminal import duration
 
 if TYPE_CHECKING:
@@ -100,8 +100,7 @@ def curves(entries: Sequence[Entry], series: Callable[[Entry], xr.DataArray | No
             curve(panel, later, entry.label, colour=f"C{number}", scale=scale, positive=True)
     for panel, name in zip(panels, AXES, strict=True):
         panel.set(xlabel=name, yscale="log", xscale="linear" if name == "steps" else "log")
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.grid(alpha=0.25)
+        open_frame(panel)
     panels[0].set_ylabel(label)
     panels[0].legend(frameon=False, fontsize="small")
     return figure
@@ -129,7 +128,7 @@ def against(rows: Sequence[Row]) -> Figure:
     low, high = panel.get_xlim()
     panel.plot([low, high], [low, high], color="0.6", lw=1, zorder=0)
     panel.set(xlabel="predicted rate, 10⁻³ a step", ylabel="fitted rate, 10⁻³ a step")
-    panel.spines[["top", "right"]].set_visible(False)
+    open_frame(panel, grid=False)
     panel.legend(frameon=False, fontsize="small")
     return figure
 

@@ -1,6 +1,6 @@
 """Steps to a given E - E* on a badly conditioned problem, with momentum and without.
 
-    python -m sdeflow.analysis.conditioning --out conditioning.svg
+    python -m sdeflow.analysis.studies.conditioning --out conditioning.svg
 
 Every system runs at half its largest stable steps and at the friction that contracts fastest there, both from
 the linearised one-step map. Predicted beside the measured steps: log((E0 - E*)/level) / (2 r), with E0 at the
@@ -19,10 +19,10 @@ import numpy as np
 import xarray as xr
 
 from sdeflow.analysis.free_energy import energy_along
-from sdeflow.analysis.race import Entrant, Finish, asked, draw, printed, race, row, write
+from sdeflow.analysis.studies.race import Entrant, Finish, asked, draw, race, row
+from sdeflow.analysis.studies.script import markdown, model_of, write
 from sdeflow.config.run import Run
 from sdeflow.problems.ill_conditioned import IllConditioned
-from sdeflow.system.system import BlockSystem
 
 LEVEL, SHARE = 5.0, 0.5
 """Nats above the minimum, of some thousand at the start; share of the largest stable step."""
@@ -36,10 +36,7 @@ ENTRANTS = (
 
 def excess_energy(run: Run, dataset: xr.Dataset) -> xr.DataArray:
     """E - E* of the problem, (time, replica)."""
-    assert isinstance(run.system, BlockSystem)
-    assert run.system.model_forces is not None
-    model = run.system.model_forces.model
-    assert isinstance(model, IllConditioned)
+    model = model_of(run, IllConditioned)
     return energy_along(dataset, model) - model.minimum
 
 
@@ -62,7 +59,7 @@ def measure(
 def main() -> None:
     """The script."""
     found, out = asked(__doc__, "conditioning.svg", measure)
-    print(printed([row(f) | {"predicted steps": f"{predicted(f):,.0f}"} for f in found]))
+    print(markdown([row(f) | {"predicted steps": f"{predicted(f):,.0f}"} for f in found]), end="\n\n")
     figure = draw(found, LEVEL, "E − E*, nats", f"{LEVEL:g} nats", log=True)
     figure.axes[0].set_ylim(bottom=LEVEL / 500)  # below it there is only noise
     write(out, figure)

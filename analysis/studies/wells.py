@@ -1,22 +1,18 @@
-"""Quartic wells, V(q) = q^4/4 - q^2/2, for measuring orders, and a reference scheme."""
+"""Quartic wells, V(q) = q^4/4 - q^2/2, on which orders are measured."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from sdeflow.analysis.convergence_orders import MakeSystem
 from sdeflow.system.block import Block
-from sdeflow.system.integrator import Integrator
-from sdeflow.system.system import BlockSystem, System
+from sdeflow.system.system import BlockSystem
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from sdeflow.state import State
-    from sdeflow.system.increments import Noise
-
-MakeSystem = Callable[[float, int], System]
-"""A system of so many independent paths, from the reference step h and their number."""
 
 
 def well(h: float, paths: int) -> BlockSystem:
@@ -54,29 +50,3 @@ WELLS: dict[str, MakeSystem] = {
     "coupled wells": coupled,
     "coupled, parameters without noise": lambda h, paths: coupled(h, paths, temperature=0.0),
 }
-
-
-class SRA1(Integrator[System]):
-    """Roessler's stochastic Runge-Kutta scheme for additive noise, the reference where momenta lack.
-
-        z' = z + h (b(z)/3 + 2 b(z + 3h/4 b(z) + 3/2 sigma (W/2 + H))/3) + sigma W
-
-    Strong order 1.5, weak order 2.
-    """
-
-    name = "sra1"
-    strong_order, weak_order, evaluations = 1.5, 2.0, 2
-    noise, needs = "WH", "any SDE with additive noise"
-    source = "Roessler 2010"
-
-    def refuses(self, system: System) -> str | None:
-        return None
-
-    def step(self, system: System, t: float, z: State, h: float, noise: tuple[Noise, ...]) -> State:
-        (dW,) = noise
-        sigma, first = system.diffusion(t, z), system.drift(t, z)
-        inner = z | {name: z[name] + 0.75 * h * b for name, b in first.items()}
-        inner |= {n: inner[n] + 1.5 * s * (dW[n]["W"] / 2 + dW[n]["H"]) for n, s in sigma.items()}
-        second = system.drift(t + 0.75 * h, inner)
-        new = z | {name: z[name] + h * (b + 2 * second[name]) / 3 for name, b in first.items()}
-        return new | {name: new[name] + s * dW[name]["W"] for name, s in sigma.items()}

@@ -1,7 +1,7 @@
 """Draws how fast theta settles over a grid of friction and inverse mass, measured and as theory has it.
 
     sdeflow run momentum_grid
-    python -m sdeflow.analysis.momentum_map runs/momentum_grid-expint-s0 --out momentum_map.png
+    python -m sdeflow.analysis.studies.momentum_map runs/momentum_grid-expint-s0 --out momentum_map.png
 
 RUN is the folder or the trajectory of a run with a [grid] of gamma and eta. Rates are of the error, a step:
 
@@ -16,7 +16,6 @@ that swings, to a real one. Theory is of all modes of the system, and theta show
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,10 +25,10 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from sdeflow.analysis.compare import decays, interval
-from sdeflow.analysis.convergence import opened
-from sdeflow.analysis.stability import step_map, with_momentum
-from sdeflow.analysis.stability_map import linearised
+from sdeflow.analysis.curves import opened
+from sdeflow.analysis.rates import decays, interval
+from sdeflow.analysis.stability import linearised, step_map, with_momentum
+from sdeflow.analysis.studies.script import parser, write
 from sdeflow.config.build import build
 from sdeflow.config.schema import Config, parse_config
 from sdeflow.errors import SdeflowError
@@ -113,7 +112,7 @@ def predicted(
     The latter is bisected between neighbours on the grid, stable both, of which the lower swings and the
     higher does not; NaN where there are none.
 
-    Raises SdeflowError where there is no theory (sdeflow.analysis.stability_map.linearised).
+    Raises SdeflowError where there is no theory (sdeflow.analysis.stability.linearised).
     """
     run = build(config.model_copy(update={"grid": None}).with_particles(2))  # two carry all modes
     system, z = linearised(run)
@@ -191,7 +190,7 @@ def draw(found: xr.Dataset, theory: xr.Dataset, title: str) -> Figure:
     fast = 1000 * found["rate"].where(found["rate"] > 0), 1000 * theory["rate"].where(theory["rate"] > 0)
     top = max(float(f.max()) for f in fast)
     shade = LogNorm(max(top / 300, min(float(f.min()) for f in fast)), top)
-    figure = Figure(figsize=(9.6, 4.7), layout=ConstrainedLayoutEngine(w_pad=0.08))
+    figure = Figure(figsize=(9.6, 4.7), dpi=130, layout=ConstrainedLayoutEngine(w_pad=0.08))
     left, middle, right = figure.subplots(1, 3, sharex=True, sharey=True)
     mesh = _panel(left, fast[0], theory, "measured", norm=shade, cmap="viridis")
     _panel(middle, fast[1], theory, "predicted", norm=shade, cmap="viridis")
@@ -253,14 +252,12 @@ def main() -> None:
     from rich.console import Console
     from rich.progress import Progress
 
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", metavar="RUN", type=Path)
-    parser.add_argument("--out", type=Path, default=Path("momentum_map.svg"), help="file, .svg, .png or .pdf")
-    given = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("run", metavar="RUN", type=Path)
+    options.add_argument("--out", type=Path, default=Path("momentum_map.svg"), help=".svg, .png or .pdf")
+    given = options.parse_args()
     if not given.run.exists():
-        parser.error(f"there is no run {given.run}")
+        options.error(f"there is no run {given.run}")
     progress = Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
     try:
         with opened(given.run) as dataset, progress:
@@ -273,10 +270,8 @@ def main() -> None:
             title = f"{config.title}: {dataset.attrs['integrator']}"
         print(told(found, theory))
     except SdeflowError as error:
-        parser.error(str(error))
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    draw(found, theory, title).savefig(given.out, dpi=130)
-    print(given.out)
+        options.error(str(error))
+    write(given.out, draw(found, theory, title))
 
 
 if __name__ == "__main__":

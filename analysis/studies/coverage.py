@@ -1,6 +1,6 @@
 """How soon particles that all begin in one of two modes fill the other, with momentum and without.
 
-    python -m sdeflow.analysis.coverage --out coverage.svg
+    python -m sdeflow.analysis.studies.coverage --out coverage.svg
 
 Every system runs at a tenth of its largest stable steps, so that what steps do to the stationary law is
 small, and at the friction that contracts fastest there, both from the one-step map linearised within a mode.
@@ -16,11 +16,11 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
-from sdeflow.analysis.race import Entrant, Finish, asked, draw, printed, race, row, write
 from sdeflow.analysis.rates import Interval, over_replicas
+from sdeflow.analysis.studies.race import Entrant, Finish, asked, draw, race, row
+from sdeflow.analysis.studies.script import markdown, model_of, write
 from sdeflow.config.run import Run
 from sdeflow.problems.two_modes import TwoModes
-from sdeflow.system.system import BlockSystem
 
 LEVEL, SHARE = 0.25, 0.1
 
@@ -45,10 +45,7 @@ def late_share(finish: Finish) -> Interval:
 
 def theta_error(finish: Finish) -> float:
     """Root mean square distance of theta, averaged over the last fifth and over replicas, from the MLE."""
-    assert isinstance(finish.run.system, BlockSystem)
-    assert finish.run.system.model_forces is not None
-    model = finish.run.system.model_forces.model
-    assert isinstance(model, TwoModes)
+    model = model_of(finish.run, TwoModes)
     theta = finish.dataset["theta"]
     late = theta.isel(time=slice(-theta.sizes["time"] // 5, None)).mean(("time", "replica"))
     return float(np.sqrt(((late.to_numpy() - model.mle.numpy()) ** 2).mean()))
@@ -70,7 +67,7 @@ def main() -> None:
             "error of theta": f"{theta_error(f):.3f}",
         }
         lines.append(row(f) | more)
-    print(printed(lines))
+    print(markdown(lines), end="\n\n")
     figure = draw(found, LEVEL, "share in the other mode", "half-coverage", log=False)
     figure.axes[0].axhline(0.5, color="0.4", lw=0.8)
     figure.axes[0].set_ylim(0, 0.6)

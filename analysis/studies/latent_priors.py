@@ -1,7 +1,7 @@
 """An energy-based prior against a Gaussian one, and momentum against none, on points in the plane.
 
-    python -m sdeflow.analysis.latent_priors --out latent_priors.svg
-    python -m sdeflow.analysis.latent_priors --dataset rings
+    python -m sdeflow.analysis.studies.latent_priors --out latent_priors.svg
+    python -m sdeflow.analysis.studies.latent_priors --dataset rings
 
 Every entrant makes as many gradient evaluations, from as many seeds. Measured is W_2 between samples of the
 model and held-out data, as many of each: while training with the prior particles as they are, and at the end
@@ -11,7 +11,6 @@ learned rather than of how. Even exact samples would be at the distance that two
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,11 +22,12 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sdeflow.analysis.convergence import curve
+from sdeflow.analysis.curves import curve, open_frame
 from sdeflow.analysis.distances import wasserstein
-from sdeflow.analysis.race import pm, printed, reached, write
 from sdeflow.analysis.rates import Interval, over_replicas
 from sdeflow.analysis.samples import continued
+from sdeflow.analysis.studies.race import reached
+from sdeflow.analysis.studies.script import markdown, parser, pm, solved, write
 from sdeflow.config.build import build
 from sdeflow.config.catalogue import problem_file
 from sdeflow.config.run import Run
@@ -37,9 +37,7 @@ from sdeflow.model.energy_forces import EnergyForces
 from sdeflow.problems.latent_ebm import LatentEBM, planar
 from sdeflow.seeds import generator
 from sdeflow.simulation.ending import Solution
-from sdeflow.simulation.solve import solve
 from sdeflow.system.system import BlockSystem
-from sdeflow.terminal import progress_bar
 
 PROBLEM, SNAPSHOTS, MOVED_ON = "latent_ebm_2d", 40, 500
 
@@ -108,10 +106,7 @@ def _measure(
         return build(config)
 
     run = built(evaluations // built(1).gradient_evaluations)
-    with progress_bar() as report:
-        solution = solve(run, progress=report)
-    if solution.retcode == "interrupted":
-        raise KeyboardInterrupt(solution.message)
+    solution = solved(run)
     if solution.retcode == "diverged":
         raise SdeflowError(f"{entrant.label}: {solution.message}")
     moved_on = np.array([_distance(run, y) for y in _moved_on(run, solution)])
@@ -196,7 +191,7 @@ def table(results: Sequence[Result], level: float) -> str:
                 "seconds": f"{r.seconds:.0f}",
             }
         )
-    return printed(rows)
+    return markdown(rows)
 
 
 def draw(results: Sequence[Result], floor: float) -> Figure:
@@ -209,37 +204,34 @@ def draw(results: Sequence[Result], floor: float) -> Figure:
     at: Any = {"xycoords": ("axes fraction", "data"), "va": "bottom", "ha": "right"}
     panel.annotate("two sets of data", (0.99, floor), color="0.35", fontsize="small", **at)
     panel.set(xlabel="gradient evaluations", ylabel="W₂ to held-out data", ylim=(0, None))
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.grid(alpha=0.25)
+    open_frame(panel)
     panel.legend(frameon=False, fontsize="small")
     return figure
 
 
 def main() -> None:
     """The script."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--dataset", choices=["mixture", "rings", "moons"], default="mixture")
-    parser.add_argument("--out", type=Path, default=Path("latent_priors.svg"), help="figure to write")
+    options = parser(__doc__)
+    options.add_argument("--dataset", choices=["mixture", "rings", "moons"], default="mixture")
+    options.add_argument("--out", type=Path, default=Path("latent_priors.svg"), help="figure to write")
     everyone = range(len(ENTRANTS))
-    parser.add_argument(
+    options.add_argument(
         "--entrants", type=int, nargs="*", choices=everyone, default=everyone, help="which to run"
     )
-    parser.add_argument("--replicas", type=int, default=5)
-    parser.add_argument("--evaluations", type=int, default=12_000, help="gradient evaluations of each")
-    parser.add_argument("--level", type=float, default=0.3, help="of W2, for the time to it")
-    given = parser.parse_args()
+    options.add_argument("--replicas", type=int, default=5)
+    options.add_argument("--evaluations", type=int, default=12_000, help="gradient evaluations of each")
+    options.add_argument("--level", type=float, default=0.3, help="of W2, for the time to it")
+    given = options.parse_args()
     try:
         entrants = [ENTRANTS[i] for i in given.entrants]
         found = measure(
             entrants, dataset=given.dataset, evaluations=given.evaluations, replicas=given.replicas
         )
     except SdeflowError as error:
-        parser.error(str(error))
+        options.error(str(error))
     floor = between_data(given.dataset)
     print(table(found, given.level))
-    print(f"\nbetween two sets of data: {pm(floor, digits=3)}")
+    print(f"\nbetween two sets of data: {pm(floor, digits=3)}\n")
     write(given.out, draw(found, floor.mean))
 
 

@@ -1,0 +1,1 @@
+"""Schemes side by side on one problem: what was measured, what theory says, and the page that tells it."""

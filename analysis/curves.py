@@ -1,0 +1,64 @@
+"""Series of a run as curves: steps along, the mean over replicas, and their range as a band."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+
+from sdeflow.trajectory.opening import open_run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def opened(path: str | Path) -> xr.Dataset:
+    """The trajectory in a run folder, also an unfinished one, or in a file."""
+    return open_run(path) if Path(path).is_dir() else xr.open_dataset(path)
+
+
+def parameter_curve(run: xr.Dataset) -> xr.DataArray:
+    """theta where it is a scalar, else its Euclidean norm."""
+    if "theta" not in run:
+        return run["theta_norm"]
+    theta = run["theta"]
+    if theta.sizes["param"] == 1:
+        return theta.isel(param=0, drop=True)
+    norm = (theta**2).sum("param") ** 0.5
+    return norm.assign_attrs(long_name="Euclidean norm of parameters")
+
+
+def curve(
+    panel: Axes,
+    values: xr.DataArray,
+    label: str,
+    *,
+    colour: str | None = None,
+    style: str = "-",
+    scale: float = 1.0,
+    positive: bool = False,
+) -> None:
+    """A series (time[, replica]) against steps times `scale`: mean over replicas, and their range as a band.
+
+    positive   for a log axis: left out where the mean is not positive, the band cut at the mean where the
+               least is not
+    """
+    x = values["step"].to_numpy() * scale
+    y = values.transpose("time", ...).to_numpy().reshape(len(x), -1)
+    mean, low, high = y.mean(1), y.min(1), y.max(1)
+    if positive:
+        shown = np.isfinite(y).all(1) & (mean > 0)
+        low = np.where(low > 0, low, mean)
+        mean, low, high = (np.where(shown, part, np.nan) for part in (mean, low, high))
+    (line,) = panel.plot(x, mean, label=label, lw=1.4, color=colour, ls=style)
+    if y.shape[1] > 1:
+        panel.fill_between(x, low, high, color=line.get_color(), alpha=0.2, lw=0)
+
+
+def open_frame(panel: Axes, *, grid: bool = True) -> None:
+    """A panel without its upper and right edges, and with a faint grid."""
+    panel.spines[["top", "right"]].set_visible(False)
+    if grid:
+        panel.grid(alpha=0.25)

@@ -1,0 +1,1 @@
+"""Runnable studies, python -m sdeflow.analysis.studies.NAME, and what they share."""
