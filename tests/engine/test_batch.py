@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small import FLOAT64, Autograd
 from torch import Tensor
 
 import sdeflow
@@ -27,7 +28,6 @@ from sdeflow.system.system import BlockSystem, initial_state
 
 D, N, H, ETA, GAMMA = 12, 2, 0.01, 20.0, 0.5
 WHOLE = Save(every=7, data="all", particles="all")
-FLOAT64 = {"dtype": torch.float64, "device": torch.device("cpu")}
 SCHEMES = [
     "expint",
     "expint_nc",
@@ -85,9 +85,6 @@ def test_order_of_an_epoch() -> None:
 
 def test_mean_over_an_epoch_is_the_full_gradient() -> None:
     """To roundoff at a fixed state, with scores by autograd and in closed form."""
-
-    class Autograd(Hierarchical):
-        score_x = score_theta = None
 
     for model in (Hierarchical(data=D), Autograd(data=D)):
         numbers = {"h": H, "eta": ETA, "gamma": GAMMA}
