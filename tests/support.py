@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from importlib.util import find_spec
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -14,16 +14,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sdeflow.cli import main
 from sdeflow.config.catalogue import entries, find, integrator_named
 from sdeflow.config.run import Run
 from sdeflow.config.schema import RunSection
 from sdeflow.noise.cpp import native
 from sdeflow.noise.kernel import NoKernel
 from sdeflow.state import Replicas
+from sdeflow.system.block import Block
 from sdeflow.system.increments import Channel, Noise
 from sdeflow.system.integrator import Integrator
-from sdeflow.system.system import System
+from sdeflow.system.system import BlockSystem, System
 
 
 def _no_kernel() -> str:
@@ -47,6 +47,14 @@ def declared(system: Any, integrator: Any, **options: Any) -> Run:
     own = {f.name: options.pop(f.name) for f in fields(RunSection) if f.name in options}
     return Run.declare(system, integrator, RunSection(**own), **options)
 
+
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+
+SE = 4.5
+"""Standard errors that a statistic may be off by: a right one is further once in 150 000 times."""
+
+K = 2 + 100 + np.sqrt(100**2 - 4)
+"""Half the inverse mass of the gradient-correction experiment, with 100 data."""
 
 Matrix = NDArray[np.float64]
 
@@ -201,6 +209,19 @@ def toy(
     return find("systems", system)(model, particles=particles, theta=theta, x=x, h=h)
 
 
+KAPPA, ETA, T = 2.5, 0.6, 0.7
+"""Of the harmonic well: V(q) = kappa q^2 / 2, inverse mass, temperature."""
+
+
+def harmonic_well(
+    h: float, *, gamma: float = 0.9, rate: float = 1.0, momentum: str | None = "p", size: int = 1
+) -> BlockSystem:
+    """Coordinates in a well each, with their own step rate * h."""
+    block = Block("q", "q", (size,), ("x",), momentum, eta=ETA, gamma=gamma, temperature=T, rate=rate)
+    start = {"q": torch.zeros(size, dtype=torch.float64)}
+    return BlockSystem([block], lambda t, z, names: {"q": -KAPPA * z["q"]}, h=h, start=start)
+
+
 class Part(NamedTuple):
     """One block as the equations see it: where q and p lie in the flat state, and its numbers."""
 
@@ -280,15 +301,3 @@ class ToyEquations:
                 drift[b.q, b.p] = rate * b.eta * one
                 drift[b.p, b.p] = -rate * b.gamma * b.eta * one
         return drift, constant, noise
-
-
-def command(*arguments: object) -> int:
-    """Runs the command line in this process; its exit code."""
-    argv, sys.argv = sys.argv, ["sdeflow", *map(str, arguments)]
-    try:
-        main()
-    except SystemExit as exit_:
-        return int(exit_.code or 0)
-    finally:
-        sys.argv = argv
-    return 0

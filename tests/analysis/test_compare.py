@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
-from support import affine_map, command
+from commands import command
+from support import affine_map
 
 from sdeflow.analysis.comparison.compare import rows
 from sdeflow.analysis.comparison.entries import Entry, open_entries

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
+from commands import exit_code
 
 from sdeflow import SdeflowError
 from sdeflow.analysis.distances import wasserstein
@@ -58,11 +58,8 @@ def test_two_sets_of_data_are_closer_the_more_points_they_have() -> None:
     assert few.mean - many.mean > 4 * (few.error**2 + many.error**2) ** 0.5
 
 
-def test_what_does_not_fit_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_said(tmp_path: Path) -> None:
     with pytest.raises(SdeflowError, match="two replicas"):
         measure(replicas=1)
     for wrong in (["--entrants", "9"], ["--dataset", "spiral"], ["--replicas", "1"]):
-        monkeypatch.setattr(sys, "argv", ["latent_priors", "--out", str(tmp_path / "x.svg"), *wrong])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        assert ended.value.code == 2
+        assert exit_code(main, "--out", tmp_path / "x.svg", *wrong) == 2

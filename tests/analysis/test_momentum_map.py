@@ -6,14 +6,14 @@ the run without the point that diverges.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
-from support import affine_map, command
+from commands import command, exit_code
+from support import affine_map
 
 from sdeflow import Grid, mpgd, simulate
 from sdeflow.analysis.stability import with_momentum
@@ -111,18 +111,10 @@ def test_a_point_that_diverges_is_marked_and_the_others_are_as_without_it(
 def test_the_script(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def script(*arguments: object) -> int:
-        monkeypatch.setattr(sys, "argv", ["momentum_map", *map(str, arguments)])
-        try:
-            momentum_map.main()
-        except SystemExit as ended:
-            return int(ended.code or 0)
-        return 0
-
-    assert script(folder, "--out", tmp_path / "new" / "map.svg") == 0
+    assert exit_code(momentum_map.main, folder, "--out", tmp_path / "new" / "map.svg") == 0
     assert "fastest predicted: gamma = 0.04, eta = 80000" in capsys.readouterr().out
     assert (tmp_path / "new" / "map.svg").read_text(encoding="utf-8").rstrip().endswith("</svg>")
-    assert script(tmp_path / "nowhere") == 2
+    assert exit_code(momentum_map.main, tmp_path / "nowhere") == 2
     assert "there is no run" in capsys.readouterr().err
     small = ["run", "hierarchical", "-q", "--steps", "4", "--set", "model.data=3"]
     grids = (
@@ -133,7 +125,7 @@ def test_the_script(
     for number, (sets, sentence) in enumerate(grids):
         out = tmp_path / f"run{number}"
         assert command(*small, "--out", out, *(part for s in sets for part in ("--set", s))) == 0
-        assert script(out) == 2
+        assert exit_code(momentum_map.main, out) == 2
         assert sentence in capsys.readouterr().err
     motion = {"h": 1e-3, "eta": 10.0, "gamma": 1.0}
     system = mpgd(Hierarchical(data=2), particles=2, theta=motion, x=motion)

@@ -13,10 +13,11 @@ import sdeflow
 from sdeflow import Save, simulate
 from sdeflow.analysis.free_energy import energy_along, toy_minimum
 from sdeflow.analysis.rates import fit_decay, over_replicas
-from sdeflow.analysis.stability import equilibrium, step_map
-from sdeflow.config.catalogue import integrator_named
+from sdeflow.analysis.stability import contraction, equilibrium, step_map
+from sdeflow.config.catalogue import find, integrator_named
 from sdeflow.errors import DivergenceWarning, SdeflowError
 from sdeflow.problems.hierarchical import Hierarchical
+from sdeflow.problems.linear_energy import LinearEnergy
 
 T = np.arange(2000.0)
 
@@ -139,3 +140,22 @@ def test_the_free_energy_falls_at_twice_the_rate(integrator: str) -> None:
     rate = over_replicas([fit.rate for fit in fits])
     assert abs(rate.mean + 2 * np.log(abs(value))) < 4 * rate.error
     assert rate.error < 0.02 * rate.mean
+
+
+@pytest.mark.parametrize("name", ["ebipla", "kinetic_ebipla"])
+@pytest.mark.parametrize("integrator", ["euler_maruyama", "expint", "expint_shared"])
+def test_fitted_rates_are_those_predicted(name: str, integrator: str) -> None:
+    """alpha's way to its limit, 8 replicas, against the spectrum of the scheme's step: 4 standard errors."""
+    if name == "kinetic_ebipla":
+        alpha, x = {"h": 8e-3, "eta": 125.0, "gamma": 1.0}, {"h": 0.05, "eta": 10.0, "gamma": 0.5}
+    else:
+        alpha, x = {"h": 8e-3}, {"h": 0.05}
+    model = LinearEnergy(10, alpha_true=300.0)
+    system = find("systems", name)(model, particles=20, prior_particles=200, alpha=alpha, x=x)
+    small = find("systems", name)(model, particles=2, prior_particles=2, alpha=alpha, x=x)
+    predicted = -np.log(contraction(small, integrator_named(integrator), equilibrium(small)))
+    run = simulate(system, integrator, steps=1200, replicas=8, save=Save(every=2, data=1), dtype="float64")
+    series, steps = run["alpha"][..., 0].to_numpy(), run["step"].to_numpy().astype(float)
+    rates = over_replicas([fit_decay(steps, one).rate for one in series.T])
+    assert abs(rates.mean - predicted) < 4 * rates.error
+    assert rates.error < 0.02 * predicted

@@ -1,4 +1,4 @@
-"""Samples of learned priors: their law, their files, and what is said where there are none."""
+"""Samples of learned priors: their law, their files and pictures, and what is said where there are none."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from commands import command
 from matplotlib.image import imread
-from support import affine_map, command
+from support import affine_map
 
 from sdeflow import ebipla, kinetic_ebipla
-from sdeflow.analysis.samples import continued
+from sdeflow.analysis.pictures import grid
+from sdeflow.analysis.samples import continued, sample
 from sdeflow.config.catalogue import integrator_named
+from sdeflow.errors import SdeflowError
 from sdeflow.problems.linear_energy import LinearEnergy
 from sdeflow.system.system import BlockSystem
 
@@ -120,3 +123,46 @@ def test_a_grid_is_refused_where_one_point_is_looked_at(
     assert command("run", "hierarchical", "--steps", 2, "--quiet", "--out", "g", *grid) == 0
     assert command("report", "g") == 2
     assert capsys.readouterr().err.count("one point") == 3
+
+
+def test_sample_writes_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nine prior samples in three rows, and 16 digits above their reconstructions, pixel for pixel."""
+    monkeypatch.chdir(tmp_path)
+    run = ["run", "digits", "--steps", 3, "--set", "model.images=40", "--out", "run", "--quiet"]
+    assert command(*run, "--replicas", 2) == 0
+    assert command("sample", "run", "--n", 9, "--replica", 1) == 0
+    samples, pairs = imread("run/samples.png"), imread("run/reconstructions.png")
+    zoom = 800 // 26
+    assert samples.shape[:2] == (26 * zoom, 26 * zoom)
+    zoom = 800 // 143
+    assert pairs.shape[:2] == (17 * zoom, 143 * zoom)
+    from sklearn.datasets import load_digits
+
+    first = pairs[: 8 * zoom : zoom, : 8 * zoom : zoom, 0] * 255
+    np.testing.assert_allclose(first, np.round(load_digits().images[0] / 16 * 255), atol=1)
+
+
+def test_sample_says_what_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert command("run", "hierarchical", "--steps", 2, "--out", "toy", "--quiet") == 0
+    for arguments, sentence in (
+        (["nothing"], "has no config.toml"),
+        (["toy"], "makes no pictures"),
+        (["toy", "--n", 0], "n must be at least 1"),
+    ):
+        assert command("sample", *arguments) == 2
+        assert sentence in capsys.readouterr().err
+    with pytest.raises(SdeflowError, match="makes no pictures"):
+        sample(tmp_path / "toy")
+
+
+def test_grid_is_laid_out_row_by_row() -> None:
+    images = torch.linspace(-1, 1, 3).view(3, 1, 1, 1).expand(3, 1, 2, 2)
+    picture = grid(images, columns=2)
+    assert picture.shape == (5, 5, 3)
+    assert picture[0, 0, 0] == 0
+    assert picture[0, 3, 0] == 128
+    assert picture[3, 0, 0] == 255
+    assert picture[2].min() == 255

@@ -6,14 +6,14 @@ toy model; the matrix exponential; finite differences of the real step.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from support import accepted_pairs, affine_map, spectral_radius, toy
+from commands import command
+from support import K, accepted_pairs, affine_map, spectral_radius, toy
 from torch import Tensor
 
 import sdeflow
@@ -31,7 +31,6 @@ from sdeflow.analysis.stability import (
     step_map,
     with_friction,
 )
-from sdeflow.cli import main
 from sdeflow.config.build import build
 from sdeflow.config.catalogue import integrator_named, problem_file
 from sdeflow.config.schema import load_config
@@ -39,7 +38,6 @@ from sdeflow.errors import SdeflowError
 from sdeflow.problems.hierarchical import Hierarchical
 
 D = 100
-K = 2 + D + (D**2 - 4) ** 0.5
 CORRECTION = {"eta": 2 * K, "gamma": 0.293}
 
 
@@ -229,22 +227,15 @@ def test_a_map_and_its_picture(correction: Any, monkeypatch: pytest.MonkeyPatch,
 # The command -----------------------------------------------------------------------------------------
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["sdeflow", "stability", *arguments])
-    with pytest.raises(SystemExit) as exit_:
-        main()
-    return int(exit_.value.code or 0)
-
-
 def test_the_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("COLUMNS", "120")
-    assert command(monkeypatch, "gradient_correction", "--integrators", "expint,expint_nc,nag,baoab") == 0
+    assert command("stability", "gradient_correction", "--integrators", "expint,expint_nc,nag,baoab") == 0
     lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line}
     assert lines["expint"] == ["0.992339", "130.0", "0.996162", "1.305"]
     assert lines["expint_nc"][-1] == "1.011"
     assert lines["nag"][1] == "never"
     assert lines["continuous"][1:3] == ["0.992387", "130.9"]
-    assert command(monkeypatch, "hierarchical", "--system", "pgd", "--integrators", "ubu,expint") == 0
+    assert command("stability", "hierarchical", "--system", "pgd", "--integrators", "ubu,expint") == 0
     out = capsys.readouterr().out
     assert "refused: it needs a momentum in every block" in " ".join(out.split())
 
@@ -258,7 +249,7 @@ def test_mistakes(
         (("hierarchical", "--at", str(tmp_path)), "has no final.safetensors"),
         (("hierarchical", "--set", "system.theta.precondition=rmsprop"), "RMSProp divides a force"),
     ):
-        assert command(monkeypatch, *arguments) == 2
+        assert command("stability", *arguments) == 2
         err = capsys.readouterr().err
         assert err.count("\n") == 1
         assert sentence in err

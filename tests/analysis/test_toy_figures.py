@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import exit_code
 
 from sdeflow.analysis.free_energy import energy_along
 from sdeflow.analysis.studies import toy_figures
@@ -89,13 +89,9 @@ def test_a_diverging_run_is_a_curve_cut_at_the_frame(tmp_path: Path) -> None:
     assert (tmp_path / "figure.svg").read_text(encoding="utf-8").rstrip().endswith("</svg>")
 
 
-def test_the_script_writes_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_script_writes_its_files(tmp_path: Path) -> None:
     out = tmp_path / "figures" / "regimes.svg"
     arguments = ["regimes", "--steps", "30", "--replicas", "2", "--out", str(out)]
-    monkeypatch.setattr(sys, "argv", ["toy_figures", *arguments])
-    toy_figures.main()
+    assert exit_code(toy_figures.main, *arguments) == 0
     assert out.stat().st_size > 10_000
-    monkeypatch.setattr(sys, "argv", ["toy_figures", "regimes", "--replicas", "0"])
-    with pytest.raises(SystemExit) as ended:
-        toy_figures.main()
-    assert ended.value.code == 2
+    assert exit_code(toy_figures.main, "regimes", "--replicas", "0") == 2

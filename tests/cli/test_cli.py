@@ -5,21 +5,19 @@ sentence on stderr. Whatever was recorded before a divergence or an interruption
 """
 
 import io
-import subprocess
 import sys
-from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
+from commands import Cli, contents, program
 from safetensors import safe_open
 
 from sdeflow import terminal
 from sdeflow.cli import main
-from sdeflow.simulation import prepare as preparing
 from sdeflow.simulation import time_loop
 
 TINY = """
@@ -70,36 +68,16 @@ FOLDER = {
 }
 
 
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Cli = Callable[..., Result]
-
-
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
+def cli(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cli:
     """Calls the command in this process, in an empty folder that holds tiny.toml."""
     (tmp_path / "tiny.toml").write_text(TINY, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["sdeflow", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ending:
-            main()
-        return Result(int(ending.value.code or 0), *capsys.readouterr())
-
-    return call
+    return cli
 
 
 def load(folder: str | Path) -> xr.Dataset:
     return xr.load_dataset(Path(folder) / "trajectory.nc")
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def squeezed(text: str) -> str:
@@ -268,28 +246,9 @@ def test_one_diverged_replica_leaves_the_others_alone(cli: Cli) -> None:
             np.testing.assert_array_equal(run.X.sel(replica=seed), load(str(seed)).X)
 
 
-def test_interruption_keeps_what_was_recorded_and_exits_130(
-    cli: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interruption_keeps_what_was_recorded_and_exits_130(cli: Cli, stop_before: Any) -> None:
     assert cli("run", "tiny.toml", "--quiet", "--out", "whole", "--steps", 10).code == 0
-    prepare = preparing.prepare
-
-    def interrupted(run: Any) -> Any:
-        ready = prepare(run)
-        step = ready.stepper
-
-        class StopAtFive:
-            stride = 1
-
-            def __call__(self, z: Any, n: int, count: int = 1) -> Any:
-                if n == 5:
-                    raise KeyboardInterrupt
-                return step(z, n, count)
-
-        ready.stepper = StopAtFive()
-        return ready
-
-    monkeypatch.setattr("sdeflow.simulation.prepare.prepare", interrupted)
+    stop_before(5)
     code, _, err = cli("run", "tiny.toml", "--quiet", "--out", "part", "--steps", 10)
     assert code == 130
     assert err.startswith("interrupted: stopped after 5 of 10 steps; 'sdeflow resume ")
@@ -360,14 +319,14 @@ def test_list_shows_the_whole_catalogue(cli: Cli) -> None:
 
 @pytest.mark.parametrize("arguments", [["list"], ["--help"], ["run", "--help"]])
 def test_answers_without_torch(arguments: list[str]) -> None:
-    program = (
+    code = (
         "import sys\n"
         "from sdeflow.cli import main\n"
         f"sys.argv = ['sdeflow', *{arguments}]\n"
         "try:\n    main()\n"
         "finally:\n    assert 'torch' not in sys.modules and 'xarray' not in sys.modules\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    done = program(code)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from commands import program
 
 MEASURE = """
 import sys, torch
@@ -55,7 +55,7 @@ def test_memory_of_fifty_thousand_data(tmp_path: Path) -> None:
     """
     for way in ("memory", "folder", "resumed"):
         code = MEASURE.replace('"steps": 6', '"steps": 9') if way == "resumed" else MEASURE
-        command = [sys.executable, "-c", code, "one_step", way, str(tmp_path / "run")]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = program(code, "one_step", way, tmp_path / "run")
+        assert done.returncode == 0, done.stderr
         measured, stated = map(int, done.stdout.split())
         assert measured == pytest.approx(stated, rel=0.2), way

@@ -4,16 +4,17 @@ import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
+from commands import Cli, Result
 
 import sdeflow
-from sdeflow.cli import main
 from sdeflow.config import catalogue
 from sdeflow.config.build import build
+from sdeflow.config.catalogue import entries, integrator_named
 from sdeflow.config.schema import load_config
 from sdeflow.errors import SdeflowError, did_you_mean
 from sdeflow.simulation.solve import solve
@@ -124,28 +125,12 @@ dtype = "float64"
 """
 
 
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Cli = Callable[..., Result]
-
-
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
+def cli(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cli:
     """Calls the command in this process, from a folder of its own."""
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
-
-    def call(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["sdeflow", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ending:
-            main()
-        return Result(int(ending.value.code or 0), *capsys.readouterr())
-
-    return call
+    return cli
 
 
 @pytest.fixture
@@ -407,3 +392,7 @@ def test_problems_are_found_by_name_and_by_path(tmp_path: Path, monkeypatch: pyt
     Path("hierarchical.toml").write_text("")
     assert catalogue.problem_file("hierarchical.toml") == Path("hierarchical.toml")
     assert catalogue.problem_file("hierarchical") == packaged["hierarchical"]
+
+
+def test_every_integrator_says_what_it_is() -> None:
+    assert all(integrator_named(name).name == name for name in entries("integrators"))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small import Autograd
 from support import doubles
 from torch import Tensor
 
@@ -29,7 +30,6 @@ from sdeflow.system.system import BlockSystem, initial_state
 
 D, N, H, ETA, GAMMA = 12, 2, 0.01, 20.0, 0.5
 WHOLE = Save(every=7, data="all", particles="all")
-FLOAT64 = {"dtype": torch.float64, "device": torch.device("cpu")}
 SCHEMES = [
     "expint",
     "expint_nc",
@@ -87,9 +87,6 @@ def test_order_of_an_epoch() -> None:
 
 def test_mean_over_an_epoch_is_the_full_gradient() -> None:
     """To roundoff at a fixed state, with scores by autograd and in closed form."""
-
-    class Autograd(Hierarchical):
-        score_x = score_theta = None
 
     for model in (Hierarchical(data=D), Autograd(data=D)):
         numbers = {"h": H, "eta": ETA, "gamma": GAMMA}
@@ -195,8 +192,7 @@ def test_noise_of_a_catch_up_step_has_its_law() -> None:
     mini = batches(system, "expint", Batch(4, "one_step", 6))
     missed = torch.tensor([[0, 2, 6, 9]])
     z = start(system)
-    forceless = BlockSystem(system.blocks, lambda t, z, names: {"x": 0 * z["X"]}, h=system.h)
-    mini._catch_up._system = forceless
+    mini._catch_up._system = BlockSystem(system.blocks, lambda t, z, names: {"x": 0 * z["X"]}, h=system.h)
     new = mini._catch_up(z, missed, late(mini, 3))
     for i, k in enumerate([0, 2, 6, 6]):
         c = kinetic_flow(GAMMA, ETA, k * H)

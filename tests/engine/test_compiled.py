@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small import LIGHT
 from support import declared
 
 from sdeflow import (
@@ -38,8 +39,6 @@ pytestmark = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("c++")), reason="torch.compile needs a C++ compiler"
 )
 
-MOTION = {"h": 1e-3, "eta": 300.0, "gamma": 1.0}
-
 
 @pytest.fixture(autouse=True)
 def short_strides(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,16 +47,16 @@ def short_strides(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def decoder() -> Any:
-    return mpgd(Decoder(latent=2, hidden=(5,), images=12), particles=3, theta=MOTION, x=MOTION)
+    return mpgd(Decoder(latent=2, hidden=(5,), images=12), particles=3, theta=LIGHT, x=LIGHT)
 
 
 def toy() -> Any:
-    return mpgd(Hierarchical(data=6), particles=4, theta=MOTION, x=MOTION)
+    return mpgd(Hierarchical(data=6), particles=4, theta=LIGHT, x=LIGHT)
 
 
 def energy() -> Any:
     model = LatentEBM(points=12, held_out=0, energy_hidden=(5,), decoder="affine")
-    return kinetic_ebipla(model, particles=2, prior_particles=5, alpha=MOTION, beta=MOTION, x=MOTION)
+    return kinetic_ebipla(model, particles=2, prior_particles=5, alpha=LIGHT, beta=LIGHT, x=LIGHT)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +96,7 @@ class Turned(Hierarchical):
 
 def test_kept_forces_may_lie_otherwise_in_a_resumed_run(tmp_path: Path) -> None:
     options: dict[str, Any] = {"engine": "compiled", "dtype": "float64"}
-    system = kiplmc(Turned(data=3), particles=5, theta=MOTION, x=MOTION)
+    system = kiplmc(Turned(data=3), particles=5, theta=LIGHT, x=LIGHT)
     simulate(system, "obabo", steps=20, out=tmp_path / "run", **options)
     again = simulate(system, "obabo", steps=40, out=tmp_path / "run", resume=True, **options)
     whole = simulate(system, "obabo", steps=40, **options | {"engine": "eager"})
@@ -149,7 +148,7 @@ def test_long_runs_are_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     config = Config.of(
         {
             "model": {"use": "hierarchical", "data": 6},
-            "system": {"use": "mpgd", "particles": 4, "theta": MOTION, "x": MOTION},
+            "system": {"use": "mpgd", "particles": 4, "theta": LIGHT, "x": LIGHT},
             "run": {"steps": 3},
         }
     )
@@ -170,7 +169,7 @@ def test_what_it_cannot_compile_is_said(tmp_path: Path, monkeypatch: pytest.Monk
             value = super().log_joint(theta, x, y)
             return value if float(value.detach().sum()) > 0 else 2 * value
 
-    looks = mpgd(Branching(data=3), particles=2, theta=MOTION, x=MOTION)
+    looks = mpgd(Branching(data=3), particles=2, theta=LIGHT, x=LIGHT)
     with pytest.raises(SdeflowError, match=r"cannot be compiled.*engine 'eager'"):
         simulate(looks, "expint", steps=1, engine="compiled")
 

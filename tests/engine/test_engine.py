@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from support import accepted_pairs, affine_map, doubles, needs_kernel, toy
+from small import CPU, MOTION
+from support import SE, accepted_pairs, affine_map, doubles, harmonic_well, needs_kernel, toy
 from torch import Tensor
 
 from sdeflow import Batch, Evaluate, Save, kiplmc, mpgd, simulate
@@ -35,9 +36,6 @@ from sdeflow.system.maps import U
 from sdeflow.system.system import BlockSystem, initial_state
 from sdeflow.system.varying import spread
 
-CPU = torch.device("cpu")
-MOTION = {"h": 0.1, "eta": 2.0, "gamma": 0.5}
-SE = 4.5
 WHY = "the kernel was lost"
 
 
@@ -159,6 +157,24 @@ def test_a_slow_kernel_has_to_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> N
 def test_refusals(engine: str, noise: str, told: str) -> None:
     with pytest.raises(SdeflowError, match=told):
         resolve_engine(engine, noise, CPU)
+
+
+def test_without_triton_fused_is_refused_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost() -> None:
+        raise NoKernel("Triton is not to be had")
+
+    monkeypatch.setattr("sdeflow.noise.philox_source._triton", lost)
+    cuda = torch.device("cuda")
+    with pytest.raises(SdeflowError, match="'fused' needs a kernel, and Triton is not to be had"):
+        resolve_engine("fused", "auto", cuda)
+    assert resolve_engine("auto", "auto", cuda).source_name == "torch"
+
+
+def test_on_cuda_fused_has_to_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sdeflow.noise.philox_source._triton", lambda: SimpleNamespace(fast=True))
+    cuda = torch.device("cuda")
+    chosen = {e: resolve_engine(e, "auto", cuda) for e in ("auto", "fused")}
+    assert [(c.name, c.source_name) for c in chosen.values()] == [("eager", "torch"), ("fused", "philox")]
 
 
 @needs_kernel
@@ -319,8 +335,6 @@ def test_increments_compose() -> None:
 
 # Laws ----------------------------------------------------------------------------------------------
 
-KAPPA, ETA, T = 2.5, 0.6, 0.7
-
 
 @needs_kernel
 @pytest.mark.parametrize(("integrator", "momentum"), [
@@ -331,9 +345,7 @@ def test_stationary_law(integrator: str, momentum: str | None, dtype: torch.dtyp
     """In a harmonic well, from 20 000 coordinates: the covariance that the step's affine map has at rest."""
 
     def well(size: int) -> BlockSystem:
-        block = Block("q", "q", (size,), ("x",), momentum, eta=ETA, gamma=0.9, temperature=T, rate=0.7)
-        start = {"q": torch.zeros(size, dtype=torch.float64)}
-        return BlockSystem([block], lambda t, z, names: {"q": -KAPPA * z["q"]}, h=0.4, start=start)
+        return harmonic_well(0.4, rate=0.7, momentum=momentum, size=size)
 
     law = affine_map(well(1), integrator).stationary
     z = steps(well(10_000), integrator, fused=True, n=100, dtype=dtype)

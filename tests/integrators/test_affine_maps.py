@@ -73,7 +73,6 @@ def contraction(system: System, integrator: str) -> float:
 
 
 D = 100
-K = 2 + D + np.sqrt(D**2 - 4)
 
 
 def published(f: float, data: int = D) -> System:

@@ -12,12 +12,16 @@ import pytest
 import scipy.linalg
 import torch
 from support import (
+    ETA,
+    KAPPA,
     AffineMap,
     Matrix,
+    T,
     ToyEquations,
     accepted_pairs,
     affine_map,
     exponent,
+    harmonic_well,
     places,
     toy,
 )
@@ -148,14 +152,6 @@ def test_baoab_positions_are_exact() -> None:
 
 # A harmonic well -----------------------------------------------------------------------------------
 
-KAPPA, ETA, T = 2.5, 0.6, 0.7
-
-
-def well(h: float, *, gamma: float = 0.9, rate: float = 1.0, momentum: str | None = "p") -> BlockSystem:
-    """V(q) = kappa q^2 / 2 in one coordinate, own step rate * h."""
-    block = Block("q", "q", (1,), ("x",), momentum, eta=ETA, gamma=gamma, temperature=T, rate=rate)
-    return BlockSystem([block], lambda t, z, names: {"q": -KAPPA * z["q"]}, h=h)
-
 
 @pytest.mark.parametrize("h", [0.05, 0.5, 1.2])
 @pytest.mark.parametrize("gamma", [0.1, 0.9, 20.0])
@@ -168,9 +164,9 @@ def test_splittings_in_a_harmonic_well(h: float, gamma: float, rate: float) -> N
     Source: Leimkuhler, Matthews, Molecular Dynamics (2015), chapter 7.
     """
     c = KAPPA * ETA * (rate * h) ** 2 / 4
-    baoab = affine_map(well(h, gamma=gamma, rate=rate), "baoab").stationary
+    baoab = affine_map(harmonic_well(h, gamma=gamma, rate=rate), "baoab").stationary
     assert np.allclose(baoab, np.diag([T / KAPPA, T / ETA * (1 - c)]), rtol=1e-11, atol=1e-12)
-    obabo = affine_map(well(h, gamma=gamma, rate=rate), "obabo").stationary
+    obabo = affine_map(harmonic_well(h, gamma=gamma, rate=rate), "obabo").stationary
     assert np.allclose(obabo, np.diag([T / (KAPPA * (1 - c)), T / ETA]), rtol=1e-11, atol=1e-12)
 
 
@@ -178,7 +174,7 @@ def test_splittings_in_a_harmonic_well(h: float, gamma: float, rate: float) -> N
 @pytest.mark.parametrize("integrator", ["euler_maruyama", "expint", "expint_nc2"])
 def test_overdamped_in_a_harmonic_well(integrator: str, h: float) -> None:
     """2 T h / (1 - (1 - kappa h)^2) = T / (kappa (1 - kappa h/2)), of every scheme without momentum."""
-    law = affine_map(well(h, momentum=None), integrator).stationary
+    law = affine_map(harmonic_well(h, momentum=None), integrator).stationary
     assert law.item() == pytest.approx(T / (KAPPA * (1 - KAPPA * h / 2)), rel=1e-12)
 
 

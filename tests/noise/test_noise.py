@@ -8,23 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import kstest
-from support import doubles, needs_kernel, normals_a_step, toy
+from small import MOTION, D, R, X, system_of
+from support import SE, doubles, needs_kernel, normals_a_step, toy
 
-from sdeflow.config.catalogue import integrator_named
+from sdeflow.config.catalogue import find, integrator_named
 from sdeflow.engine.step import EagerSteps, advance
 from sdeflow.noise.philox_source import PhiloxNoise
 from sdeflow.noise.source import NormalSource, TorchNoise
+from sdeflow.problems.hierarchical import Hierarchical
 from sdeflow.seeds import derive_key, step_key
 from sdeflow.system.block import Block
 from sdeflow.system.increments import Channel, NoiseSpec
-
-SE = 4.5
-MOTION = {"h": 0.1, "eta": 2.0, "gamma": 0.5}
 
 
 def overdamped(key: str = "x", size: int = 4) -> Channel:
@@ -187,14 +187,8 @@ def test_streams_have_different_step_keys() -> None:
 
 
 def test_keys_depend_on_seed_and_every_name() -> None:
-    keys = {
-        derive_key(0),
-        derive_key(1),
-        derive_key(0, "a"),
-        derive_key(0, "b"),
-        derive_key(0, "a", "b"),
-        derive_key(0, "b", "a"),
-    }
+    uses = ((0,), (1,), (0, "a"), (0, "b"), (0, "a", "b"), (0, "b", "a"))
+    keys = {derive_key(*use) for use in uses}
     assert len(keys) == 6
     assert all(0 <= key < 2**128 for key in keys)
 
@@ -306,3 +300,38 @@ def test_a_scheme_gets_what_it_asks_for(
     assert len(noise) == scheme.substeps
     assert all(set(part[name]) == kinetic_names for part in noise for name in ("m", "U"))
     assert normals_a_step(built.channels, scheme) == normals_each * (1 + 3 * 2)
+
+
+@pytest.mark.parametrize("kind", ["W", "P", "PQ", "WPQ"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_replicas_draw_what_runs_draw(kind: Any, dtype: torch.dtype) -> None:
+    channels = system_of(Hierarchical(data=D), "kiplmc").channels
+
+    def noise(seeds: range) -> TorchNoise:
+        return TorchNoise(channels, NoiseSpec(kind, 2, 0.01), doubles(seeds, dtype))
+
+    together = noise(range(3, 3 + R))
+    singles = [noise(range(3 + i, 4 + i)) for i in range(R)]
+    for step in (7, 0, 123_456_789):
+        drawn = together(step)
+        for i, single in enumerate(singles):
+            for all_parts, parts in zip(drawn, single(step), strict=True):
+                for variable, increments in parts.items():
+                    for what, value in increments.items():
+                        assert torch.equal(all_parts[variable][what][i], value[0])
+
+
+def test_steps_replicas_blocks_and_substeps_draw_different_numbers() -> None:
+    """Both blocks have one coordinate and move alike, so that equal normals would be equal increments."""
+    kiplmc = find("systems", "kiplmc")
+    channels = kiplmc(Hierarchical(data=1), particles=1, theta=X, x=X).channels
+    noise = TorchNoise(channels, NoiseSpec("P", 2, 0.01), doubles(range(3)))
+    drawn = [
+        float(value)
+        for step in range(50)
+        for part in noise(step)
+        for increments in part.values()
+        for value in increments["P"].flatten()
+    ]
+    assert len(drawn) == 50 * 2 * 3 * 2
+    assert len(set(drawn)) == len(drawn)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from philox import LANES, normals, philox
 from scipy.stats import kstest
-from support import needs_kernel
+from support import SE, needs_kernel
 from torch import Tensor
 
 from sdeflow.noise.cpp import Native, native
@@ -23,7 +23,6 @@ from sdeflow.noise.kernel import Draw, kinetic_numbers
 from sdeflow.system.flow import kinetic_flow
 
 KERNEL = native()
-SE = 4.5
 NAMES = ("free", "push", "w", "kick")
 DTYPES = (torch.float32, torch.float64)
 KEYS = (0x9E3779B97F4A7C15, 3, 2**64 - 1)

@@ -1,23 +1,17 @@
-"""Image models and their pictures, on made-up images so that nothing need be fetched.
+"""Image models, on made-up images so that nothing need be fetched.
 
-Oracles: torch.distributions for the mixture prior, counted weights for the decoder, pixels of the pictures.
+Oracles: torch.distributions for the mixture prior, counted weights for the decoder.
 """
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from matplotlib.image import imread
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from sdeflow.analysis.pictures import grid
-from sdeflow.analysis.samples import sample
-from sdeflow.cli import main
 from sdeflow.config.build import build
 from sdeflow.config.catalogue import problem_file
 from sdeflow.config.schema import load_config
@@ -131,53 +125,3 @@ def test_what_does_not_fit_is_refused() -> None:
     ):
         with pytest.raises(SdeflowError, match=sentence):
             Images(**arguments)  # type: ignore[arg-type]
-
-
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["sdeflow", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ending:
-        main()
-    return int(ending.value.code or 0)
-
-
-def test_sample_writes_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nine prior samples in three rows, and 16 digits above their reconstructions, pixel for pixel."""
-    monkeypatch.chdir(tmp_path)
-    run = ["run", "digits", "--steps", 3, "--set", "model.images=40", "--out", "run", "--quiet"]
-    assert command(monkeypatch, *run, "--replicas", 2) == 0
-    assert command(monkeypatch, "sample", "run", "--n", 9, "--replica", 1) == 0
-    samples, pairs = imread("run/samples.png"), imread("run/reconstructions.png")
-    zoom = 800 // 26
-    assert samples.shape[:2] == (26 * zoom, 26 * zoom)
-    zoom = 800 // 143
-    assert pairs.shape[:2] == (17 * zoom, 143 * zoom)
-    from sklearn.datasets import load_digits
-
-    first = pairs[: 8 * zoom : zoom, : 8 * zoom : zoom, 0] * 255
-    np.testing.assert_allclose(first, np.round(load_digits().images[0] / 16 * 255), atol=1)
-
-
-def test_sample_says_what_is_wrong(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert command(monkeypatch, "run", "hierarchical", "--steps", 2, "--out", "toy", "--quiet") == 0
-    for arguments, sentence in (
-        (["nothing"], "has no config.toml"),
-        (["toy"], "makes no pictures"),
-        (["toy", "--n", 0], "n must be at least 1"),
-    ):
-        assert command(monkeypatch, "sample", *arguments) == 2
-        assert sentence in capsys.readouterr().err
-    with pytest.raises(SdeflowError, match="makes no pictures"):
-        sample(tmp_path / "toy")
-
-
-def test_grid_is_laid_out_row_by_row() -> None:
-    images = torch.linspace(-1, 1, 3).view(3, 1, 1, 1).expand(3, 1, 2, 2)
-    picture = grid(images, columns=2)
-    assert picture.shape == (5, 5, 3)
-    assert picture[0, 0, 0] == 0
-    assert picture[0, 3, 0] == 128
-    assert picture[3, 0, 0] == 255
-    assert picture[2].min() == 255

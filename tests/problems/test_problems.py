@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from support import affine_map
+from support import K, affine_map
 from torch import Tensor
 from torch.distributions import Bernoulli, Normal
 
@@ -102,8 +102,6 @@ def test_problem_says_what_it_is(name: str) -> None:
 
 
 # Numbers in the files --------------------------------------------------------------------------------
-
-K = 2 + 100 + sqrt(100**2 - 4)
 
 
 def motion(name: str, variant: str | None = None) -> tuple[dict[str, float], dict[str, float]]:

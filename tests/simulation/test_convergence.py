@@ -17,7 +17,7 @@ import scipy.integrate
 import scipy.stats
 import torch
 import xarray as xr
-from support import toy
+from support import SE, toy
 
 from sdeflow import Save, simulate
 from sdeflow.problems.generic import DoubleWell, OrnsteinUhlenbeck
@@ -109,7 +109,7 @@ def test_momenta_have_their_stationary_variance(case: str) -> None:
 
 # Plain SDEs ----------------------------------------------------------------------------------------
 
-PATHS, SE = 20_000, 4.5
+PATHS = 20_000
 
 
 def end_of(sde: object, *, h: float, steps: int, start: float) -> torch.Tensor:

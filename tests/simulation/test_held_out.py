@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from commands import command
 from scipy.linalg import solve_discrete_lyapunov
 from support import doubles
 from torch.distributions import Normal
 
 import sdeflow
 from sdeflow import Batch, Evaluate, Save, simulate
-from sdeflow.cli import main
 from sdeflow.config.build import build
 from sdeflow.config.catalogue import problem_file
 from sdeflow.config.schema import load_config
@@ -149,21 +149,13 @@ def test_a_model_without_held_out_data_is_refused() -> None:
         Evaluate(0)
 
 
-def test_digits_on_the_command_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_digits_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Images that were not learned; what evaluating costs is shown before, after and in the file."""
     options = ["--eval-every", "100", "--set", "model.held_out=97", "--set", "evaluate.steps=3"]
-    monkeypatch.setattr("sys.argv", ["sdeflow", "show", "digits", "--steps", "200", *options])
-    with pytest.raises(SystemExit):
-        main()
+    assert command("show", "digits", "--steps", "200", *options) == 0
     cost = "3 times 3 steps of 97 held-out data x 5 particles: 9 evaluations of their scores"
     assert cost in " ".join(capsys.readouterr().out.split())
-    command = ["run", "digits", "--steps", "200", *options, "--out", str(tmp_path / "run")]
-    monkeypatch.setattr("sys.argv", ["sdeflow", *command])
-    with pytest.raises(SystemExit) as exit_:
-        main()
-    assert exit_.value.code == 0
+    assert command("run", "digits", "--steps", "200", *options, "--out", tmp_path / "run") == 0
     assert ", held-out loss " in capsys.readouterr().out
     with xr.open_dataset(tmp_path / "run" / "trajectory.nc") as run:
         assert cost in run.attrs["evaluate"]

@@ -5,14 +5,6 @@ Oracles: the run in one piece; the files' checksums; a second process.
 
 from __future__ import annotations
 
-import os
-import pickle
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +12,19 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from commands import command, contents
+from pieces import STEPS, WHOLE, flip, toy
 from safetensors.torch import load_file
-from support import command
+from small import assert_same
 from torch import Tensor
 
 import sdeflow
 from sdeflow import Batch, Evaluate, Save, SDESystem, open_run, simulate
-from sdeflow.config.catalogue import entries, integrator_named
-from sdeflow.errors import DivergenceWarning, RunError, SdeflowError
+from sdeflow.config.catalogue import entries
+from sdeflow.errors import DivergenceWarning, SdeflowError
 from sdeflow.problems.hierarchical import Hierarchical
 from sdeflow.trajectory import checkpoint
-from sdeflow.trajectory.checkpoint import Damaged
 from sdeflow.trajectory.folder import RunFolder
-
-STEPS = 11
-MOTION = {"eta": 20.0, "gamma": 0.5}
-WHOLE: dict[str, Any] = {"steps": STEPS, "save": Save(every=3, checkpoint=0.0), "dtype": "float64"}
 
 TINY = """
 [model]
@@ -53,42 +42,6 @@ every = 3
 """
 
 
-def toy(declaration: Any = sdeflow.mpgd, model: Any = None, **theta: Any) -> sdeflow.BlockSystem:
-    model = model or Hierarchical(data=6, theta_true=2.0)
-    model.held_out = torch.linspace(-1, 1, 4)[:, None]
-    return declaration(model, particles=3, theta={"h": 1e-3, **MOTION, **theta}, x={"h": 1e-2, **MOTION})
-
-
-@pytest.fixture
-def stop_before(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
-    """Makes runs stop before step n, as Ctrl-C in the middle of a step does; None for no longer."""
-    from sdeflow.simulation.prepare import prepare
-
-    at: list[int | None] = [None]
-
-    def stopping(run: Any) -> Any:
-        ready = prepare(run)
-        step = ready.stepper
-
-        class Stopping:
-            stride = 1
-
-            def __call__(self, z: Any, n: int, count: int = 1) -> Any:
-                if n == at[0]:
-                    raise KeyboardInterrupt
-                return step(z, n, count)
-
-        ready.stepper = Stopping()
-        return ready
-
-    monkeypatch.setattr("sdeflow.simulation.prepare.prepare", stopping)
-
-    def set_to(n: int | None) -> None:
-        at[0] = n
-
-    return set_to
-
-
 def in_pieces(stop_before: Any, system: Any, scheme: str, out: Path, stops: list[int], **options: Any) -> Any:
     """The run stopped before each of the steps and resumed."""
     for n in stops:
@@ -97,14 +50,6 @@ def in_pieces(stop_before: Any, system: Any, scheme: str, out: Path, stops: list
             simulate(system, scheme, out=out, resume=True, **options)
     stop_before(None)
     return simulate(system, scheme, out=out, resume=True, **options)
-
-
-def assert_same(a: xr.Dataset, b: xr.Dataset) -> None:
-    """All variables and coordinates equal to the bit."""
-    assert set(a.variables) == set(b.variables)
-    for name in a.variables:
-        assert a[name].dtype == b[name].dtype
-        np.testing.assert_array_equal(a[name], b[name], err_msg=str(name))
 
 
 @pytest.mark.parametrize("scheme", entries("integrators"))
@@ -239,82 +184,7 @@ def test_changed_code_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert "mine.py has changed since the run began; steps from 11 on" in run.attrs["warnings"]
 
 
-def test_one_run_has_one_writer(tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    simulate(toy(), "expint", out=out, **WHOLE)
-    folder, _ = RunFolder.reopen(out)
-    options = WHOLE | {"steps": 20}
-    with pytest.raises(RunError, match="is being written by another sdeflow"):
-        simulate(toy(), "expint", out=out, resume=True, **options)
-    with pytest.raises(RunError, match="is being written by another sdeflow"):
-        simulate(toy(), "expint", out=out, overwrite=True, **options)
-    folder.close()
-    assert open_run(out).attrs["steps_taken"] == STEPS
-    simulate(toy(), "expint", out=out, resume=True, **options)
-
-
 # Damage ----------------------------------------------------------------------------------------------
-
-
-def flip(path: Path, at: float) -> None:
-    data = bytearray(path.read_bytes())
-    data[int(at * (len(data) - 1))] ^= 1
-    path.write_bytes(data)
-
-
-@pytest.mark.parametrize("at", [0.0, 0.01, 0.1, 0.5, 0.9, 1.0])
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(
-    stop_before: Any, tmp_path: Path, at: float
-) -> None:
-    whole, out = simulate(toy(), "expint", **WHOLE), tmp_path / "run"
-    stop_before(8)
-    with pytest.raises(KeyboardInterrupt):
-        simulate(toy(), "expint", out=out, **WHOLE)
-    stop_before(None)
-    flip(out / "checkpoint", at)
-    pieces = simulate(toy(), "expint", out=out, resume=True, **WHOLE)
-    assert_same(pieces, whole)
-    assert f"{out / 'checkpoint'} is damaged" in pieces.attrs["warnings"]
-    assert "going on from checkpoint.prev" in (out / "run.log").read_text()
-    assert (out / "checkpoint.damaged").exists()
-
-
-def test_files_that_are_damaged_beyond_that_are_named(stop_before: Any, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    simulate(toy(), "expint", out=out, **WHOLE)
-    flip(out / "trajectory.nc", 0.7)
-    before = (out / "trajectory.nc").read_bytes()
-    with pytest.raises(Damaged, match=r"trajectory\.nc is damaged"):
-        simulate(toy(), "expint", out=out, resume=True, **(WHOLE | {"steps": 20}))
-    assert (out / "trajectory.nc").read_bytes() == before
-    (out / "trajectory.nc").unlink()
-    with pytest.raises(Damaged, match=r"trajectory\.nc cannot be read: No such file"):
-        simulate(toy(), "expint", out=out, resume=True, **(WHOLE | {"steps": 20}))
-    for name in ("checkpoint", "checkpoint.prev"):
-        (out / name).write_bytes(b"")
-    with pytest.raises(Damaged, match=r"checkpoint is damaged.*checkpoint\.prev is damaged"):
-        simulate(toy(), "expint", out=out, resume=True, **(WHOLE | {"steps": 20}))
-
-
-def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path) -> None:
-    class Bomb:
-        def __reduce__(self) -> Any:
-            return os.mkdir, (str(tmp_path / "exploded"),)
-
-    simulate(toy(), "expint", out=tmp_path / "run", **WHOLE)
-    for name in ("checkpoint", "checkpoint.prev"):
-        (tmp_path / "run" / name).write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(Damaged):
-        simulate(toy(), "expint", out=tmp_path / "run", resume=True, **WHOLE)
-    assert not (tmp_path / "exploded").exists()
-
-
-def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpoint, "VERSION", 99)
-    simulate(toy(), "expint", out=tmp_path / "run", **WHOLE)
-    monkeypatch.undo()
-    with pytest.raises(RunError, match="has the format 99 of another sdeflow; this one reads format 1"):
-        simulate(toy(), "expint", out=tmp_path / "run", resume=True, **WHOLE)
 
 
 def test_a_model_that_has_grown_is_refused(tmp_path: Path) -> None:
@@ -334,49 +204,6 @@ def test_a_model_that_has_grown_is_refused(tmp_path: Path) -> None:
 
 
 # While it is written, and how it ends -------------------------------------------------------------------
-
-
-def test_an_unfinished_run_can_be_opened(
-    stop_before: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """From its whole segments, lazily, and like the finished one in every selection."""
-    out, options = tmp_path / "run", WHOLE | {"steps": 40, "replicas": 2}
-    keep, opened = RunFolder.keep, []
-
-    def keep_and_look(self: Any, *args: Any) -> None:
-        keep(self, *args)
-        with open_run(self.path) as dataset:
-            if "loss" in dataset:
-                opened.append((dataset.sizes["time"], dataset.attrs["retcode"], dataset.X[-1].values))
-
-    monkeypatch.setattr("sdeflow.simulation.time_loop._CHUNK_SECONDS", 0.0)
-    monkeypatch.setattr(RunFolder, "keep", keep_and_look)
-    whole = simulate(toy(), "expint", out=out, **options).load()
-    assert len(opened) > 20
-    assert opened[5][1] == "running"
-    for snapshots, _, x in opened:
-        np.testing.assert_array_equal(x, whole.X[snapshots - 1])
-
-
-def test_selections_of_an_unfinished_run(
-    stop_before: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sdeflow.simulation.time_loop._CHUNK_SECONDS", 0.0)
-    monkeypatch.setattr(RunFolder, "finish", lambda *_: None)
-    out, options = tmp_path / "run", WHOLE | {"steps": 40}
-    simulate(toy(), "expint", out=out, **options)
-    whole = simulate(toy(), "expint", **options)
-    assert not (out / "trajectory.nc").exists()
-    assert len(list((out / "segments").iterdir())) > 5
-    with open_run(out) as run:
-        assert_same(run, whole)
-        for at in (3, -1, slice(2, 9), slice(None, None, 3), slice(11, 2, -2), slice(4, 4), [7, 1, 1], []):
-            xr.testing.assert_equal(run.isel(time=at), whole.isel(time=at))
-        xr.testing.assert_equal(run.X.isel(particle=1, datum=[0, 3]), whole.X.isel(particle=1, datum=[0, 3]))
-        xr.testing.assert_equal(run.sel(time=whole.time[4]), whole.isel(time=4))
-        xr.testing.assert_equal(run.mean("time"), whole.mean("time"))
-    with pytest.raises(SdeflowError, match="is no run folder"):
-        open_run(tmp_path)
 
 
 def test_a_replica_that_diverges_leaves_the_others(stop_before: Any, tmp_path: Path) -> None:
@@ -447,28 +274,6 @@ def test_joining_that_is_stopped_is_done_later(tmp_path: Path, monkeypatch: pyte
         assert_same(run, whole)
     monkeypatch.undo()
     assert_same(simulate(toy(), "expint", out=out, resume=True, **WHOLE), whole)
-
-
-def test_values_that_were_not_written_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Joining compares what it wrote; here the disk is made to lie in the second reading."""
-    from sdeflow.trajectory import segments
-
-    slabs, calls = segments._slabs, []
-
-    def lying(files: Any) -> Any:
-        calls.append(1)
-        for name, at, values in slabs(files):
-            yield name, at, values + 1 if len(calls) == 2 and name == "loss" else values
-
-    monkeypatch.setattr(segments, "_slabs", lying)
-    with pytest.raises(RunError, match="does not hold the loss that was written to it"):
-        simulate(toy(), "expint", out=tmp_path / "run", **WHOLE)
-    assert not (tmp_path / "run" / "trajectory.nc").exists()
-    assert list((tmp_path / "run" / "segments").iterdir())
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def test_a_refused_resumption_leaves_the_folder_as_it_was(
@@ -551,43 +356,6 @@ def test_damage_right_after_a_finished_run_was_taken_up(
     assert not (out / "segments").exists()
 
 
-def test_a_checkpoint_that_is_damaged_is_no_traceback_to_a_reader(tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    simulate(toy(), "expint", out=out, **WHOLE)
-    (out / "trajectory.nc").unlink()
-    whole = (out / "checkpoint").read_bytes()
-    (out / "checkpoint.prev").unlink()
-    for at in range(0, len(whole), 61):
-        data = bytearray(whole)
-        data[at] ^= 1
-        (out / "checkpoint").write_bytes(data)
-        with suppress(SdeflowError):
-            open_run(out)
-
-
-def test_a_dataset_opened_before_the_end_reads_on_after_it(
-    stop_before: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("sdeflow.simulation.time_loop._CHUNK_SECONDS", 0.0)
-    finish = RunFolder.finish
-    monkeypatch.setattr(RunFolder, "finish", lambda *_: None)
-    out, options = tmp_path / "run", WHOLE | {"steps": 40}
-    simulate(toy(), "expint", out=out, **options)
-    with xr.set_options(file_cache_maxsize=1), open_run(out) as run:
-        monkeypatch.setattr(RunFolder, "finish", finish)
-        whole = simulate(toy(), "expint", out=out, resume=True, **options)
-        assert not (out / "segments").exists()
-        assert_same(run, whole)
-
-
-def test_what_a_killed_beginning_left_is_removed(tmp_path: Path) -> None:
-    for pid in (os.getpid(), 1):
-        (tmp_path / f".run.partial-{pid}" / "segments").mkdir(parents=True)
-    (tmp_path / ".running.partial-1").mkdir()
-    simulate(toy(), "expint", out=tmp_path / "run", **WHOLE)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".running.partial-1", "run"]
-
-
 def test_segments_are_written_when_memory_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A buffer of one snapshot and no other reason to write: a part each, and the same trajectory."""
     kept: list[int] = []
@@ -612,116 +380,3 @@ def test_time_goes_on_where_it_stopped(stop_before: Any, tmp_path: Path) -> None
     second = simulate(toy(), "expint", out=tmp_path / "run", resume=True, **(options | {"steps": 14})).attrs
     assert second["seconds"] > first["seconds"]
     assert second["evaluate_seconds"] > first["evaluate_seconds"]
-
-
-def test_files_are_synced_before_they_get_their_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every file that appears in a run folder was synced under its other name, and its folder after."""
-    calls: list[tuple[str, str]] = []
-    fsync, replace = os.fsync, Path.replace
-
-    def synced(descriptor: int) -> None:
-        calls.append(("sync", os.path.realpath(f"/proc/self/fd/{descriptor}")))
-        fsync(descriptor)
-
-    def replaced(path: Path, target: Path) -> Path:
-        calls.append(("rename", f"{path.resolve()} {target}"))
-        return replace(path, target)
-
-    if not Path("/proc/self/fd").exists():
-        pytest.skip("names of open files are read from /proc")
-    monkeypatch.setattr("sdeflow.trajectory.durable.os.fsync", synced)
-    monkeypatch.setattr(Path, "replace", replaced)
-    simulate(toy(), "expint", out=tmp_path / "run", **WHOLE)
-    renames = [i for i, (kind, _) in enumerate(calls) if kind == "rename"]
-    assert len(renames) > 8
-    for i in renames:
-        source, target = calls[i][1].split()
-        if Path(target).name == "checkpoint.prev":
-            continue  # it was synced when it was the checkpoint
-        before = [what for kind, what in calls[:i] if kind == "sync"]
-        assert any(Path(what).name in (Path(source).name, f".{Path(source).name}.tmp") for what in before)
-        assert any(
-            what == str(Path(target).parent.resolve()) for kind, what in calls[i + 1 :] if kind == "sync"
-        )
-
-
-@pytest.mark.skipif(os.name != "posix", reason="signals")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_request_to_stop(tmp_path: Path, number: int) -> None:
-    """The process checkpoints, exits with 130 within seconds, and the run goes on to the same numbers."""
-    out, whole = tmp_path / "run", tmp_path / "whole"
-    run = [
-        sys.executable,
-        "-m",
-        "sdeflow",
-        "run",
-        "hierarchical",
-        "-q",
-        "--steps",
-        "1000000",
-        "--engine",
-        "eager",  # a run of another length would choose another
-        "--out",
-        str(out),
-    ]
-    process = subprocess.Popen(run, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not (out / "checkpoint").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.5)
-    asked = time.monotonic()
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert time.monotonic() - asked < 10
-    assert err.startswith("interrupted: stopped after ")
-    assert err.count("\n") == 1
-    taken = checkpoint.peek(out / "checkpoint").step
-    assert f"stopped after {taken} of 1000000 steps" in err
-    assert f"interrupted: stopped after {taken}" in (out / "run.log").read_text()
-    again = ("run", "hierarchical", "-q", "--steps", str(taken), "--engine", "eager", "--out", str(whole))
-    assert command(*again) == 0
-    last = load_file(whole / "final.safetensors")
-    stopped = load_file(out / "final.safetensors")
-    assert all(torch.equal(last[name], stopped[name]) for name in last)
-
-
-@pytest.mark.skipif(os.name != "posix", reason="signals")
-def test_a_step_that_takes_long_is_cut_short(tmp_path: Path) -> None:
-    """A step of a minute is not waited for; the steps before it are kept."""
-    (tmp_path / "slow.py").write_text(
-        "import time\n\n"
-        "class Slow:\n"
-        "    calls = 0\n\n"
-        "    def drift(self, t, x):\n"
-        "        Slow.calls += 1\n"
-        "        time.sleep(60 if t > 0.045 else 0)\n"
-        "        return -x\n\n"
-        "    def diffusion(self, t, x):\n"
-        "        return 1.0\n"
-    )
-    (tmp_path / "slow.toml").write_text(
-        '[system]\nuse = "slow.py:Slow"\nh = 0.01\n[run]\nintegrator = "euler_maruyama"\nsteps = 50\n'
-        "[save]\nevery = 2\ncheckpoint = 0.0\n"
-    )
-    out = tmp_path / "run"
-    run = [sys.executable, "-m", "sdeflow", "run", str(tmp_path / "slow.toml"), "-q", "--out", str(out)]
-    process = subprocess.Popen(run, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not (out / "checkpoint").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.5)
-    asked = time.monotonic()
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=50)
-    assert process.returncode == 130, err
-    assert 1 < time.monotonic() - asked < 10
-    assert checkpoint.peek(out / "checkpoint").step == 5
-    with xr.open_dataset(out / "trajectory.nc") as dataset:
-        assert dataset.step.values.tolist() == [0, 2, 4]
-
-
-def test_every_integrator_says_what_it_is() -> None:
-    assert all(integrator_named(name).name == name for name in entries("integrators"))

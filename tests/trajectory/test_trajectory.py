@@ -1,12 +1,9 @@
-"""What a run records: the layout of its dataset, the meaning of its numbers, and what cannot change them.
+"""What a run records: the layout of its dataset and the meaning of its numbers.
 
-How often a run is saved, in how many pieces it is advanced and how many replicas it has changes no
-draw; the stored configuration gives the same numbers again; a step is a pure function.
+The stored configuration gives the same numbers again.
 """
 
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,27 +12,16 @@ import pytest
 import torch
 import xarray as xr
 from safetensors.torch import load_file
-from support import accepted_pairs, declared, doubles
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from small import THETA, D, N, Net, X, assert_same, run, system_of
+from torch import Tensor
 
-import sdeflow
-from sdeflow import Block, Save, SDESystem, simulate
+from sdeflow import Save, simulate
 from sdeflow.config.build import build
-from sdeflow.config.catalogue import find, integrator_named
+from sdeflow.config.catalogue import find
 from sdeflow.config.schema import load_config
-from sdeflow.engine.step import EagerSteps, advance
-from sdeflow.noise.source import TorchNoise
 from sdeflow.problems.hierarchical import Hierarchical
-from sdeflow.simulation import time_loop
 from sdeflow.simulation.ending import Solution
 from sdeflow.simulation.solve import solve
-from sdeflow.system.increments import NoiseSpec
-from sdeflow.system.system import BlockSystem, initial_state
-
-D, N = 5, 4
-THETA = {"h": 2e-3, "eta": 3.0, "gamma": 0.7}
-X = {"h": 1e-2, "eta": 2.0, "gamma": 0.5}
 
 PROBLEM = """
 title = "Small"
@@ -60,69 +46,6 @@ particles = "all"
 model.data = 5
 """
 CHANGES = [{"run": {"steps": 10, "seed": 5}}, {"system": {"h": 4e-3}}]
-
-
-class Autograd(Hierarchical):
-    """The toy model without its analytic scores."""
-
-    score_x = score_theta = None
-
-
-class Net(sdeflow.Model):
-    """y_i ~ N(A x_i + b, 1) with latents x_i [2, 3] from N(0, I); its parameters are those of a module."""
-
-    latent_shape = (2, 3)
-
-    def __init__(self) -> None:
-        self.data = torch.linspace(-1, 1, 2 * D, dtype=torch.float64).view(D, 2)
-
-    def init_theta(self, generator: torch.Generator) -> nn.Module:
-        return nn.Linear(6, 2)
-
-    def log_joint(self, theta: Any, x: Tensor, y: Tensor) -> Tensor:
-        mean = nn.functional.linear(x.flatten(-2), theta["weight"], theta["bias"])
-        return -((y[:, None] - mean) ** 2).sum(-1) / 2 - x.square().sum((-2, -1)) / 2
-
-    def observables(self, theta: Any, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-        return {"spread": x.std()}
-
-
-class Ramp:
-    """A user's SDE: drift and diffusion, nothing else."""
-
-    def drift(self, t: float, x: Tensor) -> Tensor:
-        return t - x
-
-    def diffusion(self, t: float, x: Tensor) -> float:
-        return 0.3
-
-
-def system_of(model: sdeflow.Model, name: str = "mpgd") -> BlockSystem:
-    return find("systems", name)(model, particles=N, theta=THETA, x=X)
-
-
-def run(system: Any, integrator: str = "expint", **options: Any) -> Solution:
-    """A run in float64 that saves all data and particles after every step, unless told otherwise."""
-    chosen = {
-        "steps": 6,
-        "seed": 0,
-        "replicas": 1,
-        "save": Save(every=1, data="all", particles="all"),
-        "dtype": "float64",
-        "device": "cpu",
-        "noise": "torch",
-    }
-    out = options.pop("out", None)
-    return solve(declared(system, integrator, **(chosen | options)), out=out)
-
-
-def assert_same(a: xr.Dataset, b: xr.Dataset) -> None:
-    """All variables and coordinates equal to the bit."""
-    assert dict(a.sizes) == dict(b.sizes)
-    assert {*a.variables} == {*b.variables}
-    for name in a.variables:
-        np.testing.assert_array_equal(a[name], b[name], err_msg=str(name))
-        assert a[name].dtype == b[name].dtype
 
 
 class Stored(NamedTuple):
@@ -369,307 +292,9 @@ def test_momenta_start_from_their_stationary_law() -> None:
         assert abs(squares / count - 1) < 5 * np.sqrt(2 / count)  # five standard errors of a chi-square
 
 
-# What changes no number --------------------------------------------------------------------------------
-
-
 def test_the_stored_configuration_gives_the_same_numbers(stored: Stored, tmp_path: Path) -> None:
     again = tmp_path / "again.toml"
     again.write_text(stored.dataset.attrs["config"], encoding="utf-8")
     rerun = solve(build(load_config(again)))
     assert rerun.dataset.attrs["config"] == stored.dataset.attrs["config"]
     assert_same(rerun.dataset, stored.dataset)
-
-
-CUTS: dict[str, dict[str, Any]] = {
-    "every 1": {"every": 1},
-    "every 3": {"every": 3},
-    "every 7": {"every": 7},
-    "fewer particles": {"data": 1, "particles": [3]},
-    "norms only": {"theta_max": 0},
-}
-
-
-@pytest.mark.parametrize("chunk_seconds", [1e-9, 1e9], ids=["step by step", "long chunks"])
-@pytest.mark.parametrize("save", CUTS.values(), ids=CUTS)
-def test_saving_and_chunks_change_no_number(
-    monkeypatch: pytest.MonkeyPatch, save: dict[str, Any], chunk_seconds: float
-) -> None:
-    system = system_of(Autograd(data=D))
-    reference = run(system, steps=20, dtype="float32")
-    monkeypatch.setattr(time_loop, "_CHUNK_SECONDS", chunk_seconds)
-    end = run(system, steps=20, dtype="float32", save=Save(**save))
-    for name, value in reference.state.items():
-        assert torch.equal(end.state[name], value), name
-    at = reference.dataset.sel(time=end.dataset.time)
-    np.testing.assert_array_equal(end.dataset.loss, at.loss)
-    if "theta" in end.dataset:
-        np.testing.assert_array_equal(end.dataset.theta, at.theta)
-
-
-@pytest.mark.parametrize(("integrator", "name"), accepted_pairs())
-def test_pieces_of_a_run_make_the_run(integrator: str, name: str) -> None:
-    """advance in pieces of 1, 4 and 2 steps, each with a noise source of its own, is advance by 7."""
-    system, scheme = system_of(Hierarchical(data=D), name), integrator_named(integrator)
-    z = initial_state(system, doubles(range(2)))
-    z |= scheme.init(system, z)
-    pieces = z
-
-    def noise() -> TorchNoise:
-        return TorchNoise(system.channels, scheme.noise_spec(system.h), doubles(range(2)))
-
-    for first, steps in ((0, 1), (1, 4), (5, 2)):
-        pieces = advance(EagerSteps(system, scheme, noise()), pieces, first, steps)
-    for variable, value in advance(EagerSteps(system, scheme, noise()), z, 0, 7).items():
-        assert torch.equal(pieces[variable], value), variable
-
-
-R = 8
-FORCES = {
-    "analytic, vmap": (lambda: Hierarchical(data=D), 10**9),
-    "analytic, loop": (lambda: Hierarchical(data=D), 0),
-    "autograd, vmap": (lambda: Autograd(data=D), 10**9),
-    "autograd, loop": (lambda: Autograd(data=D), 0),
-    "module, vmap": (Net, 10**9),
-    "module, loop": (Net, 0),
-}
-
-
-@pytest.mark.parametrize(("model", "vmap_below"), FORCES.values(), ids=FORCES)
-def test_replicas_are_runs(
-    monkeypatch: pytest.MonkeyPatch, model: Callable[[], sdeflow.Model], vmap_below: int
-) -> None:
-    """Replica i of a run with seed s is the run with seed s + i: the same start to the bit, then roundoff."""
-    monkeypatch.setattr("sdeflow.model.forces.VMAP_BELOW", vmap_below)
-    system = system_of(model(), "kiplmc")
-    together = run(system, replicas=R, seed=3).dataset
-    for i in range(R):
-        alone, replica = run(system, seed=3 + i).dataset, together.isel(replica=i)
-        assert replica.seed == alone.attrs["seed"] == 3 + i
-        for name in ("theta", "m", "X", "U"):
-            np.testing.assert_array_equal(replica[name][0], alone[name][0])
-        for name in alone.data_vars:
-            np.testing.assert_allclose(replica[name], alone[name], rtol=1e-12, atol=1e-12, err_msg=str(name))
-    assert len(np.unique(together.theta[-1, :, 0])) == R
-
-
-@pytest.mark.parametrize("kind", ["W", "P", "PQ", "WPQ"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_replicas_draw_what_runs_draw(kind: Any, dtype: torch.dtype) -> None:
-    channels = system_of(Hierarchical(data=D), "kiplmc").channels
-
-    def noise(seeds: range) -> TorchNoise:
-        return TorchNoise(channels, NoiseSpec(kind, 2, 0.01), doubles(seeds, dtype))
-
-    together = noise(range(3, 3 + R))
-    singles = [noise(range(3 + i, 4 + i)) for i in range(R)]
-    for step in (7, 0, 123_456_789):
-        drawn = together(step)
-        for i, single in enumerate(singles):
-            for all_parts, parts in zip(drawn, single(step), strict=True):
-                for variable, increments in parts.items():
-                    for what, value in increments.items():
-                        assert torch.equal(all_parts[variable][what][i], value[0])
-
-
-def test_steps_replicas_blocks_and_substeps_draw_different_numbers() -> None:
-    """Both blocks have one coordinate and move alike, so that equal normals would be equal increments."""
-    kiplmc = find("systems", "kiplmc")
-    channels = kiplmc(Hierarchical(data=1), particles=1, theta=X, x=X).channels
-    noise = TorchNoise(channels, NoiseSpec("P", 2, 0.01), doubles(range(3)))
-    drawn = [
-        float(value)
-        for step in range(50)
-        for part in noise(step)
-        for increments in part.values()
-        for value in increments["P"].flatten()
-    ]
-    assert len(drawn) == 50 * 2 * 3 * 2
-    assert len(set(drawn)) == len(drawn)
-
-
-@pytest.mark.parametrize(("integrator", "name"), [("expint", "mpgd"), ("ubu", "kiplmc"), ("expint", "ipla")])
-def test_analytic_scores_are_the_gradients(integrator: str, name: str) -> None:
-    with_scores = run(system_of(Hierarchical(data=D, scale=0.5), name), integrator, steps=20).dataset
-    without = run(system_of(Autograd(data=D, scale=0.5), name), integrator, steps=20).dataset
-    for variable in with_scores.data_vars:
-        np.testing.assert_allclose(
-            with_scores[variable], without[variable], rtol=1e-11, err_msg=str(variable)
-        )
-
-
-# Plain SDEs --------------------------------------------------------------------------------------------
-
-
-def test_plain_sde_from_python() -> None:
-    """Euler-Maruyama by hand, with the increments that the noise source gives."""
-    system = SDESystem(Ramp(), h=0.1, paths=3, start=(0.5, -1.0))
-    ds = run(system, "euler_maruyama", seed=4).dataset
-    assert ds.X.dims == ("time", "particle", "latent")
-    assert dict(ds.sizes) == {"time": 7, "particle": 3, "latent": 2}
-    assert set(ds.data_vars) == {"X"}
-    np.testing.assert_array_equal(ds.X[0], np.tile([0.5, -1.0], (3, 1)))
-    noise = TorchNoise(system.channels, NoiseSpec("W", 1, 0.1), doubles([4]))
-    x = ds.X[0].values
-    for n in range(6):
-        (part,) = noise(n)
-        x = x + 0.1 * (0.1 * n - x) + 0.3 * part["X"]["W"][0].numpy()
-        np.testing.assert_allclose(ds.X[n + 1], x, rtol=1e-13, atol=1e-14)
-
-
-def test_plain_sde_from_a_file(tmp_path: Path) -> None:
-    (tmp_path / "ramp.py").write_text(
-        "class Ramp:\n"
-        "    def drift(self, t, x):\n        return t - x\n"
-        "    def diffusion(self, t, x):\n        return 0.3\n"
-    )
-    (tmp_path / "ramp.toml").write_text(
-        "[system]\nuse = 'ramp.py:Ramp'\nh = 0.1\npaths = 3\nstart = [0.5, -1.0]\n"
-        "[run]\nintegrator = 'euler_maruyama'\nsteps = 6\nseed = 4\ndtype = 'float64'\nreplicas = 2\n"
-        "noise = 'torch'\n"
-        "[save]\nevery = 1\n"
-    )
-    ds = solve(build(load_config(tmp_path / "ramp.toml"))).dataset
-    assert ds.X.dims == ("time", "replica", "particle", "latent")
-    system = SDESystem(Ramp(), h=0.1, paths=3, start=(0.5, -1.0))
-    for i in range(2):
-        alone = run(system, "euler_maruyama", seed=4 + i).dataset
-        np.testing.assert_array_equal(ds.X.sel(replica=i), alone.X)
-
-
-def test_precision_is_the_one_asked_for() -> None:
-    """Whatever precision the user's own constants have."""
-
-    class Wide(Ramp):
-        def drift(self, t: float, x: Tensor) -> Tensor:
-            return -torch.ones(2, dtype=torch.float64) * x
-
-    for dtype in ("float32", "float64"):
-        system = SDESystem(Wide(), h=0.1, start=(0.5, -1.0))
-        end = run(system, "euler_maruyama", dtype=dtype)
-        assert end.dataset.X.dtype == np.dtype(dtype)
-        assert end.state["X"].dtype == getattr(torch, dtype)
-        end = run(system_of(Net()), dtype=dtype)
-        assert {v.dtype for v in end.dataset.data_vars.values()} == {np.dtype(dtype)}
-        assert {v.dtype for v in end.state.values()} == {getattr(torch, dtype)}
-
-
-# Systems by hand ---------------------------------------------------------------------------------------
-
-
-def test_a_system_made_by_hand_of_blocks_and_forces() -> None:
-    """Blocks of their own shapes and clocks; the forces need not share a potential."""
-    blocks = [
-        Block("slow", "a", (2,), ("param",), "p", eta=2.0, gamma=0.5, temperature=0.0, role="parameters"),
-        Block("fast", "b", (3, 4), ("datum", "latent"), rate=3.0),
-    ]
-
-    def forces(t: float, z: dict[str, Tensor], names: Any) -> dict[str, Tensor]:
-        all_forces = {"slow": 1 - z["a"], "fast": -z["b"] * z["a"][:, :1, None]}
-        return {name: all_forces[name] for name in names}
-
-    start = {"a": torch.zeros(2), "b": torch.ones(3, 4)}
-    ds = run(BlockSystem(blocks, forces, h=0.01, start=start), replicas=2, steps=3).dataset
-    assert dict(ds.sizes) == {"time": 4, "replica": 2, "param": 2, "datum": 3, "latent": 4}
-    assert ds.a.dims == ds.p.dims == ("time", "replica", "param")
-    assert ds.b.dims == ("time", "replica", "datum", "latent")
-    assert ds.param.values.tolist() == ["0", "1"]
-    np.testing.assert_allclose(ds.time_fast, 3 * ds.time_slow, rtol=1e-14)
-    np.testing.assert_allclose(ds.force_slow, np.sqrt(((1 - ds.a) ** 2).sum("param")), rtol=1e-14)
-
-
-def test_large_but_finite_is_not_diverged() -> None:
-    class Still:
-        def drift(self, t: float, x: Tensor) -> Tensor:
-            return 0 * x
-
-        def diffusion(self, t: float, x: Tensor) -> float:
-            return 0.0
-
-    system = SDESystem(Still(), h=0.1, paths=100, start=(1e37,))
-    assert run(system, "euler_maruyama", dtype="float32").retcode == "success"
-
-
-# A step is pure ----------------------------------------------------------------------------------------
-
-
-class Hostless(TorchDispatchMode):
-    """Lets no operation draw a random number or look at a value on the host."""
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        assert torch.Tag.nondeterministic_seeded not in function.tags, f"{function} draws"
-        assert torch.Tag.data_dependent_output not in function.tags, f"{function} looks at a value"
-        return function(*args, **(kwargs or {}))
-
-
-def prepared(integrator: str, system: Any) -> tuple[Any, dict[str, Tensor], Any]:
-    """A scheme, a state of two replicas that it has taken a step on, and the noise of the next step."""
-    scheme = integrator_named(integrator)
-    system = system.to(torch.float64, torch.device("cpu"))
-    z = initial_state(system, doubles(range(2)))
-    with torch.no_grad():
-        z |= scheme.init(system, z)
-    noise = TorchNoise(system.channels, scheme.noise_spec(system.h), doubles(range(2)))
-    return scheme, advance(EagerSteps(system, scheme, noise), z, 0, 1), noise(1)
-
-
-@pytest.mark.parametrize("model", [Hierarchical, Autograd])
-@pytest.mark.parametrize(("integrator", "name"), accepted_pairs())
-def test_a_step_is_pure(integrator: str, name: str, model: type[Hierarchical]) -> None:
-    """It draws nothing, looks at no value, and leaves what it was given as it was."""
-    system = system_of(model(data=D), name)
-    scheme, z, noise = prepared(integrator, system)
-    given = [*z.values(), *(v for part in noise for increments in part.values() for v in increments.values())]
-    before = [(v.clone(), v._version) for v in given]
-    keys = set(z)
-    with torch.no_grad(), Hostless():
-        new = scheme.step(system, system.h, z, system.h, noise)
-    assert set(z) == set(new) == keys
-    for value, (copy, version) in zip(given, before, strict=True):
-        assert torch.equal(value, copy)
-        assert value._version == version  # not even changed and changed back
-    storage = {v.untyped_storage().data_ptr() for v in given}
-    for variable, value in new.items():
-        assert value.shape == z[variable].shape
-        assert value.dtype == torch.float64
-        assert value.untyped_storage().data_ptr() not in storage, variable
-        assert not value.requires_grad
-    with torch.no_grad():
-        again = scheme.step(system, system.h, z, system.h, noise)
-    assert all(torch.equal(again[variable], value) for variable, value in new.items())
-
-
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's own
-@pytest.mark.parametrize(("integrator", "name"), accepted_pairs())
-def test_a_step_can_be_differentiated(integrator: str, name: str) -> None:
-    """On the toy model a step is affine, so its derivative along v is step(z + v) - step(z), to roundoff."""
-    system = system_of(Hierarchical(data=D), name)
-    scheme, z, noise = prepared(integrator, system)
-    g = torch.Generator().manual_seed(0)
-    v = {k: torch.randn(a.shape, generator=g, dtype=torch.float64) for k, a in z.items()}
-
-    def step(state: dict[str, Tensor]) -> dict[str, Tensor]:
-        return scheme.step(system, system.h, state, system.h, noise)
-
-    new, derivative = torch.func.jvp(step, (z,), (v,))
-    moved = step({k: z[k] + v[k] for k in z})
-    for variable in z:
-        torch.testing.assert_close(
-            derivative[variable], moved[variable] - new[variable], rtol=1e-9, atol=1e-9
-        )
-
-
-# The package -------------------------------------------------------------------------------------------
-
-
-def test_importing_sdeflow_does_not_import_torch() -> None:
-    program = "import sys, sdeflow\nassert 'torch' not in sys.modules and 'xarray' not in sys.modules"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-def test_every_public_name_is_there() -> None:
-    for name in sdeflow.__all__:
-        assert getattr(sdeflow, name) is not None
-    assert set(sdeflow.__all__) <= set(dir(sdeflow))
-    with pytest.raises(AttributeError, match="nosuch"):
-        sdeflow.nosuch  # noqa: B018

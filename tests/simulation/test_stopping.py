@@ -1,0 +1,94 @@
+"""Processes that are asked to stop: they checkpoint, say so, and end within seconds."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import xarray as xr
+from commands import command
+from safetensors.torch import load_file
+
+from sdeflow.trajectory import checkpoint
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_request_to_stop(tmp_path: Path, number: int) -> None:
+    """The process checkpoints, exits with 130 within seconds, and the run goes on to the same numbers."""
+    out, whole = tmp_path / "run", tmp_path / "whole"
+    run = [
+        sys.executable,
+        "-m",
+        "sdeflow",
+        "run",
+        "hierarchical",
+        "-q",
+        "--steps",
+        "1000000",
+        "--engine",
+        "eager",  # a run of another length would choose another
+        "--out",
+        str(out),
+    ]
+    process = subprocess.Popen(run, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (out / "checkpoint").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    asked = time.monotonic()
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert time.monotonic() - asked < 10
+    assert err.startswith("interrupted: stopped after ")
+    assert err.count("\n") == 1
+    taken = checkpoint.peek(out / "checkpoint").step
+    assert f"stopped after {taken} of 1000000 steps" in err
+    assert f"interrupted: stopped after {taken}" in (out / "run.log").read_text()
+    again = ("run", "hierarchical", "-q", "--steps", str(taken), "--engine", "eager", "--out", str(whole))
+    assert command(*again) == 0
+    last = load_file(whole / "final.safetensors")
+    stopped = load_file(out / "final.safetensors")
+    assert all(torch.equal(last[name], stopped[name]) for name in last)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_a_step_that_takes_long_is_cut_short(tmp_path: Path) -> None:
+    """A step of a minute is not waited for; the steps before it are kept."""
+    (tmp_path / "slow.py").write_text(
+        "import time\n\n"
+        "class Slow:\n"
+        "    calls = 0\n\n"
+        "    def drift(self, t, x):\n"
+        "        Slow.calls += 1\n"
+        "        time.sleep(60 if t > 0.045 else 0)\n"
+        "        return -x\n\n"
+        "    def diffusion(self, t, x):\n"
+        "        return 1.0\n"
+    )
+    (tmp_path / "slow.toml").write_text(
+        '[system]\nuse = "slow.py:Slow"\nh = 0.01\n[run]\nintegrator = "euler_maruyama"\nsteps = 50\n'
+        "[save]\nevery = 2\ncheckpoint = 0.0\n"
+    )
+    out = tmp_path / "run"
+    run = [sys.executable, "-m", "sdeflow", "run", str(tmp_path / "slow.toml"), "-q", "--out", str(out)]
+    process = subprocess.Popen(run, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (out / "checkpoint").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    asked = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=50)
+    assert process.returncode == 130, err
+    assert 1 < time.monotonic() - asked < 10
+    assert checkpoint.peek(out / "checkpoint").step == 5
+    with xr.open_dataset(out / "trajectory.nc") as dataset:
+        assert dataset.step.values.tolist() == [0, 2, 4]

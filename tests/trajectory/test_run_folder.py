@@ -1,0 +1,221 @@
+"""A run's folder: damage in it is named, an unfinished one can be read, and files are whole or absent."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+from pieces import STEPS, WHOLE, flip, toy
+from small import assert_same
+
+from sdeflow import open_run, simulate
+from sdeflow.errors import RunError, SdeflowError
+from sdeflow.trajectory import checkpoint
+from sdeflow.trajectory.checkpoint import Damaged
+from sdeflow.trajectory.folder import RunFolder
+
+
+def test_one_run_has_one_writer(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    simulate(toy(), "expint", out=out, **WHOLE)
+    folder, _ = RunFolder.reopen(out)
+    options = WHOLE | {"steps": 20}
+    with pytest.raises(RunError, match="is being written by another sdeflow"):
+        simulate(toy(), "expint", out=out, resume=True, **options)
+    with pytest.raises(RunError, match="is being written by another sdeflow"):
+        simulate(toy(), "expint", out=out, overwrite=True, **options)
+    folder.close()
+    assert open_run(out).attrs["steps_taken"] == STEPS
+    simulate(toy(), "expint", out=out, resume=True, **options)
+
+
+@pytest.mark.parametrize("at", [0.0, 0.01, 0.1, 0.5, 0.9, 1.0])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    stop_before: Any, tmp_path: Path, at: float
+) -> None:
+    whole, out = simulate(toy(), "expint", **WHOLE), tmp_path / "run"
+    stop_before(8)
+    with pytest.raises(KeyboardInterrupt):
+        simulate(toy(), "expint", out=out, **WHOLE)
+    stop_before(None)
+    flip(out / "checkpoint", at)
+    pieces = simulate(toy(), "expint", out=out, resume=True, **WHOLE)
+    assert_same(pieces, whole)
+    assert f"{out / 'checkpoint'} is damaged" in pieces.attrs["warnings"]
+    assert "going on from checkpoint.prev" in (out / "run.log").read_text()
+    assert (out / "checkpoint.damaged").exists()
+
+
+def test_files_that_are_damaged_beyond_that_are_named(stop_before: Any, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    simulate(toy(), "expint", out=out, **WHOLE)
+    flip(out / "trajectory.nc", 0.7)
+    before = (out / "trajectory.nc").read_bytes()
+    with pytest.raises(Damaged, match=r"trajectory\.nc is damaged"):
+        simulate(toy(), "expint", out=out, resume=True, **(WHOLE | {"steps": 20}))
+    assert (out / "trajectory.nc").read_bytes() == before
+    (out / "trajectory.nc").unlink()
+    with pytest.raises(Damaged, match=r"trajectory\.nc cannot be read: No such file"):
+        simulate(toy(), "expint", out=out, resume=True, **(WHOLE | {"steps": 20}))
+    for name in ("checkpoint", "checkpoint.prev"):
+        (out / name).write_bytes(b"")
+    with pytest.raises(Damaged, match=r"checkpoint is damaged.*checkpoint\.prev is damaged"):
+        simulate(toy(), "expint", out=out, resume=True, **(WHOLE | {"steps": 20}))
+
+
+def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(tmp_path / "exploded"),)
+
+    simulate(toy(), "expint", out=tmp_path / "run", **WHOLE)
+    for name in ("checkpoint", "checkpoint.prev"):
+        (tmp_path / "run" / name).write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(Damaged):
+        simulate(toy(), "expint", out=tmp_path / "run", resume=True, **WHOLE)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "VERSION", 99)
+    simulate(toy(), "expint", out=tmp_path / "run", **WHOLE)
+    monkeypatch.undo()
+    with pytest.raises(RunError, match="has the format 99 of another sdeflow; this one reads format 1"):
+        simulate(toy(), "expint", out=tmp_path / "run", resume=True, **WHOLE)
+
+
+def test_an_unfinished_run_can_be_opened(
+    stop_before: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From its whole segments, lazily, and like the finished one in every selection."""
+    out, options = tmp_path / "run", WHOLE | {"steps": 40, "replicas": 2}
+    keep, opened = RunFolder.keep, []
+
+    def keep_and_look(self: Any, *args: Any) -> None:
+        keep(self, *args)
+        with open_run(self.path) as dataset:
+            if "loss" in dataset:
+                opened.append((dataset.sizes["time"], dataset.attrs["retcode"], dataset.X[-1].values))
+
+    monkeypatch.setattr("sdeflow.simulation.time_loop._CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr(RunFolder, "keep", keep_and_look)
+    whole = simulate(toy(), "expint", out=out, **options).load()
+    assert len(opened) > 20
+    assert opened[5][1] == "running"
+    for snapshots, _, x in opened:
+        np.testing.assert_array_equal(x, whole.X[snapshots - 1])
+
+
+def test_selections_of_an_unfinished_run(
+    stop_before: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdeflow.simulation.time_loop._CHUNK_SECONDS", 0.0)
+    monkeypatch.setattr(RunFolder, "finish", lambda *_: None)
+    out, options = tmp_path / "run", WHOLE | {"steps": 40}
+    simulate(toy(), "expint", out=out, **options)
+    whole = simulate(toy(), "expint", **options)
+    assert not (out / "trajectory.nc").exists()
+    assert len(list((out / "segments").iterdir())) > 5
+    with open_run(out) as run:
+        assert_same(run, whole)
+        for at in (3, -1, slice(2, 9), slice(None, None, 3), slice(11, 2, -2), slice(4, 4), [7, 1, 1], []):
+            xr.testing.assert_equal(run.isel(time=at), whole.isel(time=at))
+        xr.testing.assert_equal(run.X.isel(particle=1, datum=[0, 3]), whole.X.isel(particle=1, datum=[0, 3]))
+        xr.testing.assert_equal(run.sel(time=whole.time[4]), whole.isel(time=4))
+        xr.testing.assert_equal(run.mean("time"), whole.mean("time"))
+    with pytest.raises(SdeflowError, match="is no run folder"):
+        open_run(tmp_path)
+
+
+def test_values_that_were_not_written_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Joining compares what it wrote; here the disk is made to lie in the second reading."""
+    from sdeflow.trajectory import segments
+
+    slabs, calls = segments._slabs, []
+
+    def lying(files: Any) -> Any:
+        calls.append(1)
+        for name, at, values in slabs(files):
+            yield name, at, values + 1 if len(calls) == 2 and name == "loss" else values
+
+    monkeypatch.setattr(segments, "_slabs", lying)
+    with pytest.raises(RunError, match="does not hold the loss that was written to it"):
+        simulate(toy(), "expint", out=tmp_path / "run", **WHOLE)
+    assert not (tmp_path / "run" / "trajectory.nc").exists()
+    assert list((tmp_path / "run" / "segments").iterdir())
+
+
+def test_a_checkpoint_that_is_damaged_is_no_traceback_to_a_reader(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    simulate(toy(), "expint", out=out, **WHOLE)
+    (out / "trajectory.nc").unlink()
+    whole = (out / "checkpoint").read_bytes()
+    (out / "checkpoint.prev").unlink()
+    for at in range(0, len(whole), 61):
+        data = bytearray(whole)
+        data[at] ^= 1
+        (out / "checkpoint").write_bytes(data)
+        with suppress(SdeflowError):
+            open_run(out)
+
+
+def test_a_dataset_opened_before_the_end_reads_on_after_it(
+    stop_before: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sdeflow.simulation.time_loop._CHUNK_SECONDS", 0.0)
+    finish = RunFolder.finish
+    monkeypatch.setattr(RunFolder, "finish", lambda *_: None)
+    out, options = tmp_path / "run", WHOLE | {"steps": 40}
+    simulate(toy(), "expint", out=out, **options)
+    with xr.set_options(file_cache_maxsize=1), open_run(out) as run:
+        monkeypatch.setattr(RunFolder, "finish", finish)
+        whole = simulate(toy(), "expint", out=out, resume=True, **options)
+        assert not (out / "segments").exists()
+        assert_same(run, whole)
+
+
+def test_what_a_killed_beginning_left_is_removed(tmp_path: Path) -> None:
+    for pid in (os.getpid(), 1):
+        (tmp_path / f".run.partial-{pid}" / "segments").mkdir(parents=True)
+    (tmp_path / ".running.partial-1").mkdir()
+    simulate(toy(), "expint", out=tmp_path / "run", **WHOLE)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".running.partial-1", "run"]
+
+
+def test_files_are_synced_before_they_get_their_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every file that appears in a run folder was synced under its other name, and its folder after."""
+    calls: list[tuple[str, str]] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def synced(descriptor: int) -> None:
+        calls.append(("sync", os.path.realpath(f"/proc/self/fd/{descriptor}")))
+        fsync(descriptor)
+
+    def replaced(path: Path, target: Path) -> Path:
+        calls.append(("rename", f"{path.resolve()} {target}"))
+        return replace(path, target)
+
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("names of open files are read from /proc")
+    monkeypatch.setattr("sdeflow.trajectory.durable.os.fsync", synced)
+    monkeypatch.setattr(Path, "replace", replaced)
+    simulate(toy(), "expint", out=tmp_path / "run", **WHOLE)
+    renames = [i for i, (kind, _) in enumerate(calls) if kind == "rename"]
+    assert len(renames) > 8
+    for i in renames:
+        source, target = calls[i][1].split()
+        if Path(target).name == "checkpoint.prev":
+            continue  # it was synced when it was the checkpoint
+        before = [what for kind, what in calls[:i] if kind == "sync"]
+        assert any(Path(what).name in (Path(source).name, f".{Path(source).name}.tmp") for what in before)
+        assert any(
+            what == str(Path(target).parent.resolve()) for kind, what in calls[i + 1 :] if kind == "sync"
+        )
