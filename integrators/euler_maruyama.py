@@ -1,14 +1,6 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from sdeflow.state import plus
-from sdeflow.system.integrator import Integrator, refuses_memory
-from sdeflow.system.system import System
-
-if TYPE_CHECKING:
-    from sdeflow.state import State
-    from sdeflow.system.increments import Noise
+from sdeflow.system import Integrator, Noise, State, System, plus, refuses_memory
 
 
 class EulerMaruyama(Integrator[System]):

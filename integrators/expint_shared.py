@@ -1,14 +1,6 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from sdeflow.system.integrator import Integrator
-from sdeflow.system.maps import exponential, free_flight
-from sdeflow.system.system import BlockSystem
-
-if TYPE_CHECKING:
-    from sdeflow.state import State
-    from sdeflow.system.increments import Noise
+from sdeflow.system import BlockSystem, Integrator, Noise, State, exponential, free_flight
 
 
 class ExpIntShared(Integrator[BlockSystem]):

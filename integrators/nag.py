@@ -1,15 +1,6 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from sdeflow.state import plus
-from sdeflow.system.integrator import Integrator
-from sdeflow.system.maps import exponential, remembered
-from sdeflow.system.system import BlockSystem, System
-
-if TYPE_CHECKING:
-    from sdeflow.state import State
-    from sdeflow.system.increments import Noise
+from sdeflow.system import BlockSystem, Integrator, Noise, State, System, exponential, plus, remembered
 
 
 class NAG(Integrator[BlockSystem]):

@@ -1,14 +1,6 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from sdeflow.system.integrator import Integrator, kept, recall, refuses_without_momenta
-from sdeflow.system.maps import A, B, O
-from sdeflow.system.system import BlockSystem, System
-
-if TYPE_CHECKING:
-    from sdeflow.state import State
-    from sdeflow.system.increments import Noise
+from sdeflow.system import A, B, BlockSystem, Integrator, Noise, O, State, kept_forces, recall_forces
 
 
 class OBABO(Integrator[BlockSystem]):
@@ -23,21 +15,18 @@ class OBABO(Integrator[BlockSystem]):
     name = "obabo"
     strong_order, weak_order, evaluations = 1.0, 2.0, 1
     increments, substeps = "P", 2
-    needs = "blocks, all with momentum"
+    needs, needs_momenta = "blocks, all with momentum", True
     source = "Bussi, Parrinello 2007"
 
-    def refuses(self, system: System) -> str | None:
-        return refuses_without_momenta(system)
-
     def init(self, system: BlockSystem, z: State) -> State:
-        return kept(system.forces(0.0, z, system.blocks))
+        return kept_forces(system.forces(0.0, z, system.blocks))
 
     def step(self, system: BlockSystem, t: float, z: State, h: float, noise: tuple[Noise, ...]) -> State:
         first, second = noise
         blocks = system.blocks
         z = z | O(blocks, z, h / 2, first)
-        z = z | B(blocks, z, recall(z), h / 2)
+        z = z | B(blocks, z, recall_forces(z), h / 2)
         z = z | A(blocks, z, h)
         f = system.forces(t + h, z, blocks)
         z = z | B(blocks, z, f, h / 2)
-        return z | O(blocks, z, h / 2, second) | kept(f)
+        return z | O(blocks, z, h / 2, second) | kept_forces(f)

@@ -5,14 +5,10 @@ from __future__ import annotations
 from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from sdeflow.system.integrator import Integrator, refuses_memory
-from sdeflow.system.system import System
+from sdeflow.system import Integrator, Noise, State, System, refuses_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from sdeflow.state import State
-    from sdeflow.system.increments import Noise
 
 EXTRA = "torchsde:"
 """Prefix of what a solver keeps in the state from one step to the next."""

@@ -1,14 +1,6 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from sdeflow.system.integrator import Integrator, refuses_without_momenta
-from sdeflow.system.maps import B, U
-from sdeflow.system.system import BlockSystem, System
-
-if TYPE_CHECKING:
-    from sdeflow.state import State
-    from sdeflow.system.increments import Noise
+from sdeflow.system import B, BlockSystem, Integrator, Noise, State, U
 
 
 class UBU(Integrator[BlockSystem]):
@@ -23,11 +15,8 @@ class UBU(Integrator[BlockSystem]):
     name = "ubu"
     strong_order, weak_order, evaluations = 2.0, 2.0, 1
     increments, substeps = "PQ", 2
-    needs = "blocks, all with momentum"
+    needs, needs_momenta = "blocks, all with momentum", True
     source = "Sanz-Serna, Zygalakis 2021"
-
-    def refuses(self, system: System) -> str | None:
-        return refuses_without_momenta(system)
 
     def step(self, system: BlockSystem, t: float, z: State, h: float, noise: tuple[Noise, ...]) -> State:
         first, second = noise

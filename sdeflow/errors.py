@@ -3,6 +3,7 @@
 import traceback
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,12 @@ def attempt(what: str, function: Callable[..., Any], *args: Any, **kwargs: Any) 
         where = "".join(f" ({Path(frame.filename).name}, line {frame.lineno})" for frame in own[-1:])
         reason = (str(error).splitlines() or [""])[0]
         raise SdeflowError(f"{what} fails with {type(error).__name__}: {reason}{where}") from error
+
+
+def expect_positive(what: str, value: Any) -> None:
+    """Raises SdeflowError where a value is not a positive, finite number."""
+    if not isinstance(value, float | int) or not 0 < value < inf:
+        raise SdeflowError(f"{what} must be positive and finite, given {value!r}")
 
 
 def expect_shape(what: str, value: Any, expected: tuple[int, ...], meaning: str) -> None:

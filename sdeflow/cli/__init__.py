@@ -1,3 +1,3 @@
 """The command line, above all else."""
 
-from sdeflow.cli.commands import main as main
+from sdeflow.cli.main import main as main

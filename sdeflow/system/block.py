@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from sdeflow.errors import SdeflowError
+from sdeflow.errors import SdeflowError, expect_positive
 from sdeflow.system.flow import Flow, kinetic_flow
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Block:
                 raise SdeflowError(f"block '{self.name}': {what}, given {value!r}")
 
         require(len(self.shape) == len(self.dims), "dims must name each axis of shape", self.dims)
-        require(0 < self.rate < math.inf, "the step size must be positive and finite", self.rate)
+        expect_positive(f"block '{self.name}': the step size", self.rate)
         require(0 <= self.temperature < math.inf, "temperature must not be negative", self.temperature)
         require(self.memory is None or self.temperature == 0, "RMSProp needs T = 0", self.temperature)
         if self.kinetic:

@@ -32,6 +32,7 @@ class Integrator(ABC, Generic[S]):
     increments, substeps       which increments a step needs over each of its `substeps` equal parts
     minibatches                whether a step may see another batch than the last
     needs                      in words, what `refuses` checks
+    needs_momenta              whether every block must have one, and forces be as they are (no RMSProp)
     source                     where the scheme comes from
     """
 
@@ -43,6 +44,7 @@ class Integrator(ABC, Generic[S]):
     noise: ClassVar[Kind]  # what `increments` was called before; to go with the next release
     substeps: ClassVar[int] = 1
     needs: ClassVar[str] = "blocks"
+    needs_momenta: ClassVar[bool] = False
     minibatches: ClassVar[bool] = True
     source: ClassVar[str] = ""
 
@@ -60,7 +62,12 @@ class Integrator(ABC, Generic[S]):
 
     def refuses(self, system: System) -> str | None:
         """Why this scheme cannot take `system`; None where it can."""
-        return None if system.blocks else "it needs a system made of blocks"
+        if not system.blocks:
+            return "it needs a system made of blocks"
+        bare = [b.name for b in system.blocks if not b.kinetic]
+        if self.needs_momenta and bare:
+            return f"it needs a momentum in every block; without one: {', '.join(bare)}"
+        return refuses_memory(system) if self.needs_momenta else None
 
     def init(self, system: S, z: State) -> State:
         """Extra tensors that the scheme keeps in the state between steps; none for most."""
@@ -69,16 +76,6 @@ class Integrator(ABC, Generic[S]):
     @abstractmethod
     def step(self, system: S, t: float, z: State, h: float, noise: tuple[Noise, ...]) -> State:
         """The state at t + h on the reference clock. `noise` has one mapping a substep, by noisy variable."""
-
-
-def refuses_without_momenta(system: System) -> str | None:
-    """The refusal of schemes that split position from momentum in every block."""
-    if not system.blocks:
-        return "it needs a system made of blocks"
-    bare = [b.name for b in system.blocks if not b.kinetic]
-    if bare:
-        return f"it needs a momentum in every block; without one: {', '.join(bare)}"
-    return refuses_memory(system)
 
 
 def refuses_memory(system: System) -> str | None:
@@ -93,12 +90,12 @@ KEPT = "force:"
 """Prefix of forces that a splitting keeps in the state from one step to the next."""
 
 
-def kept(forces: dict[str, Tensor]) -> State:
+def kept_forces(forces: dict[str, Tensor]) -> State:
     """Forces under the names by which the state carries them."""
     return {KEPT + name: f for name, f in forces.items()}
 
 
-def recall(z: State) -> dict[str, Tensor]:
+def recall_forces(z: State) -> dict[str, Tensor]:
     """The kept forces by block name."""
     return {name.removeprefix(KEPT): f for name, f in z.items() if name.startswith(KEPT)}
 

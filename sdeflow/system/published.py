@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from sdeflow.errors import SdeflowError
+from sdeflow.errors import SdeflowError, expect_positive
 from sdeflow.state import Axes
-from sdeflow.system.block import Block, Role
+from sdeflow.system.block import Block
 from sdeflow.system.system import BlockSystem
 
 if TYPE_CHECKING:
@@ -105,14 +105,11 @@ class SystemDeclaration(Declaration):
         block = _Blocks(motion, motion["theta"].h if h is None else h, particles)
         parameters = Axes(("param",), (forces.parameters.size,))
         cloud = Axes(("datum", "particle", "latent"), (forces.n_data, particles, forces.latent))
-        return BlockSystem(
-            (
-                block("theta", "theta", "m", parameters, "parameters", self.theta),
-                block("x", "X", "U", cloud, "particles", self.x),
-            ),
-            forces,
-            h=block.reference,
+        theta_x = (
+            block("theta", position="theta", momentum="m", axes=parameters, moves=self.theta),
+            block("x", position="X", momentum="U", axes=cloud, moves=self.x),
         )
+        return BlockSystem(theta_x, forces, h=block.reference)
 
     @property
     def dynamics(self) -> dict[str, Dynamics]:
@@ -160,21 +157,14 @@ class EnergySystemDeclaration(Declaration):
         block = _Blocks(motion, motion["x"].h if h is None else h, particles)
         latent = forces.posterior.latent
         cloud = Axes(("datum", "particle", "latent"), (forces.n_data, particles, latent))
-        blocks = [
-            block(
-                name,
-                name,
-                f"m_{name}",
-                Axes((f"{name}_param",), (layout.size,)),
-                "parameters",
-                self.parameters,
-            )
-            for name, layout in forces.parameters.items()
-        ]
-        blocks.append(block("x", "X", "U", cloud, "particles", self.particles))
+        blocks = []
+        for name, layout in forces.parameters.items():
+            axes = Axes((f"{name}_param",), (layout.size,))
+            blocks.append(block(name, position=name, momentum=f"m_{name}", axes=axes, moves=self.parameters))
+        blocks.append(block("x", position="X", momentum="U", axes=cloud, moves=self.particles))
         if forces.prior is not None:
             prior = Axes(("prior_particle", "latent"), (prior_particles, latent))
-            blocks.append(block("z", "Z", "V", prior, "particles", self.particles))
+            blocks.append(block("z", position="Z", momentum="V", axes=prior, moves=self.particles))
         return BlockSystem(blocks, forces, h=block.reference)
 
     @property
@@ -191,29 +181,27 @@ class _Blocks:
     particles: int
 
     def __post_init__(self) -> None:
-        if not 0 < self.reference < math.inf:
-            raise SdeflowError(f"the reference step h must be positive and finite, given {self.reference!r}")
+        expect_positive("the reference step h", self.reference)
 
-    def __call__(
-        self, name: str, position: str, momentum: str, axes: Axes, role: Role, dynamics: Dynamics
-    ) -> Block:
+    def __call__(self, name: str, *, position: str, momentum: str, axes: Axes, moves: Dynamics) -> Block:
+        """The block of that name; vectors of named parameters are 'parameters', clouds 'particles'."""
         if name not in self.motion:
             raise SdeflowError(f"block '{name}' has no step: give it h and, with a momentum, eta and gamma")
         m = self.motion[name]
-        if dynamics.momentum and (m.eta is None or m.gamma is None):
+        if moves.momentum and (m.eta is None or m.gamma is None):
             raise SdeflowError(f"block '{name}' has a momentum and needs both eta and gamma")
         return Block(
             name=name,
             position=position,
             shape=axes.shape,
             dims=axes.dims,
-            momentum=momentum if dynamics.momentum else None,
+            momentum=momentum if moves.momentum else None,
             eta=math.nan if m.eta is None else m.eta,
             gamma=math.nan if m.gamma is None else m.gamma,
-            temperature={"0": 0.0, "1": 1.0, "1/N": 1 / self.particles}[dynamics.temperature],
+            temperature={"0": 0.0, "1": 1.0, "1/N": 1 / self.particles}[moves.temperature],
             rate=m.h / self.reference,
             memory=f"{position}_rms" if m.precondition else None,
-            role=role,
+            role="parameters" if axes.named else "particles",
         )
 
 
@@ -228,8 +216,7 @@ def _motion(block: str, numbers: Motion | Mapping[str, Any]) -> Motion:
                 f"block '{block}' takes h and, with a momentum, eta and gamma; "
                 f"given {', '.join(numbers) or 'nothing'}"
             ) from None
-    if not isinstance(motion.h, float | int) or not 0 < motion.h < math.inf:
-        raise SdeflowError(f"block '{block}': the step h must be positive and finite, given {motion.h!r}")
+    expect_positive(f"block '{block}': the step h", motion.h)
     return motion
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdeflow.errors import SdeflowError, attempt
+from sdeflow.errors import SdeflowError, attempt, expect_positive
 from sdeflow.model.model import moved
 from sdeflow.state import Axes, State
 from sdeflow.system.increments import Channel
@@ -30,8 +30,7 @@ class SDESystem:
                 raise SdeflowError(
                     f"{type(sde).__name__} has no {method}(t, x): an SDE needs drift and diffusion"
                 )
-        if not 0 < h < float("inf"):
-            raise SdeflowError(f"the step h must be positive and finite, given {h!r}")
+        expect_positive("the step h", h)
         if paths < 1 or len(start) < 1:
             raise SdeflowError(
                 f"paths and the length of start must be at least 1, given {paths} and {len(start)}"

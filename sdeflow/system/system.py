@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from sdeflow.errors import SdeflowError
+from sdeflow.errors import SdeflowError, expect_positive
 from sdeflow.model.force_field import ForceField, FunctionField, ModelField
 from sdeflow.state import Axes, Replicas, State
 from sdeflow.system.block import Block
@@ -94,8 +94,7 @@ class BlockSystem:
         h: float,
         start: Callable[[int], State] | State | None = None,
     ) -> None:
-        if not 0 < h < float("inf"):
-            raise SdeflowError(f"the reference step h must be positive and finite, given {h!r}")
+        expect_positive("the reference step h", h)
         for names in ([b.name for b in blocks], [name for b in blocks for name in b.variables]):
             if len(set(names)) < len(names):
                 raise SdeflowError(f"blocks and their variables must have names of their own, given {names}")

@@ -11,7 +11,7 @@ from commands import program
 MEASURE = """
 import sys, torch
 from sdeflow import Batch, Model, Save, mpgd, simulate
-from sdeflow.cli.show import peak_bytes
+from sdeflow.cli.cost import peak_bytes
 from sdeflow.config.run import Run
 from sdeflow.config.schema import RunSection
 

@@ -238,8 +238,9 @@ def test_a_disk_that_takes_nothing(records: Files, tmp_path: Path, cache: Path, 
         fetch("cifar10", source=source)
     assert cached(cache) == {}
     monkeypatch.setenv("SDEFLOW_DATA", str(source / "test_batch.bin"))
-    with pytest.raises(RunError, match=r"Not a directory: .*; SDEFLOW_DATA may name another folder"):
+    with pytest.raises(SdeflowError, match=r"cannot be made \(Not a directory\): set SDEFLOW_DATA") as error:
         fetch("cifar10", source=source)
+    assert error.value.exit_code == 2
 
 
 def test_a_fetch_waits_for_another_and_takes_what_that_brought(records: Files, cache: Path) -> None:

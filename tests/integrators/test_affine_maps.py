@@ -31,6 +31,8 @@ from support import (
 
 from sdeflow.config.catalogue import integrator_named
 from sdeflow.engine.step import EagerSteps, advance
+from sdeflow.integrators.expint import ExpInt
+from sdeflow.system.increments import NoiseSpec
 from sdeflow.system.system import System
 
 # The table of contraction rates --------------------------------------------------------------------
@@ -379,3 +381,17 @@ def test_gradients_of_the_log_joint_give_the_same_map(integrator: str, system: s
     automatic = affine_map(built, integrator)
     for one, other in zip(analytic, automatic, strict=True):
         assert np.allclose(one, other, rtol=1e-12, atol=1e-14)
+
+
+def test_the_old_name_of_the_increments_still_declares_them() -> None:
+    """`noise` was what `increments` is; a scheme written before moves as it did."""
+
+    class Before(ExpInt):
+        noise = "WPQ"
+
+    class After(ExpInt):
+        increments = "WPQ"
+
+    assert Before().noise_spec(0.1) == After().noise_spec(0.1) == NoiseSpec("WPQ", 1, 0.1)
+    assert Before.noise == After.noise == "WPQ"
+    assert ExpInt.noise == ExpInt.increments == "PQ"

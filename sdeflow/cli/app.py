@@ -1,0 +1,68 @@
+"""The command line's app, and the arguments and options that several commands take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Interacting-particle SDE systems for training latent-variable models.",
+    epilog="Exit codes: 0 ok, 1 runtime, 2 usage or configuration, 3 diverged, 130 interrupted.",
+)
+
+ProblemArgument = Annotated[str, typer.Argument(help="A TOML file, or the name of a packaged problem.")]
+IntegratorOption = Annotated[str | None, typer.Option(help="A name from 'sdeflow list', or file.py:Name.")]
+SystemOption = Annotated[str | None, typer.Option(help="A name from 'sdeflow list', or file.py:Name.")]
+VariantOption = Annotated[str | None, typer.Option(help="One of the problem's [variants.NAME].")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="key.sub=value, for example system.theta.gamma=0.05; repeatable."),
+]
+StepsOption = Annotated[int | None, typer.Option(help="Steps of the reference clock.")]
+ReplicasOption = Annotated[int | None, typer.Option(help="Replicas in one run; replica i has seed + i.")]
+EvalEveryOption = Annotated[
+    int | None, typer.Option(help="Steps between measurements of the loss on held-out data.")
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+EngineOption = Annotated[str | None, typer.Option(help="auto, eager, fused or compiled.")]
+NoiseOption = Annotated[str | None, typer.Option(help="Noise source: auto, torch or philox.")]
+DtypeOption = Annotated[str | None, typer.Option(help="float32 or float64.")]
+
+
+def configured(
+    path: Path,
+    variant: str | None,
+    settings: list[str] | None,
+    system: str | None = None,
+    eval_every: int | None = None,
+    **run: str | int | None,
+) -> Any:
+    """The file's configuration under --variant, then --set, then the options that were given.
+
+    run   options of the table [run]
+    """
+    from sdeflow.config.schema import load_config, override
+
+    tables: dict[str, dict[str, Any]] = {
+        "system": {"use": system},
+        "run": run,
+        "evaluate": {"every": eval_every},
+    }
+    given = [{table: {k: v}} for table, values in tables.items() for k, v in values.items() if v is not None]
+    return load_config(path, variant=variant, overrides=[*map(override, settings or []), *given])
+
+
+def names_in(listed: str) -> list[str]:
+    """Names separated by commas, each once."""
+    return list(dict.fromkeys(filter(None, map(str.strip, listed.split(",")))))
+
+
+def slug(name: str) -> str:
+    """A name that is safe in a folder's name; of 'file.py:Name' only Name."""
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in name.rpartition(":")[2])

@@ -1,0 +1,129 @@
+"""Commands that compare integrators and runs: stability, compare, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sdeflow.cli.app import (
+    ProblemArgument,
+    QuietOption,
+    SetOption,
+    StepsOption,
+    SystemOption,
+    VariantOption,
+    app,
+    configured,
+    names_in,
+    slug,
+)
+from sdeflow.errors import Incompatible, SdeflowError
+
+
+@app.command()
+def stability(
+    problem: ProblemArgument,
+    integrators: Annotated[
+        str, typer.Option(help="Names, separated by commas (default: all that can but torchsde's).")
+    ] = "",
+    system: SystemOption = None,
+    variant: VariantOption = None,
+    settings: SetOption = None,
+    at: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Linearise at the end of this run, not the equilibrium."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the map of friction and step is drawn, SVG.")
+    ] = None,
+) -> None:
+    """What each integrator contracts a step near the equilibrium, and the largest stable steps."""
+    from sdeflow.analysis.comparison.stability_map import show as show_stability
+    from sdeflow.config.build import build
+    from sdeflow.config.catalogue import integrators_for, problem_file
+
+    path = problem_file(problem)
+    config = configured(path, variant, settings, system)
+    if at is None and config.model is not None:  # two particles carry all modes
+        config = config.with_particles(2)
+    run = build(config)
+    if run.grid is not None:
+        raise SdeflowError(
+            "stability is of one point: remove [grid]; --out draws a map over friction and step"
+        )
+    able = [name for name in integrators_for(run.system) if not name.startswith("torchsde:")]
+    names = names_in(integrators) or able
+    title = " ".join(filter(None, [path.stem, variant, system]))
+    show_stability(run, names, at=at, out=out, title=title)
+
+
+@app.command()
+def compare(
+    problem: ProblemArgument,
+    integrators: Annotated[str, typer.Option(help="Names, separated by commas.")],
+    out: Annotated[Path, typer.Option(help="Folder for the runs, compare.nc and report.html.")],
+    system: SystemOption = None,
+    variant: VariantOption = None,
+    steps: StepsOption = None,
+    seed: Annotated[int | None, typer.Option(help="Seed, the same for all.")] = None,
+    replicas: Annotated[int, typer.Option(help="Replicas of each, for error bars.")] = 8,
+    settings: SetOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Run a problem by several integrators, on common noise where they allow it; writes a report."""
+    from contextlib import nullcontext
+
+    from sdeflow.analysis.comparison.compare import compare as compare_runs
+    from sdeflow.cli.show import tell_compared
+    from sdeflow.config.build import build
+    from sdeflow.config.catalogue import problem_file
+    from sdeflow.terminal import progress_bar
+
+    if out.exists():
+        raise SdeflowError(f"{out} exists: give another --out")
+    path = problem_file(problem)
+    common = {"steps": steps, "seed": seed, "replicas": replicas}
+    runs: dict[str, Any] = {}
+    for name in names_in(integrators):
+        label = slug(name) if ".py:" in name else name
+        try:
+            config = configured(path, variant, settings, system, integrator=name, **common)
+            built = runs[label] = build(config)
+            if built.grid is not None:
+                raise SdeflowError("a comparison is of one point of gamma and eta: remove [grid]")
+        except Incompatible as error:
+            runs[label] = str(error)
+    if not any(not isinstance(run, str) for run in runs.values()):
+        raise SdeflowError("; ".join(runs.values()) or "give --integrators, names separated by commas")
+
+    def reporting(label: str) -> Any:
+        if not quiet:
+            typer.echo(label, err=True)
+        return nullcontext() if quiet else progress_bar()
+
+    title = " ".join(filter(None, [path.stem, variant, system]))
+    rows = compare_runs(runs, out, title, reporting)
+    if not quiet:
+        tell_compared(rows, out)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs of one problem.")],
+    out: Annotated[Path, typer.Option(help="Folder for compare.nc and report.html.")] = Path("report"),
+    quiet: QuietOption = False,
+) -> None:
+    """Compare existing runs of one problem; writes a report."""
+    from sdeflow.analysis.comparison.compare import write
+    from sdeflow.analysis.comparison.entries import open_entries
+    from sdeflow.cli.show import tell_compared
+
+    entries = open_entries(runs)
+    if (out / "report.html").exists():
+        raise SdeflowError(f"{out / 'report.html'} exists: give another --out")
+    title = next(str(entry.dataset.attrs["title"]) for entry in entries if entry.dataset is not None)
+    rows = write(entries, out, title)
+    if not quiet:
+        tell_compared(rows, out)
