@@ -11,6 +11,7 @@ import pytest
 import torch
 from small import MOTION
 from support import doubles, needs_kernel, toy
+from torch.autograd import forward_ad
 
 from sdeflow.config.catalogue import integrator_named
 from sdeflow.engine.step import EagerSteps, advance
@@ -30,7 +31,8 @@ def test_this_torch_has_them_and_they_tell() -> None:
     with torch.no_grad():
         look(torch.zeros(2))
         torch.func.vmap(look)(torch.zeros(2))
-        torch.func.jvp(look, (torch.zeros(2),), (torch.ones(2),))
+        with forward_ad.dual_level():
+            look(torch.zeros(2))
         with torch.enable_grad():
             look(torch.zeros(2))
     assert seen == [False, True, True, True]
@@ -53,7 +55,7 @@ def test_without_them_blocks_move_by_torch_and_to_the_same_normals(
     without: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The state of `fused` is then that of `eager` to the bit; with them it is so to rounding alone."""
-    system, scheme = toy("kiplmc", theta=MOTION, x=MOTION), integrator_named("ubu")
+    system, scheme = toy("kiplmc", data=3, particles=2, theta=MOTION, x=MOTION), integrator_named("ubu")
     z = initial_state(system, doubles([3, 4]))
 
     def after(*, fused: bool) -> dict[str, torch.Tensor]:
