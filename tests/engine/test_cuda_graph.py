@@ -21,9 +21,7 @@ cuda, replicas = Cuda(), Replicas([3, 2**40], torch.float64, torch.device("cpu")
 philox_source.find_kernel = lambda device: cuda
 motion = {"h": 1e-2, "eta": 30.0, "gamma": 1.0}
 system, scheme = kiplmc(Hierarchical(data=3), particles=2, theta=motion, x=motion), integrator_named("expint")
-noise = philox_source.PhiloxNoise(
-    system.channels, kind=scheme.increments, substeps=scheme.substeps, h=system.h, fused=True, **how
-)
+noise = philox_source.PhiloxNoise(system.channels, scheme.noise_spec(system.h), replicas, fused=True)
 step, z = EagerSteps(system, scheme, noise), initial_state(system, replicas)
 start = {name: value.clone() for name, value in z.items()}
 graphed = GraphedSteps(step, noise.counter, capture=lambda run: run)
