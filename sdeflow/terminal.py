@@ -86,8 +86,8 @@ def progress_bar() -> Iterator[Progress]:
 
         def report(step: int, steps: int, loss: float | None) -> None:
             speed = bar.tasks[0].speed
-            told = rate(speed) if speed else ""
-            bar.update(task, completed=step, total=steps, rate=told, loss=_loss(loss))
+            shown = rate(speed) if speed else ""
+            bar.update(task, completed=step, total=steps, rate=shown, loss=_loss(loss))
 
         yield report
 

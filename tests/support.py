@@ -17,7 +17,7 @@ from torch import Tensor
 from sdeflow.config.catalogue import entries, find, integrator_named
 from sdeflow.config.run import Run
 from sdeflow.config.schema import RunSection
-from sdeflow.noise.cpp import native
+from sdeflow.noise.cpp import cpp_kernel
 from sdeflow.noise.kernel import NoKernel
 from sdeflow.state import Replicas
 from sdeflow.system.block import Block
@@ -28,7 +28,7 @@ from sdeflow.system.system import BlockSystem, System
 
 def _no_kernel() -> str:
     try:
-        native()
+        cpp_kernel()
     except NoKernel as reason:
         return str(reason)
     return ""

@@ -1,4 +1,4 @@
-"""What a run takes: steps, memory and disk, told before it begins."""
+"""What a run takes: steps, memory and disk, before it begins."""
 
 from __future__ import annotations
 

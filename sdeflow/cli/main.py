@@ -19,7 +19,7 @@ def main() -> None:
     """The `sdeflow` command."""
     # Threads that spin while they wait make a step 20 times slower where another process has a core too.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Before and after the march, which has its own way to end, SIGTERM is taken like Ctrl-C.
+    # Before and after the time loop, which has its own way to end, SIGTERM is taken like Ctrl-C.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     warnings.showwarning = lambda message, *_, **__: typer.echo(f"warning: {message}", err=True)

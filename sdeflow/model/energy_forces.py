@@ -1,6 +1,6 @@
 """Forces of a latent energy-based model on (alpha, beta, X, Z): those of two models, added up.
 
-With D data, N posterior particles x_ij each and P prior particles z_p, in the scales of sdeflow.forces:
+With D data, N posterior particles x_ij each and P prior particles z_p, in the scales of `ModelForces`:
 
     force on alpha   -(1/N) sum_ij grad_alpha U_alpha(x_ij) + (D/P) sum_p grad_alpha U_alpha(z_p)
     force on beta     (1/N) sum_ij grad_beta log p_beta(y_i | x_ij)

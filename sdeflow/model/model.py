@@ -31,7 +31,7 @@ class Model(ABC):
         score_theta(theta, x, y) -> {name: like theta[name]}  sum_ij grad_theta l_i(theta, x_ij)
 
     held_out: data of the same kind that the parameters are not to see, for a loss on them
-    (`sdeflow.held_out`); None where there are none.
+    (`sdeflow.simulation.held_out`); None where there are none.
 
     A model may say how its data come about, for `sdeflow sample`, and one of images what they look like:
 

@@ -22,7 +22,7 @@ _ARGUMENTS: dict[str, list[Any]] = {
 }
 
 
-class Native:
+class CppKernel:
     """The C++ kernels on the CPU, by as many threads as torch uses."""
 
     captures = False
@@ -83,11 +83,11 @@ NO_FMA = "this processor has no fused multiply-add, without which the kernel is 
 
 
 @cache
-def native() -> Native:
+def cpp_kernel() -> CppKernel:
     """The C++ kernels; raises NoKernel where they are not there."""
     if (spec := find_spec("sdeflow.noise._philox")) is not None and spec.origin is not None:
         try:
-            return Native(Path(spec.origin))
+            return CppKernel(Path(spec.origin))
         except (OSError, AttributeError) as error:
             raise NoKernel(f"the compiled kernel cannot be loaded: {error}") from error
     raise NoKernel("the kernel was not compiled when sdeflow was installed, which takes a C++ compiler")

@@ -159,7 +159,7 @@ def _kinetic(
         tl.store(p_out + at, b, there)
 
 
-class Cuda:
+class TritonKernel:
     """The Triton kernels; see sdeflow.noise.kernel.Kernel."""
 
     fast = captures = True

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sdeflow.errors import SdeflowError
-from sdeflow.noise.cpp import native
+from sdeflow.noise.cpp import cpp_kernel
 from sdeflow.noise.kernel import Draw, Kernel, KineticNumbers, LinearNumbers, NoKernel, kinetic_numbers
 from sdeflow.noise.source import Buffers
 from sdeflow.noise.transforms import outside_transforms, transformed
@@ -224,15 +224,15 @@ def _keys(channel: Channel, replicas: Replicas) -> Tensor:
 
 def find_kernel(device: torch.device) -> Kernel:
     """The kernels for a device; raises NoKernel with the reason where there are none."""
-    return native() if device.type == "cpu" else _triton()
+    return cpp_kernel() if device.type == "cpu" else _triton()
 
 
 @cache
 def _triton() -> Kernel:
     try:
-        from sdeflow.noise.cuda import Cuda
+        from sdeflow.noise.cuda import TritonKernel
     except ImportError as error:
         raise NoKernel(
             f"the kernels for CUDA are written in Triton, which is not to be had: {error}"
         ) from error
-    return Cuda()
+    return TritonKernel()

@@ -1,4 +1,4 @@
-"""Solving a run: what it starts from, the march through its steps, and what is left of it."""
+"""Recording a run: snapshots and observables, gathered on the host."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ from sdeflow.config.run import Run
 from sdeflow.config.schema import RunSection
 from sdeflow.engine.step import advance
 from sdeflow.model.model import Model, ParameterLayout
-from sdeflow.noise.cpp import native
+from sdeflow.noise.cpp import cpp_kernel
 from sdeflow.noise.kernel import NoKernel, kinetic_numbers
 from sdeflow.problems.decoder import Decoder
 from sdeflow.problems.hierarchical import Hierarchical
@@ -383,7 +383,7 @@ def main() -> None:
     pin(options.threads)
     torch.set_num_threads(options.threads)
     try:
-        native()
+        cpp_kernel()
     except NoKernel as reason:
         raise SystemExit(f"the rows of the fused engine need the kernel: {reason}") from None
     found: dict[str, Any] = {

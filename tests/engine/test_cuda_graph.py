@@ -11,13 +11,13 @@ from sdeflow import kiplmc
 from sdeflow.noise import philox_source
 from sdeflow.config.catalogue import integrator_named
 from sdeflow.engine.step import EagerSteps, advance
-from sdeflow.noise.cuda import Cuda
+from sdeflow.noise.cuda import TritonKernel
 from sdeflow.engine.cuda_graph import GraphedSteps
 from sdeflow.problems.hierarchical import Hierarchical
 from sdeflow.state import Replicas
 from sdeflow.system.system import initial_state
 
-cuda, replicas = Cuda(), Replicas([3, 2**40], torch.float64, torch.device("cpu"))
+cuda, replicas = TritonKernel(), Replicas([3, 2**40], torch.float64, torch.device("cpu"))
 philox_source.find_kernel = lambda device: cuda
 motion = {"h": 1e-2, "eta": 30.0, "gamma": 1.0}
 system, scheme = kiplmc(Hierarchical(data=3), particles=2, theta=motion, x=motion), integrator_named("expint")

@@ -24,7 +24,7 @@ from sdeflow.engine.engine import Engine, resolve_engine
 from sdeflow.engine.minibatch import MiniBatches
 from sdeflow.engine.step import EagerSteps, advance, strides
 from sdeflow.errors import SdeflowError
-from sdeflow.noise.cpp import Native, native
+from sdeflow.noise.cpp import CppKernel, cpp_kernel
 from sdeflow.noise.kernel import NoKernel
 from sdeflow.noise.philox_source import PhiloxNoise
 from sdeflow.options import Grid
@@ -43,8 +43,8 @@ WHY = "the kernel was lost"
 def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often each function of the kernel is called."""
     counted: Counter[str] = Counter()
-    kernel = native()
-    assert isinstance(kernel, Native)
+    kernel = cpp_kernel()
+    assert isinstance(kernel, CppKernel)
 
     def counting(name: str) -> Any:
         function = getattr(kernel, name)
@@ -65,7 +65,7 @@ def no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     def lost() -> Any:
         raise NoKernel(WHY)
 
-    monkeypatch.setattr("sdeflow.noise.philox_source.native", lost)
+    monkeypatch.setattr("sdeflow.noise.philox_source.cpp_kernel", lost)
 
 
 def source(
@@ -138,7 +138,7 @@ def test_choice_without_a_kernel() -> None:
 
 
 def test_a_slow_kernel_has_to_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sdeflow.noise.philox_source.native", lambda: SimpleNamespace(fast=False))
+    monkeypatch.setattr("sdeflow.noise.philox_source.cpp_kernel", lambda: SimpleNamespace(fast=False))
     found = resolve_engine("auto", "auto", CPU)
     assert (found.name, found.source_name) == ("eager", "torch")
     assert "no fused multiply-add" in found.why

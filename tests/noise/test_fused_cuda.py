@@ -11,12 +11,12 @@ from support import needs_kernel, needs_triton
 INTERPRETED = """
 import torch
 from sdeflow.system.flow import kinetic_flow
-from sdeflow.noise.cuda import Cuda
-from sdeflow.noise.cpp import native
+from sdeflow.noise.cuda import TritonKernel
+from sdeflow.noise.cpp import cpp_kernel
 from sdeflow.noise.kernel import Draw, kinetic_numbers
 
 torch.manual_seed(0)
-cpu, cuda = native(), Cuda()
+cpu, cuda = cpp_kernel(), TritonKernel()
 keys = torch.tensor([0x1E3779B97F4A7C15, -5])
 flows = kinetic_flow(0.3, 2.0, 0.1), kinetic_flow(0.3, 2.0, 0.2)
 rows = [kinetic_numbers(*flows, 0.7), kinetic_numbers(*flows[::-1], 0.6)]

@@ -18,11 +18,11 @@ from scipy.stats import kstest
 from support import SE, needs_kernel
 from torch import Tensor
 
-from sdeflow.noise.cpp import Native, native
+from sdeflow.noise.cpp import CppKernel, cpp_kernel
 from sdeflow.noise.kernel import Draw, kinetic_numbers
 from sdeflow.system.flow import kinetic_flow
 
-KERNEL = native()
+KERNEL = cpp_kernel()
 NAMES = ("free", "push", "w", "kick")
 DTYPES = (torch.float32, torch.float64)
 KEYS = (0x9E3779B97F4A7C15, 3, 2**64 - 1)
@@ -32,7 +32,9 @@ def keys(*values: int) -> Tensor:
     return torch.tensor([k - (k >> 63 << 64) for k in values])
 
 
-def drawn(size: int, step: int = 0, slot: int = 0, *, of: Native | None = None, dtype: torch.dtype) -> Tensor:
+def drawn(
+    size: int, step: int = 0, slot: int = 0, *, of: CppKernel | None = None, dtype: torch.dtype
+) -> Tensor:
     """Normals of all KEYS from the kernel, [3, size]."""
     kernel = of or KERNEL
     assert not isinstance(kernel, str)
@@ -211,7 +213,7 @@ def test_every_instruction_set_gives_the_same_bits(tmp_path: Path) -> None:
             continue
         built = tmp_path / f"{Path(compiler).name} {level}.so"
         subprocess.run([compiler, *flags.split(), *option.split(), str(source), "-o", str(built)], check=True)
-        one = Native(built)
+        one = CppKernel(built)
         assert one.fast == (level != "SSE2"), built.name
         for dtype, numbers in zip(DTYPES, expected, strict=True):
             assert torch.equal(drawn(20_000, of=one, dtype=dtype), numbers), built.name
