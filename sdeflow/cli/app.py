@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from sdeflow.config.schema import Config
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -35,27 +40,26 @@ NoiseOption = Annotated[str | None, typer.Option(help="Noise source: auto, torch
 DtypeOption = Annotated[str | None, typer.Option(help="float32 or float64.")]
 
 
-def configured(
-    path: Path,
-    variant: str | None,
-    settings: list[str] | None,
-    system: str | None = None,
-    eval_every: int | None = None,
-    **run: str | int | None,
-) -> Any:
-    """The file's configuration under --variant, then --set, then the options that were given.
+def configured(path: Path, given: Mapping[str, Any]) -> Config:
+    """The file's configuration under --variant, then --set, then the other options that were given.
 
-    run   options of the table [run]
+    given   a command's parameters by name; those of the table [run] are named as in it
     """
-    from sdeflow.config.schema import load_config, override
+    from sdeflow.config.schema import RunSection, load_config, override
 
     tables: dict[str, dict[str, Any]] = {
-        "system": {"use": system},
-        "run": run,
-        "evaluate": {"every": eval_every},
+        "system": {"use": given.get("system")},
+        "run": {field.name: given.get(field.name) for field in fields(RunSection)},
+        "evaluate": {"every": given.get("eval_every")},
     }
-    given = [{table: {k: v}} for table, values in tables.items() for k, v in values.items() if v is not None]
-    return load_config(path, variant=variant, overrides=[*map(override, settings or []), *given])
+    options = [
+        {table: {key: value}}
+        for table, values in tables.items()
+        for key, value in values.items()
+        if value is not None
+    ]
+    settings = map(override, given.get("settings") or ())
+    return load_config(path, variant=given.get("variant"), overrides=[*settings, *options])
 
 
 def names_in(listed: str) -> list[str]:

@@ -10,23 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from sdeflow import __version__
-from sdeflow.cli.app import (
-    DtypeOption,
-    EngineOption,
-    EvalEveryOption,
-    IntegratorOption,
-    NoiseOption,
-    ProblemArgument,
-    QuietOption,
-    ReplicasOption,
-    SetOption,
-    StepsOption,
-    SystemOption,
-    VariantOption,
-    app,
-    configured,
-    slug,
-)
+from sdeflow.cli import app as cli
+from sdeflow.cli.app import app, configured, slug
 
 EXIT = {"success": 0, "diverged": 3, "interrupted": 130}
 
@@ -42,24 +27,25 @@ def options(
 
 @app.command()
 def run(
-    problem: ProblemArgument,
-    integrator: IntegratorOption = None,
-    system: SystemOption = None,
-    variant: VariantOption = None,
-    steps: StepsOption = None,
+    ctx: typer.Context,
+    problem: cli.ProblemArgument,
+    integrator: cli.IntegratorOption = None,
+    system: cli.SystemOption = None,
+    variant: cli.VariantOption = None,
+    steps: cli.StepsOption = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the start and of the noise.")] = None,
-    replicas: ReplicasOption = None,
+    replicas: cli.ReplicasOption = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
-    dtype: DtypeOption = None,
-    engine: EngineOption = None,
-    noise: NoiseOption = None,
-    eval_every: EvalEveryOption = None,
+    dtype: cli.DtypeOption = None,
+    engine: cli.EngineOption = None,
+    noise: cli.NoiseOption = None,
+    eval_every: cli.EvalEveryOption = None,
     out: Annotated[
         Path | None, typer.Option(help="Run folder (default: runs/PROBLEM-INTEGRATOR-sSEED).")
     ] = None,
-    settings: SetOption = None,
+    settings: cli.SetOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run folder.")] = False,
-    quiet: QuietOption = False,
+    quiet: cli.QuietOption = False,
 ) -> None:
     """Run a problem; writes a run folder with trajectory.nc and final.safetensors."""
     from contextlib import nullcontext
@@ -71,21 +57,7 @@ def run(
     from sdeflow.trajectory.folder import refuse_occupied
 
     path = problem_file(problem)
-    config = configured(
-        path,
-        variant,
-        settings,
-        system,
-        eval_every,
-        integrator=integrator,
-        steps=steps,
-        seed=seed,
-        replicas=replicas,
-        device=device,
-        dtype=dtype,
-        engine=engine,
-        noise=noise,
-    )
+    config = configured(path, ctx.params)
     built = build(config)
     names = [path.stem, variant, system, built.integrator.name]
     folder = out or Path("runs") / "-".join([*(slug(n) for n in names if n), f"s{config.run.seed}"])
@@ -103,7 +75,7 @@ def run(
 def resume(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
     steps: Annotated[int, typer.Option(help="Steps to add to those that the run was to take.")] = 0,
-    quiet: QuietOption = False,
+    quiet: cli.QuietOption = False,
 ) -> None:
     """Go on with a run that was stopped, or further with one that had ended, to the same numbers."""
     from contextlib import nullcontext
@@ -185,17 +157,18 @@ def list_catalogue() -> None:
 
 @app.command()
 def show(
-    problem: ProblemArgument,
-    integrator: IntegratorOption = None,
-    system: SystemOption = None,
-    variant: VariantOption = None,
-    steps: StepsOption = None,
-    replicas: ReplicasOption = None,
-    dtype: DtypeOption = None,
-    engine: EngineOption = None,
-    noise: NoiseOption = None,
-    eval_every: EvalEveryOption = None,
-    settings: SetOption = None,
+    ctx: typer.Context,
+    problem: cli.ProblemArgument,
+    integrator: cli.IntegratorOption = None,
+    system: cli.SystemOption = None,
+    variant: cli.VariantOption = None,
+    steps: cli.StepsOption = None,
+    replicas: cli.ReplicasOption = None,
+    dtype: cli.DtypeOption = None,
+    engine: cli.EngineOption = None,
+    noise: cli.NoiseOption = None,
+    eval_every: cli.EvalEveryOption = None,
+    settings: cli.SetOption = None,
 ) -> None:
     """What a problem is: blocks and equations, shapes, and the memory and disk that a run takes."""
     import tomllib
@@ -206,17 +179,5 @@ def show(
     from sdeflow.config.schema import variant_tables
 
     path = problem_file(problem)
-    config = configured(
-        path,
-        variant,
-        settings,
-        system,
-        eval_every,
-        integrator=integrator,
-        steps=steps,
-        replicas=replicas,
-        dtype=dtype,
-        engine=engine,
-        noise=noise,
-    )
+    config = configured(path, ctx.params)
     describe(config, build(config), list(variant_tables(tomllib.loads(path.read_text(encoding="utf-8")))))

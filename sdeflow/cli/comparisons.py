@@ -7,30 +7,21 @@ from typing import Annotated, Any
 
 import typer
 
-from sdeflow.cli.app import (
-    ProblemArgument,
-    QuietOption,
-    SetOption,
-    StepsOption,
-    SystemOption,
-    VariantOption,
-    app,
-    configured,
-    names_in,
-    slug,
-)
+from sdeflow.cli import app as cli
+from sdeflow.cli.app import app, configured, names_in, slug
 from sdeflow.errors import Incompatible, SdeflowError
 
 
 @app.command()
 def stability(
-    problem: ProblemArgument,
+    ctx: typer.Context,
+    problem: cli.ProblemArgument,
     integrators: Annotated[
         str, typer.Option(help="Names, separated by commas (default: all that can but torchsde's).")
     ] = "",
-    system: SystemOption = None,
-    variant: VariantOption = None,
-    settings: SetOption = None,
+    system: cli.SystemOption = None,
+    variant: cli.VariantOption = None,
+    settings: cli.SetOption = None,
     at: Annotated[
         Path | None,
         typer.Option(metavar="RUN", help="Linearise at the end of this run, not the equilibrium."),
@@ -45,7 +36,7 @@ def stability(
     from sdeflow.config.catalogue import integrators_for, problem_file
 
     path = problem_file(problem)
-    config = configured(path, variant, settings, system)
+    config = configured(path, ctx.params)
     if at is None and config.model is not None:  # two particles carry all modes
         config = config.with_particles(2)
     run = build(config)
@@ -61,16 +52,17 @@ def stability(
 
 @app.command()
 def compare(
-    problem: ProblemArgument,
+    ctx: typer.Context,
+    problem: cli.ProblemArgument,
     integrators: Annotated[str, typer.Option(help="Names, separated by commas.")],
     out: Annotated[Path, typer.Option(help="Folder for the runs, compare.nc and report.html.")],
-    system: SystemOption = None,
-    variant: VariantOption = None,
-    steps: StepsOption = None,
+    system: cli.SystemOption = None,
+    variant: cli.VariantOption = None,
+    steps: cli.StepsOption = None,
     seed: Annotated[int | None, typer.Option(help="Seed, the same for all.")] = None,
     replicas: Annotated[int, typer.Option(help="Replicas of each, for error bars.")] = 8,
-    settings: SetOption = None,
-    quiet: QuietOption = False,
+    settings: cli.SetOption = None,
+    quiet: cli.QuietOption = False,
 ) -> None:
     """Run a problem by several integrators, on common noise where they allow it; writes a report."""
     from contextlib import nullcontext
@@ -84,13 +76,11 @@ def compare(
     if out.exists():
         raise SdeflowError(f"{out} exists: give another --out")
     path = problem_file(problem)
-    common = {"steps": steps, "seed": seed, "replicas": replicas}
     runs: dict[str, Any] = {}
     for name in names_in(integrators):
         label = slug(name) if ".py:" in name else name
         try:
-            config = configured(path, variant, settings, system, integrator=name, **common)
-            built = runs[label] = build(config)
+            built = runs[label] = build(configured(path, ctx.params | {"integrator": name}))
             if built.grid is not None:
                 raise SdeflowError("a comparison is of one point of gamma and eta: remove [grid]")
         except Incompatible as error:
@@ -113,7 +103,7 @@ def compare(
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs of one problem.")],
     out: Annotated[Path, typer.Option(help="Folder for compare.nc and report.html.")] = Path("report"),
-    quiet: QuietOption = False,
+    quiet: cli.QuietOption = False,
 ) -> None:
     """Compare existing runs of one problem; writes a report."""
     from sdeflow.analysis.comparison.compare import write
