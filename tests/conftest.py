@@ -1,4 +1,4 @@
-"""Settings and fixtures for all tests: one torch thread, since every system here is small."""
+"""Settings and fixtures for all tests: one thread of torch and of BLAS, since every system here is small."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import scipy.linalg  # noqa: F401  its BLAS must be there to be told
 import tomli_w
 import torch
 from commands import Cli, Result, command
+from threadpoolctl import threadpool_limits
 from valid import VALID, Refused
 
 from sdeflow.cli import main
 
 torch.set_num_threads(1)
+threadpool_limits(1)
 
 
 @pytest.fixture

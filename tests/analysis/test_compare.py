@@ -31,13 +31,12 @@ SCHEMES = [*STABLE, *DIVERGING, *REFUSING]
 def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The gradient-correction experiment, where Nesterov's form and Euler-Maruyama are unstable."""
     out = tmp_path_factory.mktemp("compare") / "out"
-    rms = ["--set", "system.theta.precondition=rmsprop"]
     arguments = ["compare", "gradient_correction", "--out", str(out), *OPTIONS]
     assert command(*arguments, "--integrators", ",".join(SCHEMES[:-1])) == 0
-    assert command(*arguments[:3], f"{out}-rms", *OPTIONS, *rms, "--integrators", "expint,torchsde:srk") == 0
     return out
 
 
+@pytest.mark.slow
 def test_the_dataset_has_curves_and_the_table(compared: Path) -> None:
     with xr.open_dataset(compared / "compare.nc") as found:
         assert found.integrator.values.tolist() == SCHEMES[:-1]
@@ -67,13 +66,16 @@ def test_the_dataset_has_curves_and_the_table(compared: Path) -> None:
         assert float(energy[-50:].mean()) < 100
 
 
-def test_a_preconditioned_force_has_no_theory_and_some_schemes_refuse_it(compared: Path) -> None:
-    with xr.open_dataset(f"{compared}-rms/compare.nc") as found:
+def test_a_preconditioned_force_has_no_theory_and_some_schemes_refuse_it(tmp_path: Path) -> None:
+    rms = ["--set", "system.theta.precondition=rmsprop", "--integrators", "expint,torchsde:srk"]
+    assert command("compare", "gradient_correction", "--out", tmp_path / "out", *OPTIONS, *rms) == 0
+    with xr.open_dataset(tmp_path / "out" / "compare.nc") as found:
         assert found.retcode.values.tolist() == ["success", "refused"]
         assert bool(found.predicted_rate.isnull().all())
         assert "takes no preconditioned force" in str(found.note.values[1])
 
 
+@pytest.mark.slow
 def test_the_page_asks_nothing_of_the_network(compared: Path) -> None:
     text = (compared / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"<(script|link|img|iframe|object)\b|@import|url\(\s*['\"]?http", text)
@@ -97,6 +99,7 @@ def test_the_page_asks_nothing_of_the_network(compared: Path) -> None:
     assert "system.theta" in text
 
 
+@pytest.mark.slow
 def test_runs_share_their_noise(compared: Path) -> None:
     """expint and expint_shared draw the same P and Q: their losses stay close where those of seeds do not."""
     with xr.open_dataset(compared / "compare.nc") as found:
@@ -104,6 +107,7 @@ def test_runs_share_their_noise(compared: Path) -> None:
     assert np.abs(a - b).max() < 0.2 * a.std()
 
 
+@pytest.mark.slow
 def test_existing_runs(compared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders = [str(compared / "runs" / name) for name in ("expint", "ubu")]
     assert command("report", *folders, "--out", str(tmp_path / "again")) == 0

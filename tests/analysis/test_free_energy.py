@@ -283,7 +283,7 @@ def marginals(y: np.ndarray, theta: float, scale: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize("d", [1, 10])
-@pytest.mark.parametrize("method", ["fitted", "prior", "importance"])
+@pytest.mark.parametrize("method", ["fitted", pytest.param("prior", marks=pytest.mark.slow), "importance"])
 def test_evidence_on_the_toy_model(d: int, method: str) -> None:
     """20 data, 5 seeds, references fitted to 200 particles of the posterior or N(0, I)."""
     scale, theta, data = 1.5, 1.3, 20

@@ -34,7 +34,10 @@ def test_pgd_is_tuned_to_its_closed_form() -> None:
     assert tuning.contraction == pytest.approx(1 - h * (2 - sqrt(2)), abs=1e-7)
 
 
-@pytest.mark.parametrize(("integrator", "growth"), [("expint", 10.0), ("baoab", sqrt(10.0))])
+@pytest.mark.parametrize(
+    ("integrator", "growth"),
+    [pytest.param("expint", 10.0, marks=pytest.mark.slow), ("baoab", sqrt(10.0))],
+)
 def test_steps_grow_with_the_condition_number_or_its_root(integrator: str, growth: float) -> None:
     """Steps an e-fold at conditions 100 and 1000: tenfold under expint, as under pgd, else sqrt(10);
 
@@ -50,7 +53,7 @@ def test_steps_grow_with_the_condition_number_or_its_root(integrator: str, growt
 
 
 @pytest.mark.parametrize("problem", ["ill_conditioned", "two_modes"])
-@pytest.mark.parametrize("variant", [None, "pgd"])
+@pytest.mark.parametrize("variant", [pytest.param(None, marks=pytest.mark.slow), "pgd"])
 def test_packaged_numbers_are_the_tuned_ones(problem: str, variant: str | None) -> None:
     entrants, part = {
         "ill_conditioned": (conditioning.ENTRANTS, conditioning.SHARE),
@@ -76,6 +79,7 @@ def test_a_time_is_where_a_series_stays() -> None:
     np.testing.assert_array_equal(reached(-series, -5, falling=False), [30, 10, np.inf, np.inf])
 
 
+@pytest.mark.slow
 def test_pgd_crawls_and_mpgd_does_not() -> None:
     """At condition 100: steps to 5 nats within a third of theory's, which knows the slowest mode alone,
 

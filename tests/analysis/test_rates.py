@@ -75,6 +75,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
 
 # The toy model ------------------------------------------------------------------------------------------
 
+QUICK = [("overdamped", "expint"), ("overdamped", "euler_maruyama"), ("underdamped", "expint")]
 GAMMAS = {"underdamped": 0.05, "critical": 0.1, "overdamped": 2.0}
 REPLICAS = 8
 
@@ -93,7 +94,7 @@ def slowest(name: str, integrator: str) -> complex:
 
 
 PAIRS = [
-    (name, integrator)
+    pytest.param(name, integrator, marks=() if (name, integrator) in QUICK else pytest.mark.slow)
     for name in GAMMAS
     for integrator in ("expint", "expint_shared", "expint_nc", "nag", "baoab", "ubu", "euler_maruyama")
 ]
@@ -126,7 +127,7 @@ def test_predicted_and_fitted_rates_of_theta(name: str, integrator: str) -> None
         assert all(fit.regime == "overdamped" for fit in fits)
 
 
-@pytest.mark.parametrize("integrator", ["expint", "ubu"])
+@pytest.mark.parametrize("integrator", ["expint", pytest.param("ubu", marks=pytest.mark.slow)])
 def test_the_free_energy_falls_at_twice_the_rate(integrator: str) -> None:
     """E - E* of the overdamped regime from the particles' moments: within 4 standard errors, 8 replicas."""
     value = slowest("overdamped", integrator)
@@ -142,8 +143,15 @@ def test_the_free_energy_falls_at_twice_the_rate(integrator: str) -> None:
     assert rate.error < 0.02 * rate.mean
 
 
-@pytest.mark.parametrize("name", ["ebipla", "kinetic_ebipla"])
-@pytest.mark.parametrize("integrator", ["euler_maruyama", "expint", "expint_shared"])
+@pytest.mark.parametrize("name", [pytest.param("ebipla", marks=pytest.mark.slow), "kinetic_ebipla"])
+@pytest.mark.parametrize(
+    "integrator",
+    [
+        pytest.param("euler_maruyama", marks=pytest.mark.slow),
+        "expint",
+        pytest.param("expint_shared", marks=pytest.mark.slow),
+    ],
+)
 def test_fitted_rates_are_those_predicted(name: str, integrator: str) -> None:
     """alpha's way to its limit, 8 replicas, against the spectrum of the scheme's step: 4 standard errors."""
     if name == "kinetic_ebipla":

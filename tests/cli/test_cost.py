@@ -47,6 +47,7 @@ print(peak() - before, peak_bytes(run, folder=sys.argv[2] != "memory"))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_of_fifty_thousand_data(tmp_path: Path) -> None:
     """50,000 data, 5 particles, latent 64, with momenta: the peak over what torch takes, within 20%.

@@ -204,6 +204,7 @@ def mutants(draw: st.DrawFn) -> dict[str, Any]:
     return tables
 
 
+@pytest.mark.slow
 @settings(
     max_examples=300,
     deadline=None,

@@ -63,13 +63,20 @@ def energy() -> Any:
     ("system", "integrator", "options"),
     [
         (toy, "expint", {"noise": "torch"}),
-        (decoder, "expint_shared", {"replicas": 3}),
-        (decoder, "ubu", {"batch": Batch(4, "one_step", cap=3)}),
+        pytest.param(decoder, "expint_shared", {"replicas": 3}, marks=pytest.mark.slow),
+        pytest.param(decoder, "ubu", {"batch": Batch(4, "one_step", cap=3)}, marks=pytest.mark.slow),
         (decoder, "baoab", {"batch": Batch(4), "replicas": 2}),
-        (energy, "expint", {}),
+        pytest.param(energy, "expint", {}, marks=pytest.mark.slow),
         (toy, "expint", {"save": Save(every=12)}),
-        (decoder, "expint_shared", {"batch": Batch(4, "substeps", cap=2), "save": Save(every=12)}),
-        (toy, "ubu", {"grid": Grid(gamma=(0.5, 1.0)), "save": Save(every=6)}),
+        pytest.param(
+            decoder,
+            "expint_shared",
+            {"batch": Batch(4, "substeps", cap=2), "save": Save(every=12)},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            toy, "ubu", {"grid": Grid(gamma=(0.5, 1.0)), "save": Save(every=6)}, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_numbers_are_those_of_the_eager_engine(system: Any, integrator: str, options: dict[str, Any]) -> None:
@@ -124,6 +131,7 @@ def test_strides_fill_what_is_between_snapshots(
     assert steps.stride == stride
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     """With a stop at 18, after single steps where the whole run takes a stride; these round alike here."""
     options: dict[str, Any] = {"engine": "compiled", "save": Save(every=40)}

@@ -119,6 +119,7 @@ def rows() -> list[Row]:
     return measure(CATALOGUE, paths=65536)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("integrator", CATALOGUE)
 def test_every_entry_of_the_table(integrator: str) -> None:
     """Each scheme has its declared orders, or on one system better ones, and the declared ones on another.
@@ -141,6 +142,7 @@ def test_every_entry_of_the_table(integrator: str) -> None:
 MIDPOINTS = ("torchsde:midpoint", "torchsde:log_ode")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("integrator", MIDPOINTS)
 def test_the_midpoint_rule_has_weak_order_one_where_the_noise_enters_the_force(integrator: str) -> None:
     """Its inner point has W/2 in place of the path at h/2: variance h/4, where h/2 is wanted.

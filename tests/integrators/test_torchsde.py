@@ -22,6 +22,7 @@ from sdeflow.problems.hierarchical import Hierarchical
 from sdeflow.system.increments import Channel, Increment, compose
 
 METHODS = ("euler", "milstein", "srk", "heun", "midpoint", "euler_heun", "log_ode", "reversible_heun")
+QUICK = ("euler", "srk", "midpoint")
 
 
 def toy(system: sdeflow.SystemDeclaration, h: float = 1.0) -> BlockSystem:
@@ -97,7 +98,9 @@ def end(scheme: str, level: int, system: BlockSystem, levels: dict[int, list[Inc
     return torch.cat([z["X"], z["U"]], dim=-1)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(m, marks=() if m in QUICK else pytest.mark.slow) for m in METHODS]
+)
 def test_strong_order(method: str) -> None:
     """The error against srk with 2^9 steps falls with the stated order, to 0.2.
 

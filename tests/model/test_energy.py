@@ -28,7 +28,15 @@ def small(name: str = "kinetic_ebipla", **more: Any) -> BlockSystem:
 
 @pytest.mark.parametrize("batch", [None, sdeflow.Batch(4, "one_step", cap=3)])
 @pytest.mark.parametrize("decoder", ["identity", "mlp"])
-@pytest.mark.parametrize("integrator", ["expint", "expint_shared", "baoab", "ubu"])
+@pytest.mark.parametrize(
+    "integrator",
+    [
+        "expint",
+        pytest.param("expint_shared", marks=pytest.mark.slow),
+        pytest.param("baoab", marks=pytest.mark.slow),
+        "ubu",
+    ],
+)
 def test_runs_stop_and_go_on(tmp_path: Any, integrator: str, decoder: str, batch: Any) -> None:
     """Saved with the prior particles, stopped by the number of steps, and taken up to the same numbers."""
     options: Any = {"save": Save(every=2), "batch": batch, "replicas": 2, "seed": 3}

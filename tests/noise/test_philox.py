@@ -188,6 +188,7 @@ def test_updates_are_their_equations(size: int, own: bool, force: bool, dtype: t
     assert all(torch.equal(one, other) for one, other in zip((q, p, f), before, strict=True))
 
 
+@pytest.mark.slow
 @needs_kernel
 def test_every_instruction_set_gives_the_same_bits(tmp_path: Path) -> None:
     """The file built for one set alone against what is installed, which takes the best that is there.

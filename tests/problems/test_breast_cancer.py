@@ -185,6 +185,7 @@ def assert_agree(a: Estimate, b: Estimate) -> None:
     assert abs(a.error - b.error) <= undecided.sum()
 
 
+@pytest.mark.slow
 def test_the_reference_and_the_systems_are_precise_enough_to_tell_differences() -> None:
     oracle, _ = reference()
     assert oracle.theta_se < 0.003
@@ -194,11 +195,14 @@ def test_the_reference_and_the_systems_are_precise_enough_to_tell_differences() 
     assert oracle.error <= 0.1 * len(oracle.predictive)
 
 
-@pytest.mark.parametrize("system", SETTINGS)
+@pytest.mark.parametrize(
+    "system", [pytest.param(s, marks=() if s == "pgd" else pytest.mark.slow) for s in SETTINGS]
+)
 def test_system_agrees_with_long_mcmc(system: str) -> None:
     assert_agree(estimated(system), reference()[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("one", "other"), [(a, b) for i, a in enumerate(SETTINGS) for b in list(SETTINGS)[:i]]
 )
@@ -206,6 +210,7 @@ def test_systems_agree_with_each_other(one: str, other: str) -> None:
     assert_agree(estimated(one), estimated(other))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", ["ipla", "kiplmc"])
 def test_theta_noise_has_the_spread_of_the_likelihood_to_the_power_of_the_particles(system: str) -> None:
     # theta is stationary under p_theta(y)^N, so Var theta = 1/(N I) to leading order in 1/N.

@@ -52,7 +52,13 @@ def in_pieces(stop_before: Any, system: Any, scheme: str, out: Path, stops: list
     return simulate(system, scheme, out=out, resume=True, **options)
 
 
-@pytest.mark.parametrize("scheme", entries("integrators"))
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        pytest.param(s, marks=pytest.mark.slow if s.startswith("torchsde:") and s != "torchsde:heun" else ())
+        for s in entries("integrators")
+    ],
+)
 def test_every_integrator(stop_before: Any, tmp_path: Path, scheme: str) -> None:
     whole = simulate(toy(), scheme, **WHOLE)
     pieces = in_pieces(stop_before, toy(), scheme, tmp_path / "run", [1, 3, 4, 10], **WHOLE)
@@ -73,7 +79,10 @@ def test_every_integrator(stop_before: Any, tmp_path: Path, scheme: str) -> None
     ],
     ids=str,
 )
-@pytest.mark.parametrize("scheme", ["expint", "baoab", "nag"])
+@pytest.mark.parametrize(
+    "scheme",
+    ["expint", pytest.param("baoab", marks=pytest.mark.slow), pytest.param("nag", marks=pytest.mark.slow)],
+)
 def test_minibatches_preconditioner_replicas(
     stop_before: Any, tmp_path: Path, scheme: str, options: dict[str, Any]
 ) -> None:

@@ -19,7 +19,7 @@ from sdeflow.trajectory import checkpoint
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_request_to_stop(tmp_path: Path, number: int) -> None:
     """The process checkpoints, exits with 130 within seconds, and the run goes on to the same numbers."""
     out, whole = tmp_path / "run", tmp_path / "whole"
