@@ -35,8 +35,9 @@ import pytest
 import typer
 import xarray as xr
 from commands import command
+from test_architecture import ALLOWED
 
-from sdeflow.cli.commands import app
+from sdeflow.cli.app import app
 from sdeflow.config.build import build
 from sdeflow.config.catalogue import entries, find, integrator_named, problem_file, problem_files
 from sdeflow.config.schema import Config, load_config, override, variant_tables
@@ -515,27 +516,15 @@ def test_problems_are_the_packaged_ones() -> None:
         assert quoted(variants) == list(variant_tables(tables)), name
 
 
-def test_rooms_import_what_is_listed_and_nothing_below() -> None:
-    """The rooms of the core import as the table says, whatever the place of the import."""
-    for_all, above = {"errors", "state", "seeds"}, set[str]()
+def test_rooms_are_those_of_the_architecture() -> None:
+    """Each imports what is listed, besides errors, state and seeds, which are for all; nothing below it."""
+    for_all, above = {"errors", "state", "seeds"}, {"analysis"}
     for names, _, listed in rows("sdeflow/README.md", "room"):
-        rooms = {name.removesuffix(".py").removesuffix("/") for name in quoted(names)}
-        allowed = above | {"analysis"} if "all above" in listed else {*filter(None, listed.split(", "))}
-        assert allowed <= above | {"analysis"}
-        for room in rooms:
-            assert imported_by(room) <= allowed | for_all | rooms, room
-        above |= rooms
-    here = {path.stem for path in (ROOT / "sdeflow").iterdir() if path.suffix in ("", ".py")}
-    assert above == here - {"__init__", "__main__", "__pycache__", "systems"}
-
-
-def imported_by(room: str) -> set[str]:
-    """The rooms that a room's files import."""
-    at = ROOT / "sdeflow" / room
-    found: set[str] = set()
-    for path in at.rglob("*.py") if at.is_dir() else [at.with_suffix(".py")]:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            named = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            named += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            found |= {name.split(".")[1] for name in named if name.startswith("sdeflow.")}
-    return found
+        imports = above - {"analysis"} if listed == "all above" else {*filter(None, listed.split(", "))}
+        assert imports <= above
+        for name in quoted(names):
+            room = name.removesuffix(".py").removesuffix("/")
+            assert imports - for_all == ALLOWED[room] - for_all, room
+            above.add(room)
+    folders = {"integrators", "problems", "analysis"}
+    assert above - {"analysis"} == ALLOWED.keys() - folders - {"__main__", "systems"}
