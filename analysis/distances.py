@@ -145,10 +145,10 @@ def entropic_w2(a: ArrayLike, b: ArrayLike, *, regularisation: float = 0.05) -> 
     cost = cdist(x, y, "sqeuclidean")
     uniform = [np.full(len(x), 1 / len(x)), np.full(len(y), 1 / len(y))]
     options = {"method": "sinkhorn_log", "numItermax": 10_000, "stopThr": 1e-9, "warn": False, "log": True}
-    plan, told = ot.sinkhorn(*uniform, cost, regularisation * max(float(cost.mean()), 1e-300), **options)
-    if not told["err"][-1] < 1e-6:
+    plan, log = ot.sinkhorn(*uniform, cost, regularisation * max(float(cost.mean()), 1e-300), **options)
+    if not log["err"][-1] < 1e-6:
         raise SdeflowError(
-            f"Sinkhorn's iteration is off by {told['err'][-1]:.1e} after {options['numItermax']:,} rounds, "
+            f"Sinkhorn's iteration is off by {log['err'][-1]:.1e} after {options['numItermax']:,} rounds, "
             "1e-6 was expected: raise regularisation"
         )
     return sqrt(float((plan * cost).sum()))

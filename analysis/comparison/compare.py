@@ -35,7 +35,7 @@ from sdeflow.trajectory.segments import encode
 
 
 def problem_of(entries: Sequence[Entry]) -> BlockSystem | None:
-    """The entries' system with two particles a datum, which carry all modes; None where none is told."""
+    """The entries' system with two particles a datum, which carry all modes; None where none is stated."""
     for entry in entries:
         if entry.dataset is not None and (text := entry.dataset.attrs["config"]):
             tables = tomllib.loads(text)

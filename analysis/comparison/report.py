@@ -138,8 +138,8 @@ def _loss(entry: Entry) -> xr.DataArray | None:
 
 
 def _section(title: str, content: str, caption: str, size: str = "wide") -> str:
-    told = f"<figcaption>{escape(caption)}</figcaption>"
-    return f"<h2>{title}</h2>\n<figure class={size}>{content}{told}</figure>"
+    shown = f"<figcaption>{escape(caption)}</figcaption>"
+    return f"<h2>{title}</h2>\n<figure class={size}>{content}{shown}</figure>"
 
 
 def _svg(figure: Figure) -> str:
@@ -178,7 +178,7 @@ def _table(rows: Sequence[Row]) -> str:
     lines = ["<tr>" + "".join(f"<th>{name}</th>" for name in head) + "</tr>"]
     for row in rows:
         turns = None if row.frequency is None else 1e3 * row.frequency.mean / (2 * np.pi)
-        label, ended, fitted, predicted, loss, told = plain_cells(row)
+        label, ended, fitted, predicted, loss, shown = plain_cells(row)
         cells = [
             escape(label),
             ended,
@@ -186,17 +186,17 @@ def _table(rows: Sequence[Row]) -> str:
             predicted,
             row.regime,
             "" if turns is None else f"{turns:.3g}",
-            *("" if np.isnan(rate) else told for rate, told in _per(row)),
+            *("" if np.isnan(rate) else shown for rate, shown in _per(row)),
             loss,
         ]
-        note = f"<td class=note>{escape(told)}</td>"
+        note = f"<td class=note>{escape(shown)}</td>"
         bad = "" if row.retcode == "success" else " class=bad"
         lines.append(f"<tr{bad}>" + "".join(f"<td>{cell}</td>" for cell in cells) + note + "</tr>")
     return f"<div class=scroll><table>{''.join(lines)}</table></div>"
 
 
 def _per(row: Row) -> list[tuple[float, str]]:
-    """The fitted rate per gradient evaluation and per second, as told."""
+    """The fitted rate per gradient evaluation and per second, as shown."""
     evaluation = row.fitted_per(1 / max(1, row.evaluations))[0]
     second = row.fitted_per(1 / row.seconds_a_step)[0]
     return [(evaluation, f"{1e3 * evaluation:.3f}"), (second, f"{second:.2f}")]
@@ -216,7 +216,7 @@ def _pm(value: float, error: float) -> str:
     return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
-TOLD = ("source", "versions", "git_commit", "device", "platform", "noise_source", "engine", "dtype", "seed")
+SHOWN = ("source", "versions", "git_commit", "device", "platform", "noise_source", "engine", "dtype", "seed")
 
 
 def _provenance(entries: Sequence[Entry]) -> str:
@@ -224,10 +224,10 @@ def _provenance(entries: Sequence[Entry]) -> str:
     every = [dict(entry.dataset.attrs) for entry in entries if entry.dataset is not None]
     if not every:
         return ""
-    told = [(name, str(every[0][name])) for name in (*TOLD, "system") if str(every[0].get(name, ""))]
-    told.append(("time taken", duration(sum(float(attrs["seconds"]) for attrs in every))))
-    told += [("warning", warning) for warning in sorted({str(attrs["warnings"]) for attrs in every} - {""})]
-    lines = "".join(f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in told)
+    shown = [(name, str(every[0][name])) for name in (*SHOWN, "system") if str(every[0].get(name, ""))]
+    shown.append(("time taken", duration(sum(float(attrs["seconds"]) for attrs in every))))
+    shown += [("warning", warning) for warning in sorted({str(attrs["warnings"]) for attrs in every} - {""})]
+    lines = "".join(f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in shown)
     config = str(every[0]["config"])
     shown = f"<h2>Configuration</h2><pre>{escape(config)}</pre>" if config else ""
     return f"<h2>Where it comes from</h2><dl>{lines}</dl>{shown}"

@@ -158,7 +158,7 @@ def best(values: xr.DataArray) -> dict[str, float]:
     return {name: float(values[name][i]) for name, i in zip(("gamma", "eta"), at, strict=True)}
 
 
-def told(found: xr.Dataset, theory: xr.Dataset) -> str:
+def summary(found: xr.Dataset, theory: xr.Dataset) -> str:
     """The fastest points, measured and predicted, and how well the two agree, or raises as `agreement`."""
     points, (middle, low, high), within = agreement(found, theory)
     lines = ["e-folds of the error in 1000 steps"]
@@ -268,7 +268,7 @@ def main() -> None:
             axes = found["gamma"].to_numpy(), found["eta"].to_numpy()
             theory = predicted(config, *axes, lambda: progress.advance(task))
             title = f"{config.title}: {dataset.attrs['integrator']}"
-        print(told(found, theory))
+        print(summary(found, theory))
     except SdeflowError as error:
         options.error(str(error))
     write(given.out, draw(found, theory, title))

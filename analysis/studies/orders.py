@@ -4,7 +4,7 @@
 
 The problems are quartic wells, V(q) = q^4/4 - q^2/2, from time 0 to 1: two coupled wells on different clocks
 and under different friction, the same with noiseless parameters, and one without momentum. What is measured,
-and how, is told in sdeflow.analysis.convergence_orders.
+and how, is said in sdeflow.analysis.convergence_orders.
 """
 
 from __future__ import annotations

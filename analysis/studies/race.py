@@ -139,18 +139,18 @@ def row(finish: Finish) -> dict[str, str]:
     """Columns that every race has: label, scheme, steps h, friction, steps and gradient evaluations."""
     blocks = {b.name: b for b in _blocks(finish.run)}
     h, x = finish.run.system.h, blocks["x"]
-    told = "not within " + f"{finish.entrant.steps:,}"
+    late = "not within " + f"{finish.entrant.steps:,}"
     steps = finish.steps
     return {
         "": finish.entrant.label,
         "h of theta, X": f"{h * blocks['theta'].rate:.3g}, {h * x.rate:.3g}",
         "friction": f"{x.gamma * x.eta:.3g}" if x.kinetic else "",
-        "steps": told if steps is None else pm(steps),
-        "gradient evaluations": told if steps is None else pm(steps, finish.evaluations),
+        "steps": late if steps is None else pm(steps),
+        "gradient evaluations": late if steps is None else pm(steps, finish.evaluations),
     }
 
 
-def draw(finishes: Sequence[Finish], level: float, label: str, told: str, *, log: bool) -> Figure:
+def draw(finishes: Sequence[Finish], level: float, label: str, note: str, *, log: bool) -> Figure:
     """The series against gradient evaluations, and the level with each time's 95% interval on it."""
     figure = Figure(figsize=(6.6, 3.8), layout="constrained")
     panel = figure.subplots()
@@ -164,7 +164,7 @@ def draw(finishes: Sequence[Finish], level: float, label: str, told: str, *, log
                 color=f"C{number}", capsize=3, zorder=5,
             )  # fmt: skip
     panel.axhline(level, color="0.4", lw=0.8, ls=":")
-    panel.annotate(told, (0.01, level), xycoords=("axes fraction", "data"), va="bottom", color="0.35",
+    panel.annotate(note, (0.01, level), xycoords=("axes fraction", "data"), va="bottom", color="0.35",
                    fontsize="small")  # fmt: skip
     panel.set(xscale="log", xlabel="gradient evaluations", ylabel=label)
     if log:

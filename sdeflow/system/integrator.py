@@ -75,7 +75,10 @@ class Integrator(ABC, Generic[S]):
 
     @abstractmethod
     def step(self, system: S, t: float, z: State, h: float, noise: tuple[Noise, ...]) -> State:
-        """The state at t + h on the reference clock. `noise` has one mapping a substep, by noisy variable."""
+        """The state at t + h on the reference clock. `noise` has one mapping a substep, by noisy variable.
+
+        A model's forces do not depend on time, and its steps may be called with t = 0 throughout.
+        """
 
 
 def refuses_memory(system: System) -> str | None:

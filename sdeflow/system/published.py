@@ -50,10 +50,12 @@ class Dynamics:
 
 
 def overdamped(temperature: Literal["0", "1", "1/N"]) -> Dynamics:
+    """A block without a momentum, dq = f dt + sqrt(2 T) dW, at T = 0, 1 or 1/N."""
     return Dynamics(False, temperature)
 
 
 def kinetic(temperature: Literal["0", "1", "1/N"]) -> Dynamics:
+    """A block with a momentum, dq = eta p dt, dp = (-gamma eta p + f) dt + sqrt(2 gamma T) dW, likewise."""
     return Dynamics(True, temperature)
 
 

@@ -18,7 +18,7 @@ from support import affine_map
 from sdeflow import Grid, mpgd, simulate
 from sdeflow.analysis.stability import with_momentum
 from sdeflow.analysis.studies import momentum_map
-from sdeflow.analysis.studies.momentum_map import agreement, best, configuration, measured, predicted, told
+from sdeflow.analysis.studies.momentum_map import agreement, best, configuration, measured, predicted, summary
 from sdeflow.config.build import build
 from sdeflow.config.catalogue import problem_file
 from sdeflow.config.schema import Config, load_config
@@ -89,7 +89,7 @@ def test_measured_rates_are_the_predicted_ones(maps: tuple[xr.Dataset, xr.Datase
     points, (middle, low, high), _ = agreement(found, theory)
     assert points == 5
     assert 0.9 < low < middle < high < 1.1
-    assert "unstable by theory: 1 points; diverged: 1, 1 of them among those" in told(found, theory)
+    assert "unstable by theory: 1 points; diverged: 1, 1 of them among those" in summary(found, theory)
 
 
 def test_a_point_that_diverges_is_marked_and_the_others_are_as_without_it(
