@@ -57,7 +57,11 @@ def attempt(what: str, function: Callable[..., Any], *args: Any, **kwargs: Any) 
 
 def expect_positive(what: str, value: Any) -> None:
     """Raises SdeflowError where a value is not a positive, finite number."""
-    if not isinstance(value, float | int) or not 0 < value < inf:
+    try:
+        good = bool(0 < value < inf)
+    except TypeError:
+        good = False
+    if not good:
         raise SdeflowError(f"{what} must be positive and finite, given {value!r}")
 
 

@@ -1,4 +1,4 @@
-"""What a run can be told, in Python and in TOML: each setting is declared here once, with its default."""
+"""The options of a run, in Python and in TOML: each is declared here once, with its default and range."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import inf
+from numbers import Integral, Real
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints, overload
 
 import numpy as np
@@ -17,38 +18,40 @@ from sdeflow.errors import SdeflowError
 EngineName = Literal["auto", "eager", "compiled", "fused"]
 NoiseName = Literal["auto", "torch", "philox"]
 
+KINDS = {Integral: "whole number", Real: "number"}
 Count = Annotated[int, Ge(1)]
 Index = Annotated[int, Ge(0)]
 Choice = Literal["all"] | Count | Sequence[Index]
 
 
 class Options:
-    """One table of TOML, or as much in Python: no unknown key, no other type, numbers in their range.
+    """The options of one TOML table. Read from TOML, there may be no unknown key and no other type.
 
-    Raises SdeflowError, made in Python, for a number of another kind or out of the range of its annotation.
+    Raises SdeflowError in Python too for a number of another kind, or out of the range of its annotation.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
     table: ClassVar[str]
 
     def __post_init__(self) -> None:
-        for name, (kinds, bounds) in _numbers(type(self)).items():
+        for name, (kind, bounds) in _numbers(type(self)).items():
             value = getattr(self, name)
-            key, right = f"{self.table}.{name}", isinstance(value, kinds) and not isinstance(value, bool)
+            key, right = f"{self.table}.{name}", isinstance(value, kind) and not isinstance(value, bool)
+            given = f"given {value!r}" + ("" if right else f": a {KINDS[kind]} was expected")
             for bound in bounds:
                 if isinstance(bound, Ge) and not (right and value >= bound.ge):
-                    raise SdeflowError(f"{key} must be at least {bound.ge}, given {value!r}")
+                    raise SdeflowError(f"{key} must be at least {bound.ge}, {given}")
                 if isinstance(bound, Gt) and not (right and value > bound.gt):
-                    raise SdeflowError(f"{key} must be positive, given {value!r}")
+                    raise SdeflowError(f"{key} must be positive, {given}")
                 if isinstance(bound, Le) and not value <= bound.le:
                     raise SdeflowError(f"{key} must be at most {bound.le:,}, given {value:,}")
 
 
 def _numbers(options: type[Options]) -> dict[str, tuple[Any, tuple[Any, ...]]]:
-    """The fields that have a range: the kinds of number, and the bounds."""
+    """The fields that have a range: the kind of number, and the bounds. A subclass adds none of its own."""
     declared = next(c for c in options.__mro__ if "table" in vars(c))
     hints = get_type_hints(declared, include_extras=True)
-    kinds = {int: int, float: (int, float)}
+    kinds = {int: Integral, float: Real}
     return {
         name: (kinds[get_args(hint)[0]], get_args(hint)[1:])
         for name, hint in hints.items()
@@ -178,11 +181,11 @@ class Evaluate(Options):
     every: Count
     steps: Count = 10
 
-    def cost(self, last: int, data: int, particles: int) -> str:
+    def cost(self, last: int, n_data: int, n_particles: int) -> str:
         """What it costs in a run of `last` steps, in words."""
         times = 1 + -(-last // self.every)
         return (
-            f"{times} times {self.steps} steps of {data:,} held-out data x {particles} particles: "
+            f"{times} times {self.steps} steps of {n_data:,} held-out data x {n_particles} particles: "
             f"{times * self.steps:,} evaluations of their scores, {times} of their loss"
         )
 

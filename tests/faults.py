@@ -50,7 +50,7 @@ from sdeflow.errors import SdeflowError
 from sdeflow.problems.hierarchical import Hierarchical
 from sdeflow.simulation import prepare as preparing
 from sdeflow.simulation import time_loop
-from sdeflow.simulation.resume import resume_run
+from sdeflow.simulation.resume import resume_from
 from sdeflow.simulation.solve import solve
 from sdeflow.trajectory import durable, folder, segments
 from sdeflow.trajectory.checkpoint import Damaged
@@ -215,7 +215,7 @@ def child(run: Run, out: Path, resumed: bool, fault: Fault | None, pipe: int) ->
                 return found
 
             folder.RunFolder.reopen = classmethod(reported)  # type: ignore[assignment,method-assign]
-            solution = resume_run(lambda _: run, out)
+            solution = resume_from(lambda _: run, out)
         else:
             solution = solve(run, out=out)
         os.write(pipe, f"n{tick.count}\n".encode())

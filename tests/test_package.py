@@ -18,3 +18,11 @@ def test_every_public_name_is_there() -> None:
     assert set(sdeflow.__all__) <= set(dir(sdeflow))
     with pytest.raises(AttributeError, match="nosuch"):
         sdeflow.nosuch  # noqa: B018
+
+
+def test_the_published_systems_are_where_they_were() -> None:
+    """For one release: sdeflow.systems is sdeflow.system.published."""
+    from sdeflow import system, systems
+
+    assert systems.kinetic is system.kinetic
+    assert systems.mpgd is sdeflow.mpgd

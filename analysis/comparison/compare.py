@@ -31,6 +31,7 @@ from sdeflow.problems.hierarchical import Hierarchical
 from sdeflow.simulation.solve import solve
 from sdeflow.system.system import BlockSystem
 from sdeflow.trajectory import durable
+from sdeflow.trajectory.layout import safe_name
 from sdeflow.trajectory.segments import encode
 
 
@@ -182,7 +183,7 @@ def compare(
             entries.append(Entry(label, None, run))
             continue
         with progress(label) as report:
-            solution = solve(run, out=out / "runs" / _slug(label), progress=report)
+            solution = solve(run, out=out / "runs" / safe_name(label), progress=report)
         if solution.retcode == "interrupted":
             raise KeyboardInterrupt(solution.message)
         entries.append(Entry(label, solution.dataset))
@@ -200,7 +201,3 @@ def write(entries: Sequence[Entry], out: Path, title: str) -> list[Row]:
     durable.write(out / "compare.nc", encode(joined(entries, found, energies)))
     durable.write(out / "report.html", text.encode())
     return found
-
-
-def _slug(label: str) -> str:
-    return "".join(c if c.isalnum() or c in "._-" else "_" for c in label)

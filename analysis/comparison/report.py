@@ -224,10 +224,10 @@ def _provenance(entries: Sequence[Entry]) -> str:
     every = [dict(entry.dataset.attrs) for entry in entries if entry.dataset is not None]
     if not every:
         return ""
-    shown = [(name, str(every[0][name])) for name in (*SHOWN, "system") if str(every[0].get(name, ""))]
-    shown.append(("time taken", duration(sum(float(attrs["seconds"]) for attrs in every))))
-    shown += [("warning", warning) for warning in sorted({str(attrs["warnings"]) for attrs in every} - {""})]
-    lines = "".join(f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in shown)
+    pairs = [(name, str(every[0][name])) for name in (*SHOWN, "system") if str(every[0].get(name, ""))]
+    pairs.append(("time taken", duration(sum(float(attrs["seconds"]) for attrs in every))))
+    pairs += [("warning", warning) for warning in sorted({str(attrs["warnings"]) for attrs in every} - {""})]
+    lines = "".join(f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in pairs)
     config = str(every[0]["config"])
     shown = f"<h2>Configuration</h2><pre>{escape(config)}</pre>" if config else ""
     return f"<h2>Where it comes from</h2><dl>{lines}</dl>{shown}"

@@ -1,3 +1,3 @@
-"""The command line, above all else."""
+"""The command line, which calls all other rooms and is called by none."""
 
 from sdeflow.cli.main import main as main

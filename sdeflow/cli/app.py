@@ -65,8 +65,3 @@ def configured(path: Path, given: Mapping[str, Any]) -> Config:
 def names_in(listed: str) -> list[str]:
     """Names separated by commas, each once."""
     return list(dict.fromkeys(filter(None, map(str.strip, listed.split(",")))))
-
-
-def slug(name: str) -> str:
-    """A name that is safe in a folder's name; of 'file.py:Name' only Name."""
-    return "".join(c if c.isalnum() or c in "._-" else "_" for c in name.rpartition(":")[2])

@@ -11,7 +11,7 @@ import typer
 
 from sdeflow import __version__
 from sdeflow.cli import app as cli
-from sdeflow.cli.app import app, configured, slug
+from sdeflow.cli.app import app, configured
 
 EXIT = {"success": 0, "diverged": 3, "interrupted": 130}
 
@@ -55,12 +55,14 @@ def run(
     from sdeflow.simulation.solve import solve
     from sdeflow.terminal import progress_bar
     from sdeflow.trajectory.folder import refuse_occupied
+    from sdeflow.trajectory.layout import safe_name
 
     path = problem_file(problem)
     config = configured(path, ctx.params)
     built = build(config)
     names = [path.stem, variant, system, built.integrator.name]
-    folder = out or Path("runs") / "-".join([*(slug(n) for n in names if n), f"s{config.run.seed}"])
+    safe = [safe_name(name.rpartition(":")[2]) for name in names if name]
+    folder = out or Path("runs") / "-".join([*safe, f"s{config.run.seed}"])
     refuse_occupied(folder, overwrite)
     if config.cpu_note and not quiet and built.device.type == "cpu":
         typer.echo(f"note: {config.cpu_note}", err=True)

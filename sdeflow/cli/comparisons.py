@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from sdeflow.cli import app as cli
-from sdeflow.cli.app import app, configured, names_in, slug
+from sdeflow.cli.app import app, configured, names_in
 from sdeflow.errors import Incompatible, SdeflowError
 
 
@@ -72,13 +72,14 @@ def compare(
     from sdeflow.config.build import build
     from sdeflow.config.catalogue import problem_file
     from sdeflow.terminal import progress_bar
+    from sdeflow.trajectory.layout import safe_name
 
     if out.exists():
         raise SdeflowError(f"{out} exists: give another --out")
     path = problem_file(problem)
     runs: dict[str, Any] = {}
     for name in names_in(integrators):
-        label = slug(name) if ".py:" in name else name
+        label = safe_name(name.rpartition(":")[2]) if ".py:" in name else name
         try:
             built = runs[label] = build(configured(path, ctx.params | {"integrator": name}))
             if built.grid is not None:

@@ -67,13 +67,11 @@ def peak_bytes(run: Run, *, folder: bool = True) -> int:
     """
     state = state_bytes(run)
     start = state + state // run.all_replicas.count * 8 // run.dtype.itemsize
+    kind = run.integrator.noise_spec(run.system.h).kind
     normals = (
         run.all_replicas.count
         * run.dtype.itemsize
-        * sum(
-            (c.normals(run.integrator.increments) + 2) * run.integrator.substeps * prod(c.shape)
-            for c in run.system.channels
-        )
+        * sum((c.normals(kind) + 2) * run.integrator.substeps * prod(c.shape) for c in run.system.channels)
     )
     share = 1.0 if run.batch is None else run.batch.size / run.n_data
     step = 2 * state + int(share * (state + normals))

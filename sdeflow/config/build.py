@@ -1,4 +1,4 @@
-"""From a configuration to a run: TOML -> problem -> system -> integrator -> trajectory."""
+"""From a configuration to a run: the model, the system and the integrator that it names."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -94,10 +94,7 @@ class Run(RunOptions):
         return cls(
             system=found,
             integrator=compatible(integrator, found),
-            steps=options.steps,
-            seed=options.seed,
-            replicas=options.replicas,
-            bound=options.bound,
+            **{option.name: getattr(options, option.name) for option in fields(RunOptions)},
             save=Save() if save is None else save,
             batch=batch,
             evaluate=evaluate,
@@ -110,7 +107,9 @@ class Run(RunOptions):
 
     def with_engine(self, engine: Engine) -> Run:
         """The run computed by another engine."""
-        config = self.config and self.config.with_engine(engine.name, engine.source_name)
+        config = self.config
+        if config is not None:
+            config = config.with_engine(engine.name, engine.source_name)
         return replace(self, engine=engine, config=config)
 
     @property
@@ -120,9 +119,8 @@ class Run(RunOptions):
 
     @property
     def title(self) -> str:
-        """The configuration's, or what is run."""
-        own = "" if self.config is None else self.config.title
-        return own or f"{self.integrator.name}, {self.steps} steps"
+        """The configuration's, '' for none."""
+        return "" if self.config is None else self.config.title
 
     @property
     def n_data(self) -> int:
@@ -234,6 +232,10 @@ def _dtype(dtype: str) -> torch.dtype:
 def _system(system: object) -> System:
     if isinstance(system, System) and not isinstance(system, type):
         return system
+    if hasattr(system, "drift") and hasattr(system, "axes"):
+        raise SdeflowError(
+            f"{type(system).__name__} lacks a part of a system: derive it from sdeflow.system.System"
+        )
     if hasattr(system, "drift") and hasattr(system, "diffusion"):
         raise SdeflowError(f"{type(system).__name__} is a plain SDE: give SDESystem(sde, h=...) instead")
     if isinstance(system, Model | Declaration):

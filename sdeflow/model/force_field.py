@@ -36,12 +36,12 @@ class ForceField(ABC):
         """The same forces on another device or in another precision."""
 
     @abstractmethod
-    def on(self, index: Tensor) -> ForceField:
+    def minibatch(self, index: Tensor) -> ForceField:
         """The forces of a minibatch, data `index` [R, b]: X is [R, b, N, d], gradients of sums times D/b."""
 
     @abstractmethod
     def see(self, index: Tensor) -> None:
-        """Changes the data of forces made by `on`, in place."""
+        """Changes the data of forces made by `minibatch`, in place."""
 
     @abstractmethod
     def start(self, seed: int) -> State:
@@ -99,11 +99,11 @@ class FunctionField(ForceField):
 
         return FunctionField(moved(self._function, dtype, device), self._positions)
 
-    def on(self, index: Tensor) -> ForceField:
+    def minibatch(self, index: Tensor) -> ForceField:
         raise SdeflowError("minibatches need a model's forces, and this system's are a function")
 
     def see(self, index: Tensor) -> None:
-        self.on(index)
+        raise SdeflowError("minibatches need a model's forces, and this system's are a function")
 
     def start(self, seed: int) -> State:
         raise SdeflowError("this system has no start: pass start={position: tensor} to BlockSystem")

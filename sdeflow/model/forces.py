@@ -68,7 +68,7 @@ class ModelForces(ModelField):
     def to(self, dtype: torch.dtype, device: torch.device) -> ModelForces:
         return ModelForces(self.model.to(dtype, device), self.n_particles, _layout=self.parameters)
 
-    def on(self, index: Tensor) -> ModelForces:
+    def minibatch(self, index: Tensor) -> ModelForces:
         part = copy(self)
         part.see(index)
         part.n_data = index.shape[1]

@@ -91,18 +91,18 @@ class PhiloxChannel:
 class PhiloxIncrement(FusableIncrement):
     """The increment of one channel over one substep, drawn when it is looked at."""
 
-    __slots__ = ("_drawn", "_of", "_step", "_substep")
+    __slots__ = ("_channel", "_drawn", "_step", "_substep")
 
-    def __init__(self, of: PhiloxChannel, step: int, substep: int) -> None:
-        self._of, self._step, self._substep = of, step, substep
+    def __init__(self, channel: PhiloxChannel, step: int, substep: int) -> None:
+        self._channel, self._step, self._substep = channel, step, substep
         self._drawn: Mapping[str, Tensor] | None = None
 
     @property
     def drawn(self) -> Mapping[str, Tensor]:
         """W, P, Q as asked for."""
         if self._drawn is None:
-            xi = self._of.normals(self._step, self._substep)
-            self._drawn = self._of.channel.increment(xi.unbind(), self._of.h, self._of.kind)
+            xi = self._channel.normals(self._step, self._substep)
+            self._drawn = self._channel.channel.increment(xi.unbind(), self._channel.h, self._channel.kind)
         return self._drawn
 
     def __getitem__(self, name: str) -> Tensor:
@@ -117,24 +117,24 @@ class PhiloxIncrement(FusableIncrement):
     def exponential(self, b: Block, z: State, f: Tensor | None, h: float | Tensor) -> State | None:
         if isinstance(h, Tensor):  # a step a datum
             return None
-        of, force = self._of, () if f is None else (f,)
-        q, draw = z[b.position], of.draw(self._step, self._substep)
+        c, force = self._channel, () if f is None else (f,)
+        q, draw = z[b.position], c.draw(self._step, self._substep)
         if b.momentum is None:
-            if not of.moves(q, *force):
+            if not c.moves(q, *force):
                 return None
-            return {b.position: of.kernel.linear(q, f, of.numbers(_euler, b, h), draw)}
+            return {b.position: c.kernel.linear(q, f, c.numbers(_euler, b, h), draw)}
         p = z[b.momentum]
-        if of.channel.block is None or "Q" not in of.kind or not of.moves(q, p, *force):
+        if c.channel.block is None or "Q" not in c.kind or not c.moves(q, p, *force):
             return None
-        q, p = of.kernel.kinetic(q, p, f, of.numbers(_exponential, b, h), draw)
+        q, p = c.kernel.kinetic(q, p, f, c.numbers(_exponential, b, h), draw)
         return {b.position: q, b.momentum: p}
 
     def friction(self, b: Block, z: State, h: float | Tensor) -> State | None:
-        of, p = self._of, z[b.noisy]
-        if isinstance(h, Tensor) or of.channel.block is None or of.kind != "P" or not of.moves(p):
+        c, p = self._channel, z[b.noisy]
+        if isinstance(h, Tensor) or c.channel.block is None or c.kind != "P" or not c.moves(p):
             return None
-        numbers = of.numbers(_friction, b, h)
-        return {b.noisy: of.kernel.linear(p, None, numbers, of.draw(self._step, self._substep))}
+        numbers = c.numbers(_friction, b, h)
+        return {b.noisy: c.kernel.linear(p, None, numbers, c.draw(self._step, self._substep))}
 
 
 # Numbers of an update for one replica: its block over h, and the noise over h_noise of its own block.

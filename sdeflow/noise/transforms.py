@@ -1,7 +1,8 @@
 """Whether torch transforms what is computed; the one file that uses private names of torch.
 
 Seen on torch 2.13. Where a name is missing, everything counts as transformed: blocks then move by torch's
-own operations, to the same normals.
+own operations, to the same normals. torch.func.grad and jvp through a step of philox noise need the names;
+without them torch refuses, and noise 'torch' is to be taken.
 """
 
 from __future__ import annotations

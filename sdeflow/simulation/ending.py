@@ -1,4 +1,4 @@
-"""How a run can end: a request to stop, and numbers that run away."""
+"""How a run can end: a request to stop, numbers that run away, and what is said of it."""
 
 from __future__ import annotations
 

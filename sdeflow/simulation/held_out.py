@@ -46,12 +46,12 @@ class HeldOut:
             replace(b, shape=(forces.n_data, *b.shape[1:])) for b in system.blocks if b.role == "particles"
         ]
         self.system = BlockSystem(blocks, forces, h=system.h)
-        self.evaluate, self.data, self.particles = evaluate, forces.n_data, forces.n_particles
+        self.evaluate, self.n_data, self.n_particles = evaluate, forces.n_data, forces.n_particles
         self._replicas = replicas
         size = min(at_once or forces.n_data, forces.n_data)
         index = torch.arange(forces.n_data, device=replicas.device).expand(replicas.count, -1)
         pieces = [slice(i, i + size) for i in range(0, forces.n_data, size)]
-        self._pieces = [(piece, forces.on(index[:, piece])) for piece in pieces]
+        self._pieces = [(piece, forces.minibatch(index[:, piece])) for piece in pieces]
         channels = [replace(c, key=f"{c.key}/held-out") for c in self.system.channels]
         self._noise = source(channels, NoiseSpec("PQ", 1, system.h), replicas)
 
@@ -64,7 +64,7 @@ class HeldOut:
 
     def cost(self, last: int) -> str:
         """What the evaluations of a run of `last` steps cost, in words."""
-        return self.evaluate.cost(last, self.data, self.particles)
+        return self.evaluate.cost(last, self.n_data, self.n_particles)
 
     def look(self, z: State, n: int, last: int) -> tuple[State, dict[str, Tensor]]:
         """What a snapshot after step n of `last` finds: the state, and the loss, NaN where none is due.
@@ -93,7 +93,7 @@ class HeldOut:
         part = {"theta": z["theta"], "X": z[PREFIX + "X"]}
         with torch.no_grad():
             losses = self._in_pieces(part, lambda f, z: f.loss(z)[:, None] * z["X"].shape[1])
-        return losses.sum(1) / self.data
+        return losses.sum(1) / self.n_data
 
     def _in_pieces(self, z: State, one: Callable[[ModelForces, State], Tensor]) -> Tensor:
         """`one(forces, state)` on one piece of the data after the other, joined along axis 1."""

@@ -35,7 +35,7 @@ class Keeper:
     folder   None keeps everything in memory
     taken    snapshots that are in the folder already
 
-    Raises SdeflowError where memory or disk has no room for the snapshots to come.
+    Raises SdeflowError where memory has no room for the snapshots to come.
     """
 
     def __init__(self, run: Run, prepared: Prepared, folder: RunFolder | None, *, taken: int = 0) -> None:
@@ -50,8 +50,11 @@ class Keeper:
             buffer=None if folder is None else BUFFER,
             taken=taken,
         )
-        if folder is not None:
-            _refuse_full_disk(folder.path, 2 * self.recorder.bytes_left)  # segments, and then trajectory.nc
+
+    def require_room(self) -> None:
+        """Raises SdeflowError where the disk has no room for the snapshots to come."""
+        if self.folder is not None:
+            _refuse_full_disk(self.folder.path, 2 * self.recorder.bytes_left)  # segments, then trajectory.nc
 
     def log(self, line: str) -> None:
         """Adds a line to the folder's log."""
@@ -65,7 +68,7 @@ class Keeper:
     def keep(self, meta: Metadata, state: State) -> None:
         """Puts snapshots and state on the disk, where there is a folder; then `meta.step` is acknowledged."""
         if self.folder is not None:
-            with self._says_what_is_safe():
+            with self._naming_the_safe_step():
                 self.folder.keep(self._snapshots(meta) if self.recorder.steps else None, meta, state)
             self.recorder.clear()
 
@@ -79,12 +82,12 @@ class Keeper:
             return self._snapshots(meta), state, meta
         self.log(f"{meta.retcode}: {meta.message}")
         attrs, final = self.attributes(meta), final_state(self._system, state)
-        if self._lost(meta) and not folder.new:
+        if meta.all_diverged(self.recorder.replicas) and not folder.new:
             meta = replace(meta, step=folder.meta.step)
             _, state = folder.checkpoint()
         self.keep(meta, state)
         try:
-            with self._says_what_is_safe(), stop.joining():
+            with self._naming_the_safe_step(), stop.joining():
                 folder.finish(meta, state, attrs, final)
         except KeyboardInterrupt:
             message = f"{TRAJECTORY} was not finished; 'sdeflow resume {folder.path}' does that"
@@ -94,7 +97,7 @@ class Keeper:
     def join(self, meta: Metadata, state: State) -> xr.Dataset:
         """Finishes a run in a folder that took all its steps and was kept from joining its segments."""
         assert self.folder is not None
-        final = None if self._lost(meta) else final_state(self._system, state)
+        final = None if meta.all_diverged(self.recorder.replicas) else final_state(self._system, state)
         self.folder.finish(meta, state, self.attributes(meta), final)
         return open_run(self.folder.path)
 
@@ -102,7 +105,7 @@ class Keeper:
         """What a dataset says of the run that made it."""
         run, environment = self.run, meta.environment
         attrs = {
-            "title": run.title,
+            "title": run.title or f"{run.integrator.name}, {run.steps} steps",
             **provenance(run.device),
             "history": "\n".join(meta.history),
             "system": str(self._system),
@@ -140,11 +143,8 @@ class Keeper:
             along={} if run.grid is None else run.grid.coordinates(run.replicas),
         )
 
-    def _lost(self, meta: Metadata) -> bool:
-        return len(meta.diverged) == self.recorder.replicas
-
     @contextmanager
-    def _says_what_is_safe(self) -> Iterator[None]:
+    def _naming_the_safe_step(self) -> Iterator[None]:
         """Adds to the error of a full disk which steps are on it."""
         try:
             yield

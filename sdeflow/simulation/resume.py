@@ -44,10 +44,10 @@ def resume(folder: str | Path, steps: int = 0, *, progress: Progress | None = No
         again = {"run": {"steps": meta.steps + steps, "device": meta.environment["device"]}}
         return build(load_config(path / CONFIG, overrides=[again]))
 
-    return resume_run(declare, path, progress=progress)
+    return resume_from(declare, path, progress=progress)
 
 
-def resume_run(
+def resume_from(
     declare: Callable[[Metadata], Run], out: Path, *, progress: Progress | None = None
 ) -> Solution:
     """Goes on with the run in a folder, to the same numbers as in one piece.
@@ -71,7 +71,8 @@ def resume_run(
             return Solution(dataset, prepared.state, meta.retcode, meta.message)
         del state  # so that it can be freed when there is a next one
         meta = _resumed(meta, run, folder.damage)
-        keeper = Keeper(run, prepared, folder, taken=meta.snapshots)  # a refusal leaves the folder as it was
+        keeper = Keeper(run, prepared, folder, taken=meta.snapshots)
+        keeper.require_room()  # before the folder changes
         folder.resume(meta, prepared.state, run.toml)
         folder.log(f"resumed at step {meta.step:,} of {run.steps:,}")
         return solve_from(run, prepared, folder.meta, keeper, progress)
@@ -91,7 +92,7 @@ def _refuse_another(run: Run, meta: Metadata, path: Path) -> None:
         raise SdeflowError(f"{path} is of another run: {'; '.join(changed)}")
     if run.steps < meta.step:
         raise SdeflowError(f"{path} has taken {meta.step:,} steps already, more than {run.steps:,}")
-    if len(meta.diverged) == run.all_replicas.count and not (meta.ended and meta.steps == run.steps):
+    if meta.all_diverged(run.all_replicas.count) and not (meta.ended and meta.steps == run.steps):
         raise SdeflowError(f"{path} diverged, and would again: {diverged_where(meta, run)}")
 
 

@@ -14,7 +14,7 @@ from sdeflow.config.run import Run, Scheme
 from sdeflow.config.schema import RunSection
 from sdeflow.errors import DivergenceWarning
 from sdeflow.options import Batch, EngineName, Evaluate, Grid, NoiseName, Save
-from sdeflow.simulation.resume import resume_run
+from sdeflow.simulation.resume import resume_from
 from sdeflow.simulation.solve import solve
 from sdeflow.system.system import System
 from sdeflow.terminal import progress_bar
@@ -84,7 +84,7 @@ def simulate(
     run, folder = declare(engine, noise), None if out is None else Path(out)
     with progress_bar() if progress else nullcontext() as report:
         if resume and folder is not None and folder.exists():
-            solution = resume_run(again, folder, progress=report)
+            solution = resume_from(again, folder, progress=report)
         else:
             solution = solve(run, out=folder, overwrite=overwrite, progress=report)
     if solution.retcode == "interrupted":

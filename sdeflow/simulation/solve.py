@@ -43,8 +43,11 @@ def solve(
         warnings=(prepared.warning,) if prepared.warning else (),
     )
     keeper = Keeper(run, prepared, folder)
+    keeper.require_room()
     try:
-        keeper.log(f"{run.title}, {run.steps:,} steps, {meta.environment}, {run.engine}")
+        keeper.log(
+            f"{run.title or run.integrator.name}, {run.steps:,} steps, {meta.environment}, {run.engine}"
+        )
         for warning in meta.warnings:
             keeper.log(f"warning: {warning}")
         return solve_from(run, prepared, meta, keeper, progress)
@@ -61,7 +64,7 @@ def solve_from(
         loop = TimeLoop(run, prepared, meta, keeper, stop, progress)
         loop.to_the_end()
         meta = replace(loop.meta, message=ending_message(loop.meta, run, loop.error, keeper.folder))
-        dataset, state, meta = keeper.finish(meta, loop.state, stop)
+        dataset, state, meta = keeper.finish(meta, loop.hand_over(), stop)
     if loop.error is not None:
         raise RunError(meta.message) from loop.error
     return Solution(dataset, state, meta.retcode, meta.message)

@@ -65,6 +65,12 @@ class TimeLoop:
     def state(self) -> State:
         return self._at[1]
 
+    def hand_over(self) -> State:
+        """The state, which is then held by the caller alone."""
+        step, state = self._at
+        self._at = step, {}
+        return state
+
     @property
     def meta(self) -> Metadata:
         """What is known of the run by now; its seconds include those before it was resumed."""

@@ -1,4 +1,4 @@
-"""Brownian increments: what a scheme asks for, how two steps compose, and where the draws come from.
+"""Brownian increments: what a scheme asks for, what they are made of, and how two steps compose.
 
 Over a step h of a kinetic block (k = gamma eta, its own clock, unit temperature),
 

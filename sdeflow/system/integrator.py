@@ -41,7 +41,8 @@ class Integrator(ABC, Generic[S]):
     weak_order: ClassVar[float] = math.nan
     evaluations: ClassVar[int] = 1
     increments: ClassVar[Kind] = "W"
-    noise: ClassVar[Kind]  # what `increments` was called before; to go with the next release
+    noise: ClassVar[Kind]  # what `increments` was called before, and heeded where it alone is set
+    _declared: ClassVar[Kind]
     substeps: ClassVar[int] = 1
     needs: ClassVar[str] = "blocks"
     needs_momenta: ClassVar[bool] = False
@@ -49,16 +50,15 @@ class Integrator(ABC, Generic[S]):
     source: ClassVar[str] = ""
 
     def __init_subclass__(cls) -> None:
-        own = vars(cls)
-        if "name" not in own:
+        if "name" not in vars(cls):
             cls.name = cls.__name__.lower()
-        if "noise" in own and "increments" not in own:
-            cls.increments = cls.noise
-        cls.noise = cls.increments
+        first = next(vars(c) for c in cls.__mro__ if {"increments", "noise"} & vars(c).keys())
+        cls.increments = cls.noise = cls._declared = first.get("increments", first.get("noise"))
 
     def noise_spec(self, h: float) -> NoiseSpec:
         """The noise of a step of length h."""
-        return NoiseSpec(self.increments, self.substeps, h)
+        kind = self.increments if self.noise == self._declared else self.noise
+        return NoiseSpec(kind, self.substeps, h)
 
     def refuses(self, system: System) -> str | None:
         """Why this scheme cannot take `system`; None where it can."""

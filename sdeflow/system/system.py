@@ -35,15 +35,18 @@ class System(Protocol):
     h: float
 
     @property
-    def blocks(self) -> Sequence[Block]: ...
+    def blocks(self) -> Sequence[Block]:
+        return ()
 
     @property
     def model_forces(self) -> ModelField | None:
         """The forces of the system's model; None where there is no model."""
+        return None
 
     @property
     def definition(self) -> Any:
-        """What the user wrote: a model, a function of forces or an SDE."""
+        """What the user wrote: a model, a function of forces, an SDE, or the system itself."""
+        return self
 
     def drift(self, t: float, z: State) -> State:
         """Drift by variable, each like its variable."""
@@ -168,17 +171,17 @@ class BlockSystem:
     def definition(self) -> Any:
         return self.force_field.definition
 
-    def on(self, index: Tensor) -> BlockSystem:
+    def minibatch(self, index: Tensor) -> BlockSystem:
         """The system of a minibatch: data `index` [R, b], with theta's force scaled by D/b.
 
         Raises SdeflowError where the forces are not a model's.
         """
         size = index.shape[1]
         blocks = [replace(b, shape=(size, *b.shape[1:])) if b.of_data else b for b in self.blocks]
-        return BlockSystem(blocks, self.force_field.on(index), h=self.h)
+        return BlockSystem(blocks, self.force_field.minibatch(index), h=self.h)
 
     def see(self, index: Tensor) -> None:
-        """Shows a minibatch's system, made by `on`, other data, as many; in place."""
+        """Shows a minibatch's system, made by `minibatch`, other data, as many; in place."""
         self.force_field.see(index)
 
     def to(self, dtype: torch.dtype, device: torch.device) -> BlockSystem:

@@ -102,11 +102,11 @@ class FlowTable:
     def block_over(self, times: Tensor, dtype: torch.dtype) -> Block:
         """The block whose flow takes datum (r, i) over times[r, i] steps at once."""
         over = Flow(*(c[times].to(dtype)[..., None, None] for c in self._columns)) if self._columns else None
-        return _Late(**self._values, over=over)
+        return _OverSteps(**self._values, over=over)
 
 
 @dataclass(frozen=True)
-class _Late(Block):
+class _OverSteps(Block):
     """A block with a flow of its own for every datum, [R, b, 1, 1]."""
 
     over: Flow | None = None

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
 
 from sdeflow.errors import RunError
+from sdeflow.state import State
 
 VERSION = 1
 _JSON_NAMES = {"segments": "parts", "environment": "setting"}
@@ -75,12 +75,15 @@ class Metadata:
     def snapshots(self) -> int:
         return sum(segment.snapshots for segment in self.segments)
 
+    def all_diverged(self, n_replicas: int) -> bool:
+        return len(self.diverged) == n_replicas
+
     def files(self, folder: Path) -> list[tuple[Path, int]]:
         """The segments' files in a run folder, and how many of its first snapshots count in each."""
         return [(folder / segment.file, segment.snapshots) for segment in self.segments]
 
 
-def encode(meta: Metadata, state: dict[str, Tensor]) -> bytes:
+def encode(meta: Metadata, state: State) -> bytes:
     """A safetensors file of the state; its own metadata hold ours and a checksum of both."""
     state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     values = {_JSON_NAMES.get(name, name): value for name, value in asdict(meta).items()}
@@ -88,7 +91,7 @@ def encode(meta: Metadata, state: dict[str, Tensor]) -> bytes:
     return save(state, metadata={"sdeflow": text, "sha256": _digest(text, state)})
 
 
-def decode(path: Path) -> tuple[Metadata, dict[str, Tensor]]:
+def decode(path: Path) -> tuple[Metadata, State]:
     """The metadata and the state in a file. Nothing in it is executed.
 
     Raises Damaged where its checksum does not fit or it is no checkpoint, FileNotFoundError for no file.
@@ -104,7 +107,7 @@ def peek(path: Path) -> Metadata:
     return _metadata(path, _read(path, with_state=False)[0])
 
 
-def _read(path: Path, *, with_state: bool = True) -> tuple[str, str, dict[str, Tensor]]:
+def _read(path: Path, *, with_state: bool = True) -> tuple[str, str, State]:
     if not path.exists():
         raise FileNotFoundError(path)
     try:
@@ -131,7 +134,7 @@ def _metadata(path: Path, text: str) -> Metadata:
         raise Damaged(f"{path} is damaged: {error}") from error
 
 
-def _digest(text: str, state: dict[str, Tensor]) -> str:
+def _digest(text: str, state: State) -> str:
     digest = hashlib.sha256(text.encode())
     for name, value in sorted(state.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

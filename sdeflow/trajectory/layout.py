@@ -12,3 +12,8 @@ trajectory.nc        at the end, all snapshots; the segments go once it is verif
 TRAJECTORY, FINAL, CONFIG, LOG = "trajectory.nc", "final.safetensors", "config.toml", "run.log"
 CHECKPOINT, PREVIOUS, SEGMENTS = "checkpoint", "checkpoint.prev", "segments"
 LOCK = ".lock"
+
+
+def safe_name(name: str) -> str:
+    """A name with what is unsafe in the name of a folder replaced."""
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in name)

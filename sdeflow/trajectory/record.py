@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sdeflow.errors import SdeflowError
 from sdeflow.options import Save
-from sdeflow.state import Axes
+from sdeflow.state import Axes, State
 from sdeflow.system.system import System
 
 BUFFER = 1 << 26
@@ -34,7 +34,7 @@ class Recorder:
         *,
         replicas: int,
         steps: int,
-        observe: Callable[[float, dict[str, Tensor]], dict[str, Tensor]] | None = None,
+        observe: Callable[[float, State], dict[str, Tensor]] | None = None,
         buffer: int | None = None,
         taken: int = 0,
     ) -> None:
@@ -71,7 +71,7 @@ class Recorder:
         return self.replicas * (sum(prod(axes.shape) for axes in self.whole.values()) + len(self.norms))
 
     def take(
-        self, step: int, t: float, z: dict[str, Tensor], more: dict[str, Tensor] | None = None
+        self, step: int, t: float, z: State, more: dict[str, Tensor] | None = None
     ) -> dict[str, NDArray[np.floating]]:
         """Stores a snapshot of the state after `step` steps; gives its observables and `more`, each [R]."""
         with torch.no_grad():
@@ -92,7 +92,7 @@ class Recorder:
         self.taken += 1
         return host
 
-    def observed(self, t: float, z: dict[str, Tensor]) -> dict[str, NDArray[np.floating]]:
+    def observed(self, t: float, z: State) -> dict[str, NDArray[np.floating]]:
         """The system's observables at a state, each [R]."""
         with torch.no_grad():
             return {name: value.cpu().numpy() for name, value in self._observe(t, z).items()}

@@ -198,22 +198,31 @@ def test_a_corrupted_byte_is_found_and_mended(cache: Path, records: Files, tmp_p
     assert cached(cache) == joined(records)
 
 
-@pytest.mark.parametrize("length", [None, 0, 64, 66])
-def test_a_file_gone_or_of_another_length_is_named(cache: Path, records: Files, length: int | None) -> None:
+def test_gzip_is_told_by_content(cache: Path, digits: Files, tmp_path: Path) -> None:
+    """A browser unpacks what it downloads and keeps the name; others zip and leave the name."""
+    first, second, *others = digits
+    mine = {f"{first}.gz": digits[first], second: gzip.compress(digits[second])}
+    fetch("mnist", source=lay(tmp_path / "mine", mine | {name: digits[name] for name in others}))
+    assert cached(cache) == digits
+
+
+@pytest.mark.parametrize("length", [None, 0, 64, 65, 66])
+def test_a_file_gone_or_of_other_content_is_named(cache: Path, records: Files, length: int | None) -> None:
+    """Of another length, or of the right one with a byte flipped, as a file put there by hand may be."""
     path = lay(cache / "cifar10", joined(records)) / "train_batches.bin"
+    whole = bytearray(path.read_bytes() + b"x")
+    whole[40] ^= 1
     if length is None:
         path.unlink()
     else:
-        path.write_bytes((path.read_bytes() + b"x")[:length])
-    wrong = f"train_batches.bin has {length or 0} bytes, not 65"
-    says = f"cifar10 is not in {cache}, or not whole ({wrong}): get it with 'sdeflow fetch cifar10'"
-    assert refusal(load_images, "cifar10", "test") == says
+        path.write_bytes(whole[:length])
+    wrong = f"train_batches.bin in {cache / 'cifar10'} is missing or not as published"
+    assert refusal(load_images, "cifar10", "test") == f"{wrong}: 'sdeflow fetch cifar10' puts that right"
 
 
 def test_what_is_not_there_is_refused(cache: Path) -> None:
     told = refusal(load_images, "fashion_mnist")
-    assert told.startswith(f"fashion_mnist is not in {cache}")
-    assert told.endswith("get it with 'sdeflow fetch fashion_mnist'")
+    assert told == f"fashion_mnist is not in {cache}: get it with 'sdeflow fetch fashion_mnist'"
     for call in (fetch, stored, load_images):
         assert refusal(call, "cifar-10") == "no data set is called 'cifar-10': did you mean 'cifar10'?"
     told = refusal(load_images, "cifar10", "tests")
@@ -377,7 +386,10 @@ def test_mirrors_in_turn(
     assert of_second == names[:3]
     assert of_third == names[2:]
     assert cached(cache) == digits
-    assert [line for line in said if " from " not in line][:-1] == [REFUSED, "127.0.0.1: File not found"]
+    assert [line for line in said if " from " not in line][:-1] == [
+        REFUSED,
+        "127.0.0.1 answered 404 File not found",
+    ]
 
 
 # from a package --------------------------------------------------------------------------------------

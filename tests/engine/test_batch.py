@@ -97,8 +97,8 @@ def test_mean_over_an_epoch_is_the_full_gradient() -> None:
         for n in range(3):
             index = mini.index(n)
             part = z | {"X": z["X"][rows, index]}
-            parts.append(system.on(index).forces(0.0, part, system.parameters)["theta"])
-            score = system.on(index).forces(0.0, part, system.particles)["x"]
+            parts.append(system.minibatch(index).forces(0.0, part, system.parameters)["theta"])
+            score = system.minibatch(index).forces(0.0, part, system.particles)["x"]
             torch.testing.assert_close(score, system.forces(0.0, z, system.particles)["x"][rows, index])
         full = system.forces(0.0, z, system.parameters)["theta"]
         torch.testing.assert_close(torch.stack(parts).mean(0), full, rtol=1e-12, atol=1e-12)

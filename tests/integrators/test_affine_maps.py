@@ -9,7 +9,7 @@ numbers were found by an independent calculation.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -33,6 +33,7 @@ from sdeflow.config.catalogue import integrator_named
 from sdeflow.engine.step import EagerSteps, advance
 from sdeflow.integrators.expint import ExpInt
 from sdeflow.system.increments import NoiseSpec
+from sdeflow.system.integrator import Integrator
 from sdeflow.system.system import System
 
 # The table of contraction rates --------------------------------------------------------------------
@@ -392,6 +393,18 @@ def test_the_old_name_of_the_increments_still_declares_them() -> None:
     class After(ExpInt):
         increments = "WPQ"
 
+    class Later(ExpInt):
+        def __init__(self) -> None:
+            self.noise = "WPQ"
+
+    class Mixin:
+        noise = "WPQ"
+
+    class Mixed(Mixin, Integrator):
+        def step(self, system: Any, t: float, z: Any, h: float, noise: Any) -> Any:
+            return z
+
+    assert Later().noise_spec(0.1) == Mixed().noise_spec(0.1) == NoiseSpec("WPQ", 1, 0.1)
     assert Before().noise_spec(0.1) == After().noise_spec(0.1) == NoiseSpec("WPQ", 1, 0.1)
     assert Before.noise == After.noise == "WPQ"
     assert ExpInt.noise == ExpInt.increments == "PQ"

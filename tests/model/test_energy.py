@@ -61,7 +61,7 @@ def test_minibatches_leave_the_forces_on_parameters_unbiased() -> None:
     parts = []
     for i in range(SIZES["points"]):
         index = torch.tensor([[i]])
-        parts.append(system.on(index).forces(0.0, z | {"X": z["X"][:, i : i + 1]}, system.parameters))
+        parts.append(system.minibatch(index).forces(0.0, z | {"X": z["X"][:, i : i + 1]}, system.parameters))
     for name in ("alpha", "beta"):
         mean = torch.stack([part[name] for part in parts]).mean(0)
         torch.testing.assert_close(mean, whole[name], rtol=1e-5, atol=1e-5)

@@ -1,22 +1,26 @@
 """Systems of the user's: plain SDEs, and blocks with forces made by hand."""
 
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
+import pytest
 import torch
 from small import Ramp, run
 from support import doubles
 from torch import Tensor
 
 import sdeflow
-from sdeflow import Block, SDESystem, simulate
+from sdeflow import Block, Save, SDESystem, simulate
 from sdeflow.config.build import build
 from sdeflow.config.schema import load_config
+from sdeflow.errors import SdeflowError
 from sdeflow.noise.source import TorchNoise
 from sdeflow.simulation.solve import solve
-from sdeflow.system.increments import NoiseSpec
-from sdeflow.system.system import BlockSystem
+from sdeflow.state import Axes, State
+from sdeflow.system.increments import Channel, NoiseSpec
+from sdeflow.system.system import BlockSystem, System
 
 
 def test_plain_sde_from_python() -> None:
@@ -92,3 +96,48 @@ def test_tensors_of_an_sde_follow_the_run() -> None:
 
     run = simulate(sdeflow.SDESystem(Held(), h=0.1), "euler_maruyama", steps=3, dtype="float32")
     assert run.attrs["retcode"] == "success"
+
+
+class Whole(System):
+    """A system by hand, without blocks or a model."""
+
+    h = 0.1
+    axes: ClassVar = {"X": Axes(("path",), (3,))}
+    channels: ClassVar = [Channel("x", "X", (3,))]
+    clocks: ClassVar = {}
+
+    def drift(self, t: float, z: State) -> State:
+        return {"X": -z["X"]}
+
+    def diffusion(self, t: float, z: State) -> dict[str, Any]:
+        return {"X": 0.3}
+
+    def to(self, dtype: torch.dtype, device: torch.device) -> System:
+        return self
+
+    def start(self, seed: int, replica: int = 0) -> State:
+        return {"X": torch.ones(3, dtype=torch.float64)}
+
+    def check(self, z: State) -> None:
+        pass
+
+    def observe(self, t: float, z: State) -> dict[str, Tensor]:
+        return {}
+
+
+def test_a_system_by_hand_moves_as_the_same_sde_does() -> None:
+    """Where it is derived from System it says of itself that it has no blocks and no model."""
+    assert (Whole().blocks, Whole().model_forces) == ((), None)
+    ds = simulate(Whole(), "euler_maruyama", steps=5, dtype="float64", noise="torch", save=Save(every=1))
+    noise = TorchNoise(Whole.channels, NoiseSpec("W", 1, 0.1), doubles())
+    x = torch.ones(3, dtype=torch.float64)
+    for n in range(5):
+        (dW,) = noise(n)
+        x = 0.9 * x + 0.3 * dW["X"]["W"][0]
+        np.testing.assert_allclose(ds.X[n + 1], x, rtol=1e-13)
+
+
+def test_a_system_that_lacks_a_part_is_told_from_a_plain_sde() -> None:
+    lacking = SimpleNamespace(h=0.1, axes={}, drift=lambda t, z: z, diffusion=lambda t, z: z)
+    with pytest.raises(SdeflowError, match=r"derive it from sdeflow\.system\.System"):
+        simulate(lacking, "euler_maruyama", steps=1)
