@@ -38,7 +38,7 @@ ALLOWED = {
     "__main__": {"cli"},
     "systems": {"system"},
 }
-"""What each room may import, GROUND being for all; `problems` in `analysis` are the models that a study is about."""
+"""What each room may import, GROUND being for all; a study of `analysis` is about models of `problems`."""
 
 CORE_LINES, CHAIN = 350, 11
 
