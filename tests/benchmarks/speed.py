@@ -86,9 +86,10 @@ def motions(data: int) -> Motions:
     return {"theta": {"h": 1e-2 / data, **motion}, "x": {"h": 1e-2, **motion}}
 
 
-def ours(system: Any, integrator: str = "expint", **options: Any) -> Steps:
+def ours(system: Any, integrator: str = "expint", *, batch: Batch | None = None, **options: Any) -> Steps:
     """sdeflow's own steps, without saving; whole strides, at least one."""
-    prepared = prepare(Run.declare(system, integrator, RunSection(steps=1, device="cpu", **options)))
+    chosen = RunSection(steps=1, device="cpu", **options)
+    prepared = prepare(Run.declare(system, integrator, chosen, batch=batch))
     at, stride = [0, prepared.state], prepared.stepper.stride
 
     def take(count: int) -> int:
