@@ -19,10 +19,14 @@ class TorchSDE(Integrator[System]):
 
     The Brownian motion is sdeflow's own, handed over in place of torchsde's: schemes of the same seed share
     their path, and a run can be stopped anywhere. Where a solver asks for it the space-time Levy area
-    H ~ N(0, h/12) comes with it; diagonal noise commutes, so no Levy area between coordinates is made.
+    H ~ N(0, h/12) comes with it; diagonal noise commutes, so no Levy area between coordinates is made. For
+    additive noise torchsde has a cheaper srk, which asks for a matrix of n^2 numbers for n coordinates.
+
+    evaluates_at_state   whether the solver needs the drift at the state that a step begins from
     """
 
     method: ClassVar[str]
+    evaluates_at_state: ClassVar[bool] = True
     sde_type: ClassVar[Literal["ito", "stratonovich"]] = "ito"
     minibatches = False
     needs = "any SDE"
@@ -42,6 +46,8 @@ class TorchSDE(Integrator[System]):
         (dW,) = noise
         sde = _Flat(system, t, self.sde_type, z)
         y = sde.pack(z)
+        if not self.evaluates_at_state:
+            sde.skip(0.0, y)
         kept = tuple(z[name] for name in sorted(z) if name.startswith(EXTRA))
         ys, extra = torchsde.sdeint(
             sde,
@@ -64,7 +70,7 @@ class _Flat:
     def __init__(self, system: System, t: float, sde_type: str, z: State) -> None:
         self.system, self.t, self.sde_type, self.state = system, t, sde_type, z
         self.shapes = {name: z[name].shape for name in system.axes}
-        self._last: tuple[Any, Any] = (None, None)
+        self._drifts: dict[tuple[float, int], tuple[Tensor, Tensor]] = {}
 
     def pack(self, z: State) -> Tensor:
         import torch
@@ -77,9 +83,18 @@ class _Flat:
         return {name: part.reshape(self.shapes[name]) for name, part in zip(self.shapes, parts, strict=True)}
 
     def f(self, t: Tensor, y: Tensor) -> Tensor:
-        if self._last[0] is not y:  # sdeint evaluates once to look at the shape, then again
-            self._last = (y, self.pack(self.system.drift(self.t + float(t), self.unpack(y))))
-        return self._last[1]
+        """The drift, once at each (t, y): sdeint looks at its shape first, srk asks again at every stage.
+
+        A tensor is told by its identity, and kept so that no other can have that.
+        """
+        at = float(t), id(y)
+        if at not in self._drifts:
+            self._drifts[at] = y, self.pack(self.system.drift(self.t + at[0], self.unpack(y)))
+        return self._drifts[at][1]
+
+    def skip(self, t: float, y: Tensor) -> None:
+        """Gives the look at the shape a tensor of that shape instead of a drift."""
+        self._drifts[t, id(y)] = y, y
 
     def g(self, t: Tensor, y: Tensor) -> Tensor:
         z = self.unpack(y)
@@ -145,7 +160,7 @@ class SRK(TorchSDE):
     """torchsde's stochastic Runge-Kutta scheme of Roessler, with the space-time Levy area."""
 
     name, method, increments = "torchsde:srk", "srk", "WH"
-    strong_order, weak_order, evaluations = 1.5, 2.0, 6
+    strong_order, weak_order, evaluations = 1.5, 2.0, 4
 
 
 class Heun(TorchSDE):
@@ -188,6 +203,7 @@ class ReversibleHeun(TorchSDE):
 
     name, method, sde_type = "torchsde:reversible_heun", "reversible_heun", "stratonovich"
     strong_order, weak_order, evaluations = 1.0, 2.0, 1
+    evaluates_at_state = False  # but at the second copy
 
     def init(self, system: System, z: State) -> State:
         import torch

@@ -24,6 +24,14 @@ class RunError(SdeflowError):
     exit_code = 1
 
 
+class Interrupted(KeyboardInterrupt):
+    """A run that Ctrl-C, SIGTERM or SIGHUP ended; `dataset` is the trajectory as far as it got."""
+
+    def __init__(self, message: str, dataset: Any) -> None:
+        super().__init__(message)
+        self.dataset = dataset
+
+
 class DivergenceWarning(UserWarning):
     """A trajectory left the finite numbers; its dataset says so in `attrs['retcode']`."""
 
@@ -67,7 +75,8 @@ def expect_positive(what: str, value: Any) -> None:
 
 def expect_shape(what: str, value: Any, expected: tuple[int, ...], meaning: str) -> None:
     """Raises SdeflowError where a value is not a tensor of the expected shape."""
-    shape = getattr(value, "shape", None)
-    if shape is None or tuple(shape) != expected:
-        given = type(value).__name__ if shape is None else f"shape {tuple(shape)}"
-        raise SdeflowError(f"{what} gives {given}, expected shape {expected}: {meaning}")
+    if not hasattr(value, "requires_grad"):  # a tensor has it, a NumPy array does not
+        kind = type(value).__name__
+        raise SdeflowError(f"{what} gives {kind}, expected a torch tensor of shape {expected}: {meaning}")
+    if (shape := tuple(value.shape)) != expected:
+        raise SdeflowError(f"{what} gives shape {shape}, expected shape {expected}: {meaning}")

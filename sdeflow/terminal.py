@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 out = Console(highlight=False)
+
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+"""By which a terminal or a scheduler asks a run to stop; Windows has no SIGHUP."""
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

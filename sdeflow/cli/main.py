@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import signal
 import sys
@@ -13,18 +15,29 @@ import typer
 from sdeflow.cli import commands, comparisons  # noqa: F401 (their commands join the app)
 from sdeflow.cli.app import app
 from sdeflow.errors import SdeflowError
+from sdeflow.terminal import STOP_SIGNALS
 
 
 def main() -> None:
     """The `sdeflow` command."""
     # Threads that spin while they wait make a step 20 times slower where another process has a core too.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Before and after the time loop, which has its own way to end, SIGTERM is taken like Ctrl-C.
+    # Before and after the time loop, which has its own way to end, other requests are taken like Ctrl-C.
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):  # a terminal in ASCII gets '?' for a Greek letter
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     warnings.showwarning = lambda message, *_, **__: typer.echo(f"warning: {message}", err=True)
     try:
         app()
     except SdeflowError as error:
         typer.echo(f"sdeflow: {error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:  # of what is printed: what is written to files has errors of its own
+        if error.errno != errno.ENOSPC:
+            raise
+        typer.echo("sdeflow: the output could not be written: no space left on its device", err=True)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nothing more is tried at exit
+        sys.exit(1)

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdeflow.errors import SdeflowError, attempt, expect_shape
-from sdeflow.model.model import Data, Model, ParameterLayout
+from sdeflow.model.model import Data, Model, ParameterLayout, Parameters
 from sdeflow.state import reserved
 
 SCORE_TOLERANCE = 0.01
@@ -20,7 +20,7 @@ def check_model(model: Model, layout: ParameterLayout, theta: Tensor, x: Tensor,
     """Calls each method of a model at one state, theta [p], x [B, N, *latent_shape] and y of B data.
 
     Raises SdeflowError for a method that fails, a value of the wrong kind or shape, and a log-joint that
-    cannot be differentiated where no analytic score stands in for it.
+    cannot be differentiated where no analytic score stands in for it, draws, or couples particles.
     """
     name = type(model).__name__
     theta, x = theta.detach().requires_grad_(), x.detach().requires_grad_()
@@ -36,6 +36,8 @@ def check_model(model: Model, layout: ParameterLayout, theta: Tensor, x: Tensor,
                 f"{name}.log_joint gives a value without gradient in {variable}: use torch operations all "
                 f"the way from {variable}, or define score_{variable}"
             )
+    _refuse_randomness(model, value, arguments)
+    _refuse_coupling(model, value, arguments)
 
     if model.score_x is not None:
         score = attempt(f"{name}.score_x", model.score_x, *arguments)
@@ -55,6 +57,50 @@ def check_model(model: Model, layout: ParameterLayout, theta: Tensor, x: Tensor,
             raise SdeflowError(f"{what}['{key}'] has a name that the trajectory uses: choose another")
         if not key.isidentifier():
             raise SdeflowError(f"{what}['{key}']: a name of letters, digits and underscores was expected")
+
+
+Arguments = tuple[Parameters, Tensor, Data]
+
+
+def _refuse_randomness(model: Model, value: Tensor, arguments: Arguments) -> None:
+    """Raises SdeflowError where a log-joint has another value when it is asked again."""
+    with torch.no_grad():
+        again = model.log_joint(*arguments)
+    if _equal(again, value):
+        return
+    name, fix = type(model).__name__, "its randomness belongs to the system's noise: take it out"
+    for attribute, module in vars(model).items():
+        inner = module.named_modules(prefix=attribute) if isinstance(module, nn.Module) else ()
+        for path, layer in inner:
+            if "Dropout" in type(layer).__name__ and layer.training:
+                fix = f"{path} is a {type(layer).__name__} in training mode: call self.{attribute}.eval()"
+    raise SdeflowError(f"{name}.log_joint gives other values for the same theta, x and y; {fix}")
+
+
+def _refuse_coupling(model: Model, value: Tensor, arguments: Arguments) -> None:
+    """Raises SdeflowError where the value of a particle depends on another, by moving the first one."""
+    theta, x, y = arguments
+    with torch.no_grad():
+        moved = x.detach().clone()
+        moved[0, 0] += 1.7 * (1 + moved[0, 0].abs())
+        after = model.log_joint(theta, moved, y)
+    others = torch.ones_like(value, dtype=torch.bool)
+    others[0, 0] = False
+    if not _equal(after[others], value[others]):
+        raise SdeflowError(
+            f"{type(model).__name__}.log_joint couples particles or data: x[0, 0] changes other values too. "
+            "Entry [i, j] may depend on theta, x[i, j] and y[i] alone (batch normalisation and means over a "
+            "batch are not for it)"
+        )
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Whether values are the same: to the bit on a CPU, to rounding on a device, where sums have no order."""
+    if b.device.type == "cpu" or not b.is_floating_point():
+        return torch.allclose(a, b, rtol=0, atol=0, equal_nan=True)
+    scale = 10 * torch.finfo(b.dtype).eps
+    size = float(b.detach().abs().nan_to_num(0, 0, 0).max()) if b.numel() else 0.0
+    return torch.allclose(a, b, rtol=scale, atol=scale * size, equal_nan=True)
 
 
 def _mapping(what: str, value: Any) -> Mapping[str, Any]:

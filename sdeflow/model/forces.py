@@ -225,6 +225,27 @@ def held_out_forces(forces: ModelField | None) -> ModelForces:
             f"a loss on held-out data was asked for, and {type(forces.model).__name__} has none: give the "
             "model its 'held_out' data, for images with model.held_out = how many"
         )
+    _refuse_other_kind(forces.model)
     model = copy(forces.model)
     model.data = model.held_out
     return ModelForces(model, forces.n_particles, _layout=forces.parameters)
+
+
+def _refuse_other_kind(model: Model) -> None:
+    """Raises SdeflowError where held-out data have another structure, shape or dtype than the data."""
+
+    def kind(data: Data) -> str:
+        if isinstance(data, Mapping):
+            return ", ".join(f"{name}: {kind(part)}" for name, part in data.items())
+        if isinstance(data, tuple | list):
+            return f"({', '.join(map(kind, data))})"
+        if not isinstance(data, Tensor) or not data.ndim:
+            return type(data).__name__
+        numbers = "real" if data.is_floating_point() else str(data.dtype).removeprefix("torch.")
+        return f"{numbers} [{', '.join(['D', *map(str, data.shape[1:])])}]"
+
+    given, expected = kind(model.held_out), kind(model.data)
+    if given != expected:
+        raise SdeflowError(
+            f"{type(model).__name__}.held_out must be like the data, {expected}; given {given}"
+        )

@@ -110,6 +110,16 @@ def data_size(model: Model) -> int:
     """D, the length of the first axis that all tensors of the data share; SdeflowError for other data."""
     data = model.data
     parts = data.values() if isinstance(data, dict) else data if isinstance(data, tuple | list) else [data]
+    for part in parts:
+        if isinstance(part, Tensor) and part.is_meta:
+            raise SdeflowError(
+                f"{type(model).__name__}.data holds no numbers: a tensor of it is on device 'meta'"
+            )
+        if not isinstance(part, Tensor) and hasattr(part, "__array__"):
+            kind = type(part).__name__
+            raise SdeflowError(
+                f"{type(model).__name__}.data holds a {kind}, and a tensor was expected: torch.as_tensor(...) of it"
+            )
     sizes = {len(part) if isinstance(part, Tensor) and part.ndim > 0 else None for part in parts}
     if len(sizes) != 1 or None in sizes or 0 in sizes:
         raise SdeflowError(

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sdeflow.terminal import STOP_SIGNALS
+
 if TYPE_CHECKING:
     import xarray as xr
 
@@ -27,7 +29,7 @@ PATIENCE = 2.0
 
 
 class Stop:
-    """Ctrl-C and SIGTERM as a request that is looked at between chunks; in the main thread only.
+    """Ctrl-C, SIGTERM and SIGHUP as a request that is looked at between chunks; in the main thread only.
 
     A chunk that does not finish within PATIENCE is cut short by KeyboardInterrupt; its steps are lost,
     the state before it is not. Where nothing is being stepped or joined a request waits.
@@ -41,7 +43,7 @@ class Stop:
 
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in STOP_SIGNALS:
                 self._before[number] = signal.signal(number, self._request)
             if hasattr(signal, "setitimer"):
                 self._before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._cut_short)

@@ -12,7 +12,7 @@ import xarray as xr
 
 from sdeflow.config.run import Run, Scheme
 from sdeflow.config.schema import RunSection
-from sdeflow.errors import DivergenceWarning
+from sdeflow.errors import DivergenceWarning, Interrupted
 from sdeflow.options import Batch, EngineName, Evaluate, Grid, NoiseName, Save
 from sdeflow.simulation.resume import resume_from
 from sdeflow.simulation.solve import solve
@@ -59,7 +59,8 @@ def simulate(
 
     Raises SdeflowError where something does not fit. A trajectory that diverges is returned as far as it
     got; `attrs['retcode']` says so, and a DivergenceWarning is given. An interrupted or failing run is
-    written to `out` as far as it got, and then raises KeyboardInterrupt or RunError.
+    written to `out` as far as it got, and then raises RunError, or for Ctrl-C, SIGTERM and SIGHUP
+    `sdeflow.errors.Interrupted`, a KeyboardInterrupt whose `dataset` is the trajectory as far as it got.
     """
 
     def declare(engine: str, noise: str) -> Run:
@@ -88,7 +89,7 @@ def simulate(
         else:
             solution = solve(run, out=folder, overwrite=overwrite, progress=report)
     if solution.retcode == "interrupted":
-        raise KeyboardInterrupt(solution.message)
+        raise Interrupted(solution.message, solution.dataset)
     if solution.retcode == "diverged":
         warnings.warn(solution.message, DivergenceWarning, stacklevel=2)
     return solution.dataset

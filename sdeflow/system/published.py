@@ -211,12 +211,12 @@ def _motion(block: str, numbers: Motion | Mapping[str, Any]) -> Motion:
     if isinstance(numbers, Motion):
         motion = numbers
     else:
+        given = (", ".join(numbers) or "nothing") if isinstance(numbers, Mapping) else repr(numbers)
         try:
             motion = Motion(**numbers)
         except TypeError:
             raise SdeflowError(
-                f"block '{block}' takes h and, with a momentum, eta and gamma; "
-                f"given {', '.join(numbers) or 'nothing'}"
+                f"block '{block}' takes h and, with a momentum, eta and gamma, as {{'h': 0.1}}; given {given}"
             ) from None
     expect_positive(f"block '{block}': the step h", motion.h)
     return motion

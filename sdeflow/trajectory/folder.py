@@ -274,8 +274,10 @@ class RunFolder:
 def refuse_occupied(folder: Path, overwrite: bool) -> None:
     """Raises SdeflowError where a run may not be written to `folder`."""
     try:
-        exists = folder.exists()
-    except OSError as error:
+        exists = bool(os.stat(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        exists = False
+    except OSError as error:  # too long a name, a loop of links
         raise SdeflowError(f"{folder} cannot be the name of a folder: {error.strerror}") from error
     if not exists:
         above = next(parent for parent in folder.absolute().parents if parent.exists())

@@ -16,7 +16,8 @@ from sdeflow.trajectory.layout import CHECKPOINT, PREVIOUS, TRAJECTORY
 def open_run(path: str | Path) -> xr.Dataset:
     """The trajectory of a run folder; of one that is still being written, what its checkpoint covers.
 
-    Values are read when they are asked for. Raises SdeflowError for what is no run folder.
+    Values are read when they are asked for. Raises SdeflowError for what is no run folder, Damaged for a file
+    that cannot be read.
     """
     folder = Path(path)
     for again in (True, False):
@@ -31,6 +32,8 @@ def open_run(path: str | Path) -> xr.Dataset:
             if not again:
                 break
             time.sleep(0.1)
+        except (OSError, RuntimeError) as error:  # as netCDF4 calls what it cannot read
+            raise Damaged(f"{folder / TRAJECTORY} cannot be read: {error}") from error
     raise SdeflowError(f"{folder} is no run folder: it has neither {TRAJECTORY} nor a {CHECKPOINT}")
 
 

@@ -5,6 +5,8 @@ sentence on stderr. Whatever was recorded before a divergence or an interruption
 """
 
 import io
+import os
+import subprocess
 import sys
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -411,3 +413,20 @@ def test_usage(cli: Cli) -> None:
         assert code == 2, arguments
         assert fragment in err
         assert "Traceback" not in err
+
+
+def test_a_terminal_in_ascii_and_a_full_device(tmp_path: Path) -> None:
+    """Greek letters are shown as '?', and what cannot be printed is a sentence and exit code 1."""
+    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    command = [sys.executable, "-m", "sdeflow", "show", "hierarchical"]
+    done = subprocess.run(command, env=ascii_only, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "dX = ? U dt" in done.stdout
+    if not Path("/dev/full").exists():
+        pytest.skip("no device that is always full")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*command[:3], "list"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr == "sdeflow: the output could not be written: no space left on its device\n"

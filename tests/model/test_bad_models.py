@@ -3,12 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from small import tiny
-from torch import Tensor
+from torch import Tensor, nn
 from valid import MODEL, MODEL_TOML, Refused
 
-from sdeflow import Save, simulate
+from sdeflow import Evaluate, Save, pgd, simulate
 from sdeflow.config.build import build
 from sdeflow.config.schema import load_config
 from sdeflow.errors import SdeflowError
@@ -139,3 +141,129 @@ def test_observables_with_a_name_of_the_trajectory_are_refused(name: str) -> Non
 
     with pytest.raises(SdeflowError, match=r"Named\.observables"):
         simulate(tiny(Named(data=3)), "expint", steps=3)
+
+
+class Draws(Hierarchical):
+    score_x = score_theta = None
+
+    def log_joint(self, theta: Any, x: Tensor, y: Tensor) -> Tensor:
+        return super().log_joint(theta, x + 1e-3 * torch.randn_like(x), y)
+
+
+class Drops(Hierarchical):
+    score_x = score_theta = None
+
+    def __init__(self) -> None:
+        super().__init__(data=4)
+        self.net = nn.Sequential(nn.Identity(), nn.Dropout(0.5))
+
+    def log_joint(self, theta: Any, x: Tensor, y: Tensor) -> Tensor:
+        return super().log_joint(theta, self.net(x), y)
+
+
+class Couples(Hierarchical):
+    """Each particle is seen from the cloud's mean."""
+
+    score_x = score_theta = None
+
+    def log_joint(self, theta: Any, x: Tensor, y: Tensor) -> Tensor:
+        return super().log_joint(theta, x - x.mean(1, keepdim=True), y)
+
+
+class OverData(Hierarchical):
+    score_x = score_theta = None
+
+    def log_joint(self, theta: Any, x: Tensor, y: Tensor) -> Tensor:
+        return super().log_joint(theta, x, y) - 1e-3 * x.square().sum()
+
+
+def system(model: Any, particles: int = 3) -> Any:
+    return pgd(model, particles=particles, theta={"h": 1e-3}, x={"h": 1e-2})
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        (Draws(data=4), "Draws.log_joint gives other values for the same theta, x and y; its randomness"),
+        (Drops(), r"net\.1 is a Dropout in training mode: call self\.net\.eval\(\)"),
+        (Couples(data=4), "Couples.log_joint couples particles or data"),
+        (OverData(data=4), "OverData.log_joint couples particles or data"),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_log_joint_that_draws_or_couples_is_refused(model: Any, sentence: str, dtype: str) -> None:
+    with pytest.raises(SdeflowError, match=sentence):
+        simulate(system(model), "euler_maruyama", steps=2, dtype=dtype)
+
+
+def test_a_dropout_that_is_off_and_a_lone_particle_are_right() -> None:
+    model = Drops()
+    model.net.eval()
+    assert simulate(system(model), "euler_maruyama", steps=2).attrs["retcode"] == "success"
+    assert simulate(system(Couples(data=1), 1), "euler_maruyama", steps=2).attrs["retcode"] == "success"
+
+
+@pytest.mark.parametrize(
+    "held_out",
+    [torch.zeros(5), torch.zeros(5, 2), torch.zeros(5, 1, dtype=torch.long), (torch.zeros(5, 1),), [[0.0]]],
+    ids=["no axis", "wider", "whole numbers", "a tuple", "a list"],
+)
+def test_held_out_data_of_another_kind_are_refused(held_out: Any) -> None:
+    model = Hierarchical(data=4)
+    model.held_out = held_out
+    with pytest.raises(SdeflowError, match="held_out must be like the data"):
+        simulate(system(model), "euler_maruyama", steps=2, evaluate=Evaluate(10))
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_data_that_are_no_numbers_are_refused_and_nothing_is_written(number: float, tmp_path: Path) -> None:
+    model = Hierarchical(data=4)
+    model.data = model.data.clone()
+    model.data[2] = number
+    with pytest.raises(SdeflowError, match="the data hold 1 values that are NaN or infinite") as error:
+        simulate(system(model), "euler_maruyama", steps=2, out=tmp_path / "run")
+    assert error.value.exit_code == 2
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_start_without_a_loss_is_refused() -> None:
+    class Far(Hierarchical):
+        def init_x(self, generator: torch.Generator, data: int, particles: int) -> Tensor:
+            return torch.full((data, particles, 1), float("nan"))
+
+    with pytest.raises(SdeflowError, match="not finite"):
+        simulate(system(Far(data=4)), "euler_maruyama", steps=2)
+
+
+@pytest.mark.parametrize("theta", [1e-4, "1e-4", [1e-4]])
+def test_a_block_that_is_a_number_is_told_what_it_takes(theta: Any) -> None:
+    with pytest.raises(SdeflowError, match=r"block 'theta' takes h and.*as {'h': 0.1}; given"):
+        pgd(Hierarchical(data=4), particles=2, theta=theta, x={"h": 1e-2})
+
+
+class OfNumPy(Hierarchical):
+    score_x = score_theta = None
+
+    def log_joint(self, theta: Any, x: Tensor, y: Tensor) -> Any:
+        return super().log_joint(theta, x, y).detach().numpy()
+
+
+def test_values_that_are_no_tensors_are_told() -> None:
+    with pytest.raises(
+        SdeflowError, match=r"log_joint gives ndarray, expected a torch tensor of shape \(4, 3\)"
+    ):
+        simulate(system(OfNumPy(data=4)), "euler_maruyama", steps=2)
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (np.zeros((4, 1)), "data holds a ndarray, and a tensor was expected: torch.as_tensor"),
+        (torch.zeros(4, 1, device="meta"), "data holds no numbers: a tensor of it is on device 'meta'"),
+    ],
+)
+def test_data_that_are_no_tensors_of_numbers_are_told(data: Any, sentence: str) -> None:
+    model = Hierarchical(data=4)
+    model.data = data
+    with pytest.raises(SdeflowError, match=sentence):
+        system(model)

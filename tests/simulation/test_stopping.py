@@ -9,17 +9,24 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import xarray as xr
 from commands import command
 from safetensors.torch import load_file
 
+from sdeflow import Save, SDESystem, simulate
+from sdeflow.errors import Interrupted
 from sdeflow.trajectory import checkpoint
+
+OTHERS = [signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.slow) for n in OTHERS)]
+)
 def test_a_request_to_stop(tmp_path: Path, number: int) -> None:
     """The process checkpoints, exits with 130 within seconds, and the run goes on to the same numbers."""
     out, whole = tmp_path / "run", tmp_path / "whole"
@@ -92,3 +99,32 @@ def test_a_step_that_takes_long_is_cut_short(tmp_path: Path) -> None:
     assert checkpoint.peek(out / "checkpoint").step == 5
     with xr.open_dataset(out / "trajectory.nc") as dataset:
         assert dataset.step.values.tolist() == [0, 2, 4]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize("number", [signal.SIGTERM, *OTHERS])
+def test_a_run_in_memory_gives_what_was_recorded(number: int) -> None:
+    """Asked to stop in its sixth step; the snapshots until then are those of a run that nobody asked."""
+
+    class Asks:
+        asked = False
+
+        def drift(self, t: float, x: torch.Tensor) -> torch.Tensor:
+            if t > 0.055 and not self.asked:
+                self.asked = True
+                os.kill(os.getpid(), number)
+            return -x
+
+        def diffusion(self, t: float, x: torch.Tensor) -> float:
+            return 1.0
+
+    options = {"save": Save(every=1), "noise": "torch"}
+    with pytest.raises(Interrupted, match=r"stopped after .* of 1000000 steps") as stopped:
+        simulate(SDESystem(Asks(), h=0.01), "euler_maruyama", steps=1_000_000, **options)
+    found = stopped.value.dataset
+    assert found.attrs["retcode"] == "interrupted"
+    assert 6 <= found.step[-1] < 1_000_000
+    quiet = Asks()
+    quiet.asked = True
+    alone = simulate(SDESystem(quiet, h=0.01), "euler_maruyama", steps=int(found.step[-1]), **options)
+    np.testing.assert_array_equal(found.X, alone.X)

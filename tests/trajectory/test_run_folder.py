@@ -219,3 +219,23 @@ def test_files_are_synced_before_they_get_their_names(
         assert any(
             what == str(Path(target).parent.resolve()) for kind, what in calls[i + 1 :] if kind == "sync"
         )
+
+
+def test_a_trajectory_cut_short_is_named(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    simulate(toy(), "expint", out=out, **WHOLE)
+    whole = (out / "trajectory.nc").read_bytes()
+    for length in (0, 3000, len(whole) // 2):
+        (out / "trajectory.nc").write_bytes(whole[:length])
+        with pytest.raises(Damaged, match=r"trajectory\.nc cannot be read"):
+            open_run(out)
+
+
+def test_a_loop_of_links_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    for out in (tmp_path / "a", tmp_path / "a" / "run"):
+        with pytest.raises(
+            SdeflowError, match="cannot be the name of a folder: Too many levels of symbolic links"
+        ):
+            simulate(toy(), "expint", out=out, **WHOLE)
