@@ -23,10 +23,13 @@ class TorchSDE(Integrator[System]):
     additive noise torchsde has a cheaper srk, which asks for a matrix of n^2 numbers for n coordinates.
 
     evaluates_at_state   whether the solver needs the drift at the state that a step begins from
+    needs_own_noise      whether the diffusion of a coordinate may depend on that coordinate alone: other noise
+                         does not commute. An SDE may say so itself, by an attribute `interacting_noise`
     """
 
     method: ClassVar[str]
     evaluates_at_state: ClassVar[bool] = True
+    needs_own_noise: ClassVar[bool] = False
     sde_type: ClassVar[Literal["ito", "stratonovich"]] = "ito"
     minibatches = False
     needs = "any SDE"
@@ -37,6 +40,8 @@ class TorchSDE(Integrator[System]):
             return (
                 "it solves Stratonovich SDEs, and yours, whose diffusion depends on the state, is an Itô one"
             )
+        if self.needs_own_noise and _interacting_noise(system):
+            return "the diffusion of a coordinate must depend on that alone, and yours depends on others too"
         return refuses_memory(system)
 
     def step(self, system: System, t: float, z: State, h: float, noise: tuple[Noise, ...]) -> State:
@@ -142,6 +147,30 @@ def _state_dependent(system: System) -> bool:
         return any(getattr(sigma, "requires_grad", False) for sigma in system.diffusion(0.0, z).values())
 
 
+def _interacting_noise(system: System) -> bool:
+    """Whether the diffusion of a coordinate depends on another, seen by moving those of one path in turn."""
+    if system.blocks:
+        return False
+    declared = getattr(system.definition, "interacting_noise", None)
+    if declared is not None:
+        return bool(declared)
+    z = {name: value[None].clone() for name, value in system.start(0).items()}
+    before = system.diffusion(0.0, z)
+    for name, value in z.items():
+        for k in range(value.shape[-1]):
+            moved = value.clone()
+            moved.flatten(0, -2)[0, k] += 1 + moved.flatten(0, -2)[0, k].abs()
+            after = system.diffusion(0.0, z | {name: moved})
+            for other in before:
+                like = z[other]
+                changed = (after[other] != before[other]).expand_as(like).clone().flatten(0, -2)
+                if other == name:
+                    changed[0, k] = False
+                if changed.any():
+                    return True
+    return False
+
+
 class Euler(TorchSDE):
     """torchsde's Euler-Maruyama; on a shared path equal to ours to rounding."""
 
@@ -154,6 +183,7 @@ class Milstein(TorchSDE):
 
     name, method = "torchsde:milstein", "milstein"
     strong_order, weak_order, evaluations = 1.0, 1.0, 1
+    needs_own_noise = True
 
 
 class SRK(TorchSDE):
@@ -161,6 +191,7 @@ class SRK(TorchSDE):
 
     name, method, increments = "torchsde:srk", "srk", "WH"
     strong_order, weak_order, evaluations = 1.5, 2.0, 4
+    needs_own_noise = True
 
 
 class Heun(TorchSDE):

@@ -116,10 +116,8 @@ def data_size(model: Model) -> int:
                 f"{type(model).__name__}.data holds no numbers: a tensor of it is on device 'meta'"
             )
         if not isinstance(part, Tensor) and hasattr(part, "__array__"):
-            kind = type(part).__name__
-            raise SdeflowError(
-                f"{type(model).__name__}.data holds a {kind}, and a tensor was expected: torch.as_tensor(...) of it"
-            )
+            what = f"{type(model).__name__}.data holds a {type(part).__name__}"
+            raise SdeflowError(f"{what}, and a tensor was expected: torch.as_tensor(...) of it")
     sizes = {len(part) if isinstance(part, Tensor) and part.ndim > 0 else None for part in parts}
     if len(sizes) != 1 or None in sizes or 0 in sizes:
         raise SdeflowError(

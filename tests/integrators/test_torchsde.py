@@ -7,6 +7,7 @@ against a fine reference on the same Brownian path; the exact stationary varianc
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -188,3 +189,42 @@ def test_reversible_heun_is_not_stable_on_a_dissipative_drift() -> None:
     with pytest.warns(DivergenceWarning, match="X is not finite"):
         run = simulate(system, "torchsde:reversible_heun", steps=200, dtype="float64")
     assert run.attrs["retcode"] == "diverged"
+
+
+class Own:
+    """Each coordinate's noise is its own, with a drift that reads the others."""
+
+    def drift(self, t: float, x: torch.Tensor) -> torch.Tensor:
+        return x.mean(1, keepdim=True) - x
+
+    def diffusion(self, t: float, x: torch.Tensor) -> torch.Tensor:
+        return 0.1 * (1 + x.square())
+
+
+class OfTheMean(Own):
+    def diffusion(self, t: float, x: torch.Tensor) -> torch.Tensor:
+        return 0.1 * (1 + x.mean(1, keepdim=True).square()).expand_as(x)
+
+
+class OfTheNext(Own):
+    def diffusion(self, t: float, x: torch.Tensor) -> torch.Tensor:
+        return 0.1 * (1 + x.roll(1, -1).square())
+
+
+@pytest.mark.parametrize("method", ["milstein", "srk"])
+def test_noise_that_does_not_commute_is_refused(method: str) -> None:
+    """Across paths and across coordinates; euler takes it, and an SDE may know better."""
+    integrator, euler = integrator_named(f"torchsde:{method}"), integrator_named("torchsde:euler")
+
+    def system(sde: Any) -> SDESystem:
+        return SDESystem(sde, h=0.01, paths=3, start=(0.5, -1.0))
+
+    assert integrator.refuses(system(Own())) is None
+    for sde in (OfTheMean(), OfTheNext()):
+        assert "depend on that alone" in (integrator.refuses(system(sde)) or "")
+        assert euler.refuses(system(sde)) is None
+        sde.interacting_noise = False
+        assert integrator.refuses(system(sde)) is None
+    declared = Own()
+    declared.interacting_noise = True
+    assert integrator.refuses(system(declared)) is not None
