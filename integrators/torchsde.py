@@ -23,7 +23,7 @@ class TorchSDE(Integrator[System]):
     additive noise torchsde has a cheaper srk, which asks for a matrix of n^2 numbers for n coordinates.
 
     evaluates_at_state   whether the solver needs the drift at the state that a step begins from
-    needs_own_noise      whether the diffusion of a coordinate may depend on that coordinate alone: other noise
+    needs_own_noise      whether the diffusion of a coordinate may depend on that alone, since other noise
                          does not commute. An SDE may say so itself, by an attribute `interacting_noise`
     """
 

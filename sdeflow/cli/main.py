@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 import warnings
 
 import typer
@@ -35,6 +36,10 @@ def main() -> None:
     except SdeflowError as error:
         typer.echo(f"sdeflow: {error}", err=True)
         sys.exit(error.exit_code)
+    except ImportError as error:  # of a dask, say, that lacks what it needs: xarray loads it where it is
+        asking = traceback.extract_tb(error.__traceback__)[-1].filename
+        typer.echo(f"sdeflow: {error}, which {asking} asks for: install what it needs or remove it", err=True)
+        sys.exit(1)
     except OSError as error:  # of what is printed: what is written to files has errors of its own
         if error.errno != errno.ENOSPC:
             raise

@@ -430,3 +430,17 @@ def test_a_terminal_in_ascii_and_a_full_device(tmp_path: Path) -> None:
         )
     assert done.returncode == 1
     assert done.stderr == "sdeflow: the output could not be written: no space left on its device\n"
+
+
+def test_a_broken_package_is_a_sentence(tmp_path: Path) -> None:
+    """A dask without its dependencies, which xarray loads because it is there."""
+    (tmp_path / "dask").mkdir()
+    (tmp_path / "dask" / "__init__.py").write_text("import toolz_that_is_not_there\n")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, "-m", "sdeflow", "run", "hierarchical", "--steps", "2", "-q", "--out", "run"]
+    environment = os.environ | {"PYTHONPATH": path}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("sdeflow: No module named 'toolz_that_is_not_there', which ")
+    assert f"{tmp_path / 'dask' / '__init__.py'} asks for" in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -504,9 +504,11 @@ fashion_mnist test 9211614657 12728439 242bc73f 0.2868"""
 def test_real_images_are_in_the_published_order(monkeypatch: Patch, line: str) -> None:
     """The first ten labels, the crc32 of all images and of all labels, and the means by channel."""
     name, split, first, *crcs_and_means = line.split()
-    if not (REAL_CACHE / name).is_dir():
-        pytest.skip(f"{name} has not been fetched: 'sdeflow fetch {name}'")
     monkeypatch.setenv("SDEFLOW_DATA", str(REAL_CACHE))
+    try:
+        stored(name)
+    except SdeflowError as reason:  # not there, or not whole
+        pytest.skip(str(reason))
     images, labels = load_images(name, split)  # type: ignore[arg-type]
     n = 10_000 if split == "test" else 50_000 if name == "cifar10" else 60_000
     assert images.shape == (n, *DATASETS[name].image)
