@@ -12,6 +12,7 @@ import typer
 from sdeflow import __version__
 from sdeflow.cli import app as cli
 from sdeflow.cli.app import app, configured
+from sdeflow.errors import SdeflowError
 
 EXIT = {"success": 0, "diverged": 3, "interrupted": 130}
 
@@ -45,6 +46,9 @@ def run(
     ] = None,
     settings: cli.SetOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run folder.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in its folder where there is one.")
+    ] = False,
     quiet: cli.QuietOption = False,
 ) -> None:
     """Run a problem; writes a run folder with trajectory.nc and final.safetensors."""
@@ -52,6 +56,7 @@ def run(
 
     from sdeflow.config.build import build
     from sdeflow.config.catalogue import problem_file
+    from sdeflow.simulation.resume import begun_by, resume_from
     from sdeflow.simulation.solve import solve
     from sdeflow.terminal import progress_bar
     from sdeflow.trajectory.folder import refuse_occupied
@@ -63,13 +68,24 @@ def run(
     names = [path.stem, variant, system, built.integrator.name]
     safe = [safe_name(name.rpartition(":")[2]) for name in names if name]
     folder = out or Path("runs") / "-".join([*safe, f"s{config.run.seed}"])
-    refuse_occupied(folder, overwrite)
+    again = resume and folder.exists()
+    if resume and overwrite:
+        raise SdeflowError("give --resume or --overwrite, not both")
+    if not again:
+        refuse_occupied(folder, overwrite)
     if config.cpu_note and not quiet and built.device.type == "cpu":
         typer.echo(f"note: {config.cpu_note}", err=True)
     if built.engine.name == "compiled" and not quiet:
         typer.echo("note: torch compiles the step first, which can take a minute", err=True)
     with nullcontext() if quiet else progress_bar() as progress:
-        solution = solve(built, out=folder, overwrite=overwrite, progress=progress)
+        if again:
+            solution = resume_from(
+                lambda meta: build(config.with_engine(*begun_by(config.run.engine, config.run.noise, meta))),
+                folder,
+                progress=progress,
+            )
+        else:
+            solution = solve(built, out=folder, overwrite=overwrite, progress=progress)
     _tell(solution, folder, quiet)
 
 

@@ -80,6 +80,14 @@ def resume_from(
         folder.close()
 
 
+def begun_by(engine: str, noise: str, meta: Metadata) -> tuple[str, str]:
+    """The engine and noise source to go on with: those of before, where 'auto' leaves it open."""
+    begun = meta.environment
+    same = begun["noise_source"] if noise == "auto" else noise
+    kept = engine == "auto" and same == begun["noise_source"]
+    return begun["engine"] if kept else engine, same
+
+
 def _refuse_another(run: Run, meta: Metadata, path: Path) -> None:
     """Raises SdeflowError where a run is not the one that a checkpoint is of, or cannot go on from it."""
     before, now = meta.settings, json.loads(json.dumps(run.settings))

@@ -14,11 +14,10 @@ from sdeflow.config.run import Run, Scheme
 from sdeflow.config.schema import RunSection
 from sdeflow.errors import DivergenceWarning, Interrupted
 from sdeflow.options import Batch, EngineName, Evaluate, Grid, NoiseName, Save
-from sdeflow.simulation.resume import resume_from
+from sdeflow.simulation.resume import begun_by, resume_from
 from sdeflow.simulation.solve import solve
 from sdeflow.system.system import System
 from sdeflow.terminal import progress_bar
-from sdeflow.trajectory.checkpoint import Metadata
 
 
 def simulate(
@@ -76,16 +75,12 @@ def simulate(
         )
         return Run.declare(system, integrator, options, save=save, batch=batch, evaluate=evaluate, grid=grid)
 
-    def again(meta: Metadata) -> Run:
-        begun = meta.environment
-        same = begun["noise_source"] if noise == "auto" else noise
-        kept = engine == "auto" and same == begun["noise_source"]
-        return declare(begun["engine"] if kept else engine, same)
-
     run, folder = declare(engine, noise), None if out is None else Path(out)
     with progress_bar() if progress else nullcontext() as report:
         if resume and folder is not None and folder.exists():
-            solution = resume_from(again, folder, progress=report)
+            solution = resume_from(
+                lambda meta: declare(*begun_by(engine, noise, meta)), folder, progress=report
+            )
         else:
             solution = solve(run, out=folder, overwrite=overwrite, progress=report)
     if solution.retcode == "interrupted":

@@ -444,3 +444,39 @@ def test_a_broken_package_is_a_sentence(tmp_path: Path) -> None:
     assert done.stderr.startswith("sdeflow: No module named 'toolz_that_is_not_there', which ")
     assert f"{tmp_path / 'dask' / '__init__.py'} asks for" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_one_command_begins_a_run_and_goes_on_with_it(cli: Cli, stop_before: Any, tmp_path: Path) -> None:
+    """As a scheduler calls it again and again: stopped twice, at its end, and then told to go further."""
+    command = ("run", "tiny.toml", "--quiet", "--out", "part", "--resume", "--steps")
+    assert cli("run", "tiny.toml", "--quiet", "--out", "whole", "--steps", 10).code == 0
+    for step in (3, 7):
+        stop_before(step)
+        assert cli(*command, 10).code == 130
+    stop_before(None)
+    assert cli(*command, 10).code == 0
+    with (
+        xr.open_dataset(tmp_path / "part/trajectory.nc") as a,
+        xr.open_dataset(tmp_path / "whole/trajectory.nc") as b,
+    ):
+        assert a.equals(b)
+    before = contents(tmp_path / "part")
+    assert cli(*command, 10).code == 0
+    assert contents(tmp_path / "part") == before
+    assert cli(*command, 12).code == 0
+    with xr.open_dataset(tmp_path / "part/trajectory.nc") as further:
+        assert further.step[-1] == 12
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--seed", 5), "is of another run: run.seed was 0 and is 5"),
+        (("--overwrite",), "give --resume or --overwrite, not both"),
+    ],
+)
+def test_going_on_with_another_run_is_refused(cli: Cli, options: tuple[Any, ...], sentence: str) -> None:
+    assert cli("run", "tiny.toml", "--quiet", "--out", "run", "--steps", 4).code == 0
+    code, _, err = cli("run", "tiny.toml", "--quiet", "--out", "run", "--steps", 4, "--resume", *options)
+    assert code == 2
+    assert sentence in err
