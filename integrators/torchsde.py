@@ -156,18 +156,16 @@ def _interacting_noise(system: System) -> bool:
         return bool(declared)
     z = {name: value[None].clone() for name, value in system.start(0).items()}
     before = system.diffusion(0.0, z)
-    for name, value in z.items():
-        for k in range(value.shape[-1]):
-            moved = value.clone()
-            moved.flatten(0, -2)[0, k] += 1 + moved.flatten(0, -2)[0, k].abs()
-            after = system.diffusion(0.0, z | {name: moved})
-            for other in before:
-                like = z[other]
-                changed = (after[other] != before[other]).expand_as(like).clone().flatten(0, -2)
-                if other == name:
-                    changed[0, k] = False
-                if changed.any():
-                    return True
+    for name, k in ((name, k) for name, value in z.items() for k in range(value.shape[-1])):
+        moved = z[name].clone()
+        first = moved.flatten(0, -2)[0]
+        first[k] += 1 + first[k].abs()
+        after = system.diffusion(0.0, z | {name: moved})
+        changed = {n: (after[n] != before[n]).expand_as(z[n]).flatten(0, -2).clone() for n in before}
+        if name in changed:
+            changed[name][0, k] = False
+        if any(bool(of.any()) for of in changed.values()):
+            return True
     return False
 
 

@@ -56,7 +56,7 @@ def run(
 
     from sdeflow.config.build import build
     from sdeflow.config.catalogue import problem_file
-    from sdeflow.simulation.resume import begun_by, resume_from
+    from sdeflow.simulation.resume import resume_from, with_engine_of
     from sdeflow.simulation.solve import solve
     from sdeflow.terminal import progress_bar
     from sdeflow.trajectory.folder import refuse_occupied
@@ -80,7 +80,7 @@ def run(
     with nullcontext() if quiet else progress_bar() as progress:
         if again:
             solution = resume_from(
-                lambda meta: build(config.with_engine(*begun_by(config.run.engine, config.run.noise, meta))),
+                lambda meta: with_engine_of(meta, built, config.run.engine, config.run.noise),
                 folder,
                 progress=progress,
             )

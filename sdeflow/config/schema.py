@@ -83,7 +83,7 @@ class Config(_Strict):
 
     def with_engine(self, engine: str, noise: str) -> Config:
         """The configuration with what 'auto' has become for engine and noise source."""
-        run: Any = replace(self.run, engine=engine, noise=noise)  # type: ignore[arg-type]
+        run: Any = replace(self.run, engine=engine, noise=noise)  # type: ignore[arg-type]  # names that are resolved
         return self.model_copy(update={"run": run})
 
     def tables(self) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sdeflow.errors import SdeflowError
 from sdeflow.terminal import STOP_SIGNALS
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from sdeflow.config.run import Run
     from sdeflow.state import State
+    from sdeflow.system.system import System
     from sdeflow.trajectory.checkpoint import Metadata
     from sdeflow.trajectory.folder import RunFolder
 
@@ -108,6 +110,23 @@ def past_bound(observed: Mapping[str, NDArray[np.floating]], bound: float) -> di
                     replica, f"{name} is {values[replica]:.3g}, past the bound of {bound:g} (run.bound)"
                 )
     return found
+
+
+def refuse_no_number(observed: Mapping[str, NDArray[np.floating]], system: System) -> None:
+    """Raises SdeflowError where the loss at the start is not finite, naming data that are not."""
+    from torch.utils._pytree import tree_leaves
+
+    loss = observed.get("loss")
+    if loss is None or np.isfinite(loss).all():
+        return
+    data = [] if system.model_forces is None else tree_leaves(system.model_forces.model.data)
+    wrong = sum(int((~x.isfinite()).sum()) for x in data if x.is_floating_point())
+    why = (
+        f"the data hold {wrong:,} values that are NaN or infinite"
+        if wrong
+        else "look at init_theta and init_x"
+    )
+    raise SdeflowError(f"the loss at the start is {loss[~np.isfinite(loss)][0]:g}: {why}")
 
 
 NAMED = 8

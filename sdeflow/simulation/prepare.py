@@ -9,7 +9,6 @@ from typing import cast
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from sdeflow.config.run import Run
 from sdeflow.engine.minibatch import MiniBatches
@@ -82,28 +81,12 @@ def prepare(run: Run) -> Prepared:
         with torch.no_grad():
             warning = batches.warning(z)
         z, observe = batches.start(z), batches.observe
-    _refuse_no_number(observe(0.0, z), system)
     held_out = None
     if run.evaluate is not None:
         at_once = None if run.batch is None else run.batch.size
         held_out = HeldOut(system, run.evaluate, replicas, at_once=at_once, source=run.engine.source)
         z |= held_out.start()
     return Prepared(system, z, stepper, observe, held_out, warning)
-
-
-def _refuse_no_number(observed: State, system: System) -> None:
-    """Raises SdeflowError where the loss at the start is not finite, naming data that are not."""
-    loss = observed.get("loss")
-    if loss is None or bool(loss.isfinite().all()):
-        return
-    data = [] if system.model_forces is None else tree_leaves(system.model_forces.model.data)
-    wrong = sum(int((~x.isfinite()).sum()) for x in data if x.is_floating_point())
-    why = (
-        f"the data hold {wrong:,} values that are NaN or infinite"
-        if wrong
-        else "look at init_theta and init_x"
-    )
-    raise SdeflowError(f"the loss at the start is {loss.flatten()[~loss.isfinite()][0]:g}: {why}")
 
 
 def prepare_to_solve(run: Run) -> tuple[Run, Prepared]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from sdeflow.config.build import build
 from sdeflow.config.run import Run
 from sdeflow.config.schema import load_config
+from sdeflow.engine.engine import resolve_engine
 from sdeflow.errors import SdeflowError
 from sdeflow.simulation.ending import Solution, diverged_where
 from sdeflow.simulation.keeper import Keeper
@@ -80,12 +81,12 @@ def resume_from(
         folder.close()
 
 
-def begun_by(engine: str, noise: str, meta: Metadata) -> tuple[str, str]:
-    """The engine and noise source to go on with: those of before, where 'auto' leaves it open."""
+def with_engine_of(meta: Metadata, run: Run, engine: str, noise: str) -> Run:
+    """The run by the engine and noise source that a checkpoint knows, where 'auto' leaves them open."""
     begun = meta.environment
     same = begun["noise_source"] if noise == "auto" else noise
     kept = engine == "auto" and same == begun["noise_source"]
-    return begun["engine"] if kept else engine, same
+    return run.with_engine(resolve_engine(begun["engine"] if kept else engine, same, run.device))
 
 
 def _refuse_another(run: Run, meta: Metadata, path: Path) -> None:

@@ -14,7 +14,7 @@ from sdeflow.config.run import Run, Scheme
 from sdeflow.config.schema import RunSection
 from sdeflow.errors import DivergenceWarning, Interrupted
 from sdeflow.options import Batch, EngineName, Evaluate, Grid, NoiseName, Save
-from sdeflow.simulation.resume import begun_by, resume_from
+from sdeflow.simulation.resume import resume_from, with_engine_of
 from sdeflow.simulation.solve import solve
 from sdeflow.system.system import System
 from sdeflow.terminal import progress_bar
@@ -61,25 +61,22 @@ def simulate(
     written to `out` as far as it got, and then raises RunError, or for Ctrl-C, SIGTERM and SIGHUP
     `sdeflow.errors.Interrupted`, a KeyboardInterrupt whose `dataset` is the trajectory as far as it got.
     """
-
-    def declare(engine: str, noise: str) -> Run:
-        options = RunSection(
-            steps=steps,
-            seed=seed,
-            replicas=replicas,
-            bound=bound,
-            dtype=cast(Any, str(dtype).removeprefix("torch.")),
-            device=cast(Any, str(device)),
-            engine=cast(EngineName, engine),
-            noise=cast(NoiseName, noise),
-        )
-        return Run.declare(system, integrator, options, save=save, batch=batch, evaluate=evaluate, grid=grid)
-
-    run, folder = declare(engine, noise), None if out is None else Path(out)
+    options = RunSection(
+        steps=steps,
+        seed=seed,
+        replicas=replicas,
+        bound=bound,
+        dtype=cast(Any, str(dtype).removeprefix("torch.")),
+        device=cast(Any, str(device)),
+        engine=cast(EngineName, engine),
+        noise=cast(NoiseName, noise),
+    )
+    run = Run.declare(system, integrator, options, save=save, batch=batch, evaluate=evaluate, grid=grid)
+    folder = None if out is None else Path(out)
     with progress_bar() if progress else nullcontext() as report:
         if resume and folder is not None and folder.exists():
             solution = resume_from(
-                lambda meta: declare(*begun_by(engine, noise, meta)), folder, progress=report
+                lambda meta: with_engine_of(meta, run, engine, noise), folder, progress=report
             )
         else:
             solution = solve(run, out=folder, overwrite=overwrite, progress=report)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sdeflow.engine.step import strides
 from sdeflow.errors import RunError, attempt
-from sdeflow.simulation.ending import not_finite, past_bound
+from sdeflow.simulation.ending import not_finite, past_bound, refuse_no_number
 from sdeflow.simulation.held_out import PREFIX as HELD_OUT
 
 if TYPE_CHECKING:
@@ -155,6 +155,8 @@ class TimeLoop:
                 z, more = self._held_out.look(z, n, self._run.steps)
             self._evaluate_seconds += time.perf_counter() - clock
         observed = self._recorder.take(n, n * self._h, z, more)
+        if n == 0:
+            refuse_no_number(observed, self._recorder.system)
         self._at = n, z
         self._note(past_bound(observed, self._run.bound))
         going = [replica for replica in range(self._recorder.replicas) if replica not in self.diverged]

@@ -101,7 +101,7 @@ def test_scripts(
 ) -> None:
     """A table with a row an entrant, one of which does not get there, and a figure."""
     entrants = (Entrant("one", "pgd", "euler_maruyama", 40), Entrant("other", "pgd", "expint", 20))
-    measure = script.measure  # type: ignore[attr-defined]
+    measure = script.measure  # type: ignore[attr-defined]  # one of two scripts, a module each
     monkeypatch.setattr(script, "measure", lambda replicas: measure(replicas, entrants))
     out = tmp_path / "new" / "figure.svg"
     assert exit_code(script.main, "--replicas", 2, "--out", out) == 0  # type: ignore[attr-defined]
