@@ -21,7 +21,7 @@ _HOME = {
         "sdeflow.errors": "SdeflowError",
         "sdeflow.model.energy": "EnergyModel",
         "sdeflow.model.model": "Model",
-        "sdeflow.options": "Batch Evaluate Grid Save",
+        "sdeflow.options": "Batch Evaluate Grid Save Tune",
         "sdeflow.simulation.resume": "resume",
         "sdeflow.simulation.simulate": "simulate",
         "sdeflow.system.block": "Block",
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from sdeflow.options import Evaluate as Evaluate
     from sdeflow.options import Grid as Grid
     from sdeflow.options import Save as Save
+    from sdeflow.options import Tune as Tune
     from sdeflow.simulation.resume import resume as resume
     from sdeflow.simulation.simulate import simulate as simulate
     from sdeflow.system.block import Block as Block

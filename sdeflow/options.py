@@ -191,6 +191,24 @@ class Evaluate(Options):
 
 
 @dataclass(frozen=True)
+class Tune(Options):
+    """How numbers that are 'auto' are chosen (sdeflow.tuning).
+
+    until   the step at which adaptation ends; 0, or half of the steps where it is not given, for the start alone
+    share   of the largest stable step that is taken while curvature may still grow
+    """
+
+    table: ClassVar = "tune"
+
+    until: Annotated[int, Ge(0)] | None = None
+    share: Annotated[float, Gt(0), Le(1)] = 0.65
+
+    def last(self, steps: int) -> int:
+        """The step at which adaptation ends in a run of so many."""
+        return steps // 2 if self.until is None else min(self.until, steps)
+
+
+@dataclass(frozen=True)
 class Grid(Options):
     """Values of gamma and of eta, each for all blocks with a momentum; none leaves the blocks' own.
 

@@ -44,11 +44,18 @@ LONG_NAMES = {
 """What the names in a trajectory mean; a model's own observables have others (see `reserved`)."""
 
 
+TUNED = ("h_", "eta_", "gamma_", "curvature_", "tuning_")
+"""Prefixes of the numbers that a warm-up records."""
+
+TUNING = "tune."
+"""Prefix of what a warm-up (sdeflow.tuning) keeps in a state: a checkpoint holds it, a dataset does not."""
+
+
 def reserved(name: str) -> bool:
     """Whether a trajectory uses a name itself."""
     return (
         name in LONG_NAMES
-        or name.startswith(("time", "kinetic_", "force_", "energy_"))
+        or name.startswith(("time", "kinetic_", "force_", "energy_", *TUNED))
         or name.endswith("_norm")
     )
 

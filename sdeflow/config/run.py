@@ -18,7 +18,7 @@ from sdeflow.engine.engine import Engine, resolve_engine, worth_compiling
 from sdeflow.errors import Incompatible, SdeflowError
 from sdeflow.model.forces import held_out_forces
 from sdeflow.model.model import Model
-from sdeflow.options import Batch, Evaluate, Grid, RunOptions, Save
+from sdeflow.options import Batch, Evaluate, Grid, RunOptions, Save, Tune
 from sdeflow.state import Replicas
 from sdeflow.system.integrator import Integrator, evaluations
 from sdeflow.system.published import Declaration
@@ -44,6 +44,7 @@ class Run(RunOptions):
     batch: Batch | None = None
     evaluate: Evaluate | None = None
     grid: Grid | None = None
+    tune: Tune = field(default_factory=Tune)
     dtype: torch.dtype = torch.float32
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     engine: Engine = field(default_factory=Engine)
@@ -51,7 +52,7 @@ class Run(RunOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, expected in (("save", Save), ("batch", Batch), ("evaluate", Evaluate), ("grid", Grid)):
+        for name, expected in (("save", Save), ("batch", Batch), ("evaluate", Evaluate), ("grid", Grid), ("tune", Tune)):
             value = getattr(self, name)
             if value is not None and not isinstance(value, expected):
                 raise SdeflowError(
@@ -82,6 +83,7 @@ class Run(RunOptions):
         batch: Batch | None = None,
         evaluate: Evaluate | None = None,
         grid: Grid | None = None,
+        tune: Tune | None = None,
         config: Config | None = None,
     ) -> Run:
         """A run with its scheme, device, dtype, engine and noise source given by name.
@@ -91,18 +93,22 @@ class Run(RunOptions):
         found, device = _system(system), resolve_device(options.device)
         long = worth_compiling(found, options.steps, device)
         engine = resolve_engine(options.engine, options.noise, device, long=long)
+        scheme = compatible(integrator, found)
+        if config is not None:
+            config = config.with_integrator(scheme.name).with_engine(engine.name, engine.source_name)
         return cls(
             system=found,
-            integrator=compatible(integrator, found),
+            integrator=scheme,
             **{option.name: getattr(options, option.name) for option in fields(RunOptions)},
             save=Save() if save is None else save,
             batch=batch,
             evaluate=evaluate,
             grid=grid,
+            tune=Tune() if tune is None else tune,
             dtype=_dtype(options.dtype),
             device=device,
             engine=engine,
-            config=None if config is None else config.with_engine(engine.name, engine.source_name),
+            config=config,
         )
 
     def with_engine(self, engine: Engine) -> Run:
@@ -157,6 +163,7 @@ class Run(RunOptions):
             "batch": str(self.batch),
             "evaluate": str(self.evaluate),
             "grid": str(self.grid),
+            "tune": str(self.tune),
             "dtype": str(self.dtype),
             "noise": self.engine.source_name,
             "bound": self.bound,
@@ -194,14 +201,24 @@ def flattened(tables: Mapping[str, Any], at: str = "") -> dict[str, Any]:
 
 
 def compatible(integrator: Scheme, system: System) -> Integrator:
-    """The integrator; raises Incompatible, naming those that would do, where it refuses the system."""
-    scheme = integrator_named(integrator)
+    """The integrator; raises Incompatible, naming those that would do, where it refuses the system.
+
+    'auto' is the splitting baoab where every block has a momentum and a force as it is, which takes the largest
+    steps for a gradient; else Euler-Maruyama where none has a momentum, and expint where some have.
+    """
+    scheme = integrator_named(_fitting(system) if integrator == "auto" else integrator)
     if refusal := scheme.refuses(system):
         would_do = ", ".join(integrators_for(system)) or "none of the catalogue"
         raise Incompatible(
             f"integrator '{scheme.name}' cannot take this system: {refusal}. These can: {would_do}"
         )
     return scheme
+
+
+def _fitting(system: System) -> str:
+    if not any(b.kinetic for b in system.blocks):
+        return "euler_maruyama"
+    return "baoab" if integrator_named("baoab").refuses(system) is None else "expint"
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

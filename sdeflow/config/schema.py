@@ -9,6 +9,7 @@ title = "...", cpu_note = "..." (what to know before running it on a CPU)
 [batch]      size, catch_up, cap; without it every step sees all data
 [save]       every, data, particles, theta_max, checkpoint
 [evaluate]   every, steps: when a loss on the model's held-out data is measured; without it never
+[tune]       until, share: how h, eta and gamma that are 'auto' are chosen
 [grid]       gamma, eta: lists of values for all blocks with a momentum, with `replicas` of each pair
 [variants.NAME]   tables that replace parts of the above under `--variant NAME`
 """
@@ -27,7 +28,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sdeflow.errors import SdeflowError, did_you_mean
-from sdeflow.options import Batch, EngineName, Evaluate, Grid, NoiseName, RunOptions, Save
+from sdeflow.options import Batch, EngineName, Evaluate, Grid, NoiseName, RunOptions, Save, Tune
 
 
 class _Strict(BaseModel):
@@ -49,7 +50,7 @@ class Named(_Strict):
 class RunSection(RunOptions):
     """How to run: numbers, and names of what takes the steps."""
 
-    integrator: str = "expint"
+    integrator: str = "auto"
     dtype: Literal["float32", "float64"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     engine: EngineName = "auto"
@@ -68,6 +69,7 @@ class Config(_Strict):
     save: Save = Save()
     evaluate: Evaluate | None = None
     grid: Grid | None = None
+    tune: Tune | None = None
 
     @classmethod
     def of(cls, tables: Mapping[str, Any]) -> Config:
@@ -86,6 +88,11 @@ class Config(_Strict):
         run: Any = replace(self.run, engine=engine, noise=noise)  # type: ignore[arg-type]  # names that are resolved
         return self.model_copy(update={"run": run})
 
+    def with_integrator(self, name: str) -> Config:
+        """The configuration with what 'auto' has become for the integrator; another name stays as it is."""
+        run = replace(self.run, integrator=name) if self.run.integrator == "auto" else self.run
+        return self.model_copy(update={"run": run})
+
     def tables(self) -> dict[str, Any]:
         """The configuration as the tables of TOML."""
         return self.model_dump(mode="json", exclude_none=True)
@@ -95,7 +102,7 @@ class Config(_Strict):
         return tomli_w.dumps(self.tables())
 
 
-_TABLES = {"run": RunSection, "batch": Batch, "save": Save, "evaluate": Evaluate, "grid": Grid}
+_TABLES = {"run": RunSection, "batch": Batch, "save": Save, "evaluate": Evaluate, "grid": Grid, "tune": Tune}
 
 
 def load_config(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import torch
@@ -55,6 +55,11 @@ class Engine:
 
     def __str__(self) -> str:
         return f"engine {self.name}, noise {self.source_name}: {self.why}"
+
+    @property
+    def uncompiled(self) -> Engine:
+        """What to take steps by that are too few to be compiled."""
+        return (self.fallback or replace(self, name="eager")) if self.name == "compiled" else self
 
     def source(self, channels: Sequence[Channel], spec: NoiseSpec, replicas: Replicas) -> NormalSource:
         """Its noise source."""

@@ -96,6 +96,12 @@ class MiniBatches:
         """Tries the system on the first batch; raises SdeflowError for what does not fit."""
         self._part.check(self._show(z, self.index(0)))
 
+    def part(self, system: BlockSystem, z: State, n: int) -> tuple[BlockSystem, State]:
+        """The system and the state of the data of step n."""
+        index = self.index(n)
+        part = {k: v[self._replica, index] if k in self._of_data else v for k, v in z.items()}
+        return system.minibatch(index), part
+
     def warning(self, z: State) -> str:
         """What to know of catching up by one long step, or ''."""
         return self._catch_up.warning(self._show(z, self.index(0)))

@@ -40,11 +40,11 @@ class Keeper:
 
     def __init__(self, run: Run, prepared: Prepared, folder: RunFolder | None, *, taken: int = 0) -> None:
         self.run, self.folder = run, folder
-        self._system, self._held_out = prepared.system, prepared.held_out
+        self._prepared = prepared
         self.recorder = Recorder(
             prepared.system,
             run.save,
-            observe=prepared.observe,
+            observe=lambda t, z: prepared.observe(t, z),
             replicas=run.all_replicas.count,
             steps=run.steps,
             buffer=None if folder is None else BUFFER,
@@ -81,7 +81,7 @@ class Keeper:
         if folder is None:
             return self._snapshots(meta), state, meta
         self.log(f"{meta.retcode}: {meta.message}")
-        attrs, final = self.attributes(meta), final_state(self._system, state)
+        attrs, final = self.attributes(meta), final_state(self._prepared.system, state)
         if meta.all_diverged(self.recorder.replicas) and not folder.new:
             meta = replace(meta, step=folder.meta.step)
             _, state = folder.checkpoint()
@@ -97,7 +97,7 @@ class Keeper:
     def join(self, meta: Metadata, state: State) -> xr.Dataset:
         """Finishes a run in a folder that took all its steps and was kept from joining its segments."""
         assert self.folder is not None
-        final = None if meta.all_diverged(self.recorder.replicas) else final_state(self._system, state)
+        final = None if meta.all_diverged(self.recorder.replicas) else final_state(self._prepared.system, state)
         self.folder.finish(meta, state, self.attributes(meta), final)
         return open_run(self.folder.path)
 
@@ -108,7 +108,7 @@ class Keeper:
             "title": run.title or f"{run.integrator.name}, {run.steps} steps",
             **provenance(run.device),
             "history": "\n".join(meta.history),
-            "system": str(self._system),
+            "system": str(self._prepared.system),
             "save": str(run.save),
             "threads": environment["threads"],
             "config": run.toml,
@@ -123,7 +123,7 @@ class Keeper:
             "steps": run.steps,
             "steps_taken": meta.last,
             "seconds": round(meta.seconds, 3),
-            "evaluate": "" if self._held_out is None else self._held_out.cost(run.steps),
+            "evaluate": "" if (held_out := self._prepared.held_out) is None else held_out.cost(run.steps),
             "evaluate_seconds": round(meta.evaluate_seconds, 3),
             "warnings": "; ".join(meta.warnings),
             "retcode": meta.retcode,

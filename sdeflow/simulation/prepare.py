@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import cast
 
 import torch
 from torch import Tensor
 
 from sdeflow.config.run import Run
+from sdeflow.engine.engine import Engine
 from sdeflow.engine.minibatch import MiniBatches
 from sdeflow.engine.step import Stepper
 from sdeflow.errors import SdeflowError, attempt
 from sdeflow.simulation.held_out import HeldOut
-from sdeflow.state import State
+from sdeflow.state import TUNING, State
 from sdeflow.system.system import BlockSystem, System, initial_state
+from sdeflow.tuning.warm_up import WarmUp
 
 ONE_THREAD_BELOW = 500_000
 """Numbers in the state up to which a CPU run keeps to one thread.
@@ -26,24 +28,70 @@ for each other made a step of 4000 particles 20 times slower on two cores with o
 """
 
 
-@dataclass
 class Prepared:
     """A run that can start: `stepper` takes its steps, `observe(t, state)` gives the system's observables.
 
     state     at the start, or where the run was resumed
+    system    as it moves; in a warm-up it changes, and with it what is made of it
+    warm_up   what chooses the numbers that are 'auto'; None where there are none
     warning   what to know of catching up by long steps, '' for nothing
+
+    Raises SdeflowError where something does not fit.
     """
 
     system: System
-    state: State
     stepper: Stepper
     observe: Callable[[float, State], State]
+    warm_up: WarmUp | None
     held_out: HeldOut | None
-    warning: str
+    state: State
 
-    def restore(self, state: State) -> None:
-        """Goes on from a stored state; raises SdeflowError where it is that of another system."""
+    def __init__(self, run: Run) -> None:
+        system, self._run = run.system.to(run.dtype, run.device), run
+        self.warm_up, self.held_out, self.warning = None, None, ""
+        z = initial_state(system, run.all_replicas)
+        self._move(system)
+        batches = self.stepper if isinstance(self.stepper, MiniBatches) else None
+        (system if batches is None else batches).check(z)
+        if any(b.auto for b in system.blocks):
+            part = None if batches is None else batches.part
+            of_blocks = cast(BlockSystem, system)  # as one with blocks is
+            self.warm_up = WarmUp(of_blocks, run.integrator, run.tune, run.steps, part=part)
+            z = self.warm_up.begin(z)
+            self._move(self.warm_up.system)
+        with torch.no_grad():
+            if isinstance(self.stepper, MiniBatches):
+                self.warning = self.stepper.warning(z)
+                z = self.stepper.start(z)
+            else:
+                scheme = run.integrator
+                z |= attempt(f"{type(scheme).__name__}.init", scheme.init, self.system, z)
+        if self.held_out is not None:
+            z |= self.held_out.start()
+        self.state = z
+
+    def times(self, n: int) -> dict[str, float]:
+        """Time after step n on the reference clock, '', and on the blocks' own."""
+        if self.warm_up is not None:
+            return self.warm_up.times(n)
+        h = self.system.h
+        return {"": n * h} | {name: n * (h * rate) for name, rate in self.system.clocks.items()}
+
+    def adapt(self, z: State, n: int, *, lost: bool = False) -> State:
+        """The state to go on from after step n, by the numbers that the warm-up now has.
+
+        lost   whether the state is of no use, so that the run is to go back
+        """
+        assert self.warm_up is not None
+        z = self.warm_up.back(z, n) if lost else self.warm_up.look(z, n)
+        self._move(self.warm_up.system, n)
+        return z
+
+    def restore(self, state: State, n: int) -> None:
+        """Goes on from a stored state, after step n; raises SdeflowError where it is that of another system."""
         for name in sorted(state.keys() | self.state.keys()):
+            if name.startswith(TUNING):
+                continue
             stored, own = state.get(name), self.state.get(name)
             if stored is None or own is None or stored.shape != own.shape or stored.dtype != own.dtype:
                 given, expected = (
@@ -52,41 +100,44 @@ class Prepared:
                 raise SdeflowError(
                     f"the checkpoint holds {given} for {name}, expected {expected}: the model has changed"
                 )
-        self.state = {name: state[name].to(own.device) for name, own in self.state.items()}
+        self.state = {name: value.to(self._run.device) for name, value in state.items()}
+        if self.warm_up is not None:
+            self.warm_up.restore(self.state)
+            self._move(self.warm_up.system, n)
 
     def hand_over(self) -> State:
         """The state, which is then held by the caller alone: it can be freed when there is a next one."""
         state, self.state = self.state, {}
         return state
 
+    def stepper_by(self, engine: Engine) -> Stepper:
+        """What takes steps of the system as it moves now."""
+        run, scheme, replicas, every = self._run, self._run.integrator, self._run.all_replicas, self._run.save.every
+        if run.batch is None:
+            noise = engine.source(self.system.channels, scheme.noise_spec(self.system.h), replicas)
+            return engine.stepper(self.system, scheme, noise, every=every)
+        of_blocks = cast(BlockSystem, self.system)  # as a Run with minibatches has it
+        return MiniBatches(of_blocks, scheme, run.batch, replicas, engine, every=every)
+
+    def _move(self, system: System, n: int = 0) -> None:
+        """Moves by another system after step n: what takes its steps, and what looks on."""
+        run, self.system = self._run, system
+        adapts = self.warm_up is not None and self.warm_up.next(n) is not None
+        engine = run.engine.uncompiled if adapts else run.engine
+        self.stepper = self.stepper_by(engine)
+        self.observe = self.stepper.observe if isinstance(self.stepper, MiniBatches) else system.observe
+        if run.evaluate is not None:
+            at_once = None if run.batch is None else run.batch.size
+            replicas = run.all_replicas
+            self.held_out = HeldOut(system, run.evaluate, replicas, at_once=at_once, source=engine.source)
+
 
 def prepare(run: Run) -> Prepared:
-    """Moves the system to its device, draws the start and tries what the user wrote on it once.
+    """A run moved to its device, its start drawn, and what the user wrote tried on it once.
 
     Raises SdeflowError where something does not fit.
     """
-    scheme, system, replicas = run.integrator, run.system.to(run.dtype, run.device), run.all_replicas
-    z, every, warning = initial_state(system, replicas), run.save.every, ""
-    stepper: Stepper
-    if run.batch is None:
-        system.check(z)
-        noise = run.engine.source(system.channels, scheme.noise_spec(system.h), replicas)
-        stepper, observe = run.engine.stepper(system, scheme, noise, every=every), system.observe
-        with torch.no_grad():
-            z |= attempt(f"{type(scheme).__name__}.init", scheme.init, system, z)
-    else:
-        of_blocks = cast(BlockSystem, system)  # as a Run with minibatches has it
-        stepper = batches = MiniBatches(of_blocks, scheme, run.batch, replicas, run.engine, every=every)
-        batches.check(z)
-        with torch.no_grad():
-            warning = batches.warning(z)
-        z, observe = batches.start(z), batches.observe
-    held_out = None
-    if run.evaluate is not None:
-        at_once = None if run.batch is None else run.batch.size
-        held_out = HeldOut(system, run.evaluate, replicas, at_once=at_once, source=run.engine.source)
-        z |= held_out.start()
-    return Prepared(system, z, stepper, observe, held_out, warning)
+    return Prepared(run)
 
 
 def prepare_to_solve(run: Run) -> tuple[Run, Prepared]:
@@ -95,7 +146,8 @@ def prepare_to_solve(run: Run) -> tuple[Run, Prepared]:
     if run.engine.fallback is not None:
         try:
             with threads(threads_for(prepared.state)), torch.no_grad():
-                prepared.stepper(prepared.state, 0, prepared.stepper.stride)
+                stepper = prepared.stepper_by(run.engine)
+                stepper(prepared.state, 0, stepper.stride)
         except SdeflowError as error:
             run = run.with_engine(replace(run.engine.fallback, why=str(error)))
             del prepared

@@ -66,7 +66,7 @@ def resume_from(
         if meta.whole and meta.steps == run.steps:
             return Solution(open_run(out), state, meta.retcode, meta.message)
         run, prepared = prepare_to_solve(run)
-        prepared.restore(state)
+        prepared.restore(state, meta.step)
         if meta.ended and meta.steps == run.steps:
             dataset = Keeper(run, prepared, folder, taken=meta.snapshots).join(meta, prepared.state)
             return Solution(dataset, prepared.state, meta.retcode, meta.message)

@@ -13,6 +13,7 @@ from sdeflow.engine.step import strides
 from sdeflow.errors import RunError, attempt
 from sdeflow.simulation.ending import not_finite, past_bound, refuse_no_number
 from sdeflow.simulation.held_out import PREFIX as HELD_OUT
+from sdeflow.state import TUNING
 
 if TYPE_CHECKING:
     from sdeflow.config.run import Run
@@ -46,7 +47,7 @@ class TimeLoop:
     ) -> None:
         self._at = meta.step, prepared.hand_over()
         self._run, self._begun_from = run, meta
-        self._stepper, self._held_out, self._h = prepared.stepper, prepared.held_out, prepared.system.h
+        self._prepared, self._warm_up = prepared, prepared.warm_up
         self._keeper, self._recorder = keeper, keeper.recorder
         self._stop, self._progress = stop, progress
         self.diverged = dict(meta.diverged)
@@ -121,8 +122,13 @@ class TimeLoop:
             self._keep_if_due(full=self._recorder.full, compared=True)
 
     def _chunk_end(self, target: int) -> int:
-        """Where a chunk ends: at the target, or before it with whole strides (see sdeflow.engine.step)."""
-        stride = self._stepper.stride
+        """Where a chunk ends: at the target, or before it with whole strides (see sdeflow.engine.step).
+
+        In a warm-up at its next look at the latest.
+        """
+        look = None if self._warm_up is None else self._warm_up.next(self.step)
+        target = target if look is None else min(target, look)
+        stride = self._prepared.stepper.stride
         return min(target, -(-(self.step + self._chunk) // stride) * stride)
 
     @property
@@ -132,29 +138,44 @@ class TimeLoop:
 
     def _steps(self, count: int) -> None:
         clock, before = time.perf_counter(), self.step
+        look = None if self._warm_up is None else self._warm_up.next(before)
         with torch.no_grad(), self._stop.stepping():
-            for n, many in strides(self.step, self.step + count, self._stepper.stride):
+            for n, many in strides(self.step, self.step + count, self._prepared.stepper.stride):
                 z = self.state
-                self._at = n + many, self._first(z, n, many) if self._untried else self._stepper(z, n, many)
-        own = {name: value for name, value in self.state.items() if not name.startswith(HELD_OUT)}
-        self._note(not_finite(own), f", and was after step {before}")
+                self._at = n + many, self._first(z, n, many) if self._untried else self._prepared.stepper(z, n, many)
+        found = not_finite({k: v for k, v in self.state.items() if not k.startswith((HELD_OUT, TUNING))})
+        if look is not None and (found or self.step == look):
+            self._adapt(lost=bool(found))
+        else:
+            self._note(found, f", and was after step {before}")
         seconds = time.perf_counter() - clock
         self._chunk = max(1, min(2 * self._chunk, int(count * _CHUNK_SECONDS / max(seconds, 1e-9))))
 
+    def _adapt(self, *, lost: bool) -> None:
+        """Lets the warm-up look at the run, and choose other numbers."""
+        assert self._warm_up is not None
+        n, z = self._at
+        with self._stop.stepping():
+            self._at = n, self._prepared.adapt(z, n, lost=lost)
+        if words := self._warm_up.news:
+            self._keeper.log(f"step {n:,}: {words}")
+
     def _first(self, z: State, n: int, many: int) -> State:
-        z = attempt(f"{type(self._run.integrator).__name__}.step", self._stepper, z, n, many)
+        z = attempt(f"{type(self._run.integrator).__name__}.step", self._prepared.stepper, z, n, many)
         self._untried = False
         return z
 
     def _snapshot(self) -> None:
         more: dict[str, Tensor] = {}
         n, z = self._at
-        if self._held_out is not None:
+        if (held_out := self._prepared.held_out) is not None:
             clock = time.perf_counter()
             with self._stop.stepping():
-                z, more = self._held_out.look(z, n, self._run.steps)
+                z, more = held_out.look(z, n, self._run.steps)
             self._evaluate_seconds += time.perf_counter() - clock
-        observed = self._recorder.take(n, n * self._h, z, more)
+        if self._warm_up is not None:
+            more |= self._warm_up.values(self._recorder.replicas)
+        observed = self._recorder.take(n, self._prepared.times(n), z, more)
         if n == 0:
             refuse_no_number(observed, self._recorder.system)
         self._at = n, z
@@ -170,7 +191,7 @@ class TimeLoop:
         if self._untried or not (full or self._keeper.due()):
             return
         if not compared:
-            observed = self._recorder.observed(self.step * self._h, self.state)
+            observed = self._recorder.observed(self._prepared.times(self.step)[""], self.state)
             self._note(past_bound(observed, self._run.bound))
         if not self._lost:  # the checkpoint before is the last good one
             self._keeper.keep(self.meta, self.state)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 
 Role = Literal["parameters", "particles"]
+AUTO = "auto"
+"""What stands for a number that a warm-up is to choose."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,9 @@ class Block:
     rate       r = h_block / h: the drift is multiplied by r, the diffusion by sqrt(r)
     memory     name in the state of the running mean square of the force, by which RMSProp divides it; None
                leaves the force as it is. Noise beside such a force would change the stationary law, so T = 0
+    restart    whether a momentum that points against the force is set to zero, for parameters at T = 0
     role       'parameters' are moved before 'particles' by the schemes that tell them apart
+    auto       which of 'h', 'eta', 'gamma' a warm-up is to choose (sdeflow.tuning); until then they are 1
 
     Raises SdeflowError for a negative or missing constant.
     """
@@ -48,6 +52,8 @@ class Block:
     rate: float = 1.0
     role: Role = "particles"
     memory: str | None = None
+    restart: bool = False
+    auto: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         def require(condition: bool, what: str, value: object) -> None:
@@ -58,6 +64,8 @@ class Block:
         expect_positive(f"block '{self.name}': the step size", self.rate)
         require(0 <= self.temperature < math.inf, "temperature must not be negative", self.temperature)
         require(self.memory is None or self.temperature == 0, "RMSProp needs T = 0", self.temperature)
+        restarts = not self.restart or (self.kinetic and self.temperature == 0 and self.role == "parameters")
+        require(restarts, "only parameters with a momentum and T = 0 restart", self.restart)
         if self.kinetic:
             require(0 < self.eta < math.inf, "a kinetic block needs eta > 0 (its inverse mass)", self.eta)
             require(0 <= self.gamma < math.inf, "a kinetic block needs gamma >= 0 (its friction)", self.gamma)
@@ -107,6 +115,8 @@ class Block:
 
     def number(self, name: str) -> str:
         """eta, gamma or another number in words, the least and the most where replicas differ."""
+        if name in self.auto:
+            return AUTO
         values = [getattr(b, name) for b in self.replicas]
         least, most = min(values), max(values)
         return f"{least:g}" if least == most or least != least else f"{least:g}..{most:g}"

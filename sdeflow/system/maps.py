@@ -61,7 +61,7 @@ def exponential(blocks: Sequence[Block], z: State, f: Forces, h: Coefficient, no
             new[b.position] = plus(new[b.position], (b.rate * h, f[b.name]))
         else:
             new[b.position] = plus(new[b.position], (b.flow(h).push, f[b.name]))
-            new[b.momentum] = plus(new[b.momentum], (b.flow(h).kick, f[b.name]))
+            new[b.momentum] = restarted(b, plus(new[b.momentum], (b.flow(h).kick, f[b.name])), f[b.name])
     return new | remembered(blocks, f)
 
 
@@ -88,6 +88,18 @@ def remembered(blocks: Sequence[Block], f: Forces) -> State:
     return {b.memory: f[b.memory] for b in blocks if b.memory is not None}
 
 
+def restarted(b: Block, p: Tensor, f: Tensor) -> Tensor:
+    """p of a block that restarts: 0 in replicas where it points against the force, <f, p> < 0.
+
+    A descent with less than critical friction swings past the valley; this ends the swing (the gradient
+    scheme of O'Donoghue, Candes 2015).
+    """
+    if not b.restart:
+        return p
+    ahead = (f * p).flatten(1).sum(1) >= 0
+    return p * ahead.view(-1, *(1 for _ in b.shape)).to(p.dtype)
+
+
 def A(blocks: Sequence[Block], z: State, h: Coefficient) -> State:
     """q + r h eta p, the drift of kinetic blocks alone."""
     return {b.position: plus(z[b.position], (b.rate * h * b.eta, z[b.noisy])) for b in blocks}
@@ -95,7 +107,7 @@ def A(blocks: Sequence[Block], z: State, h: Coefficient) -> State:
 
 def B(blocks: Sequence[Block], z: State, f: Forces, h: Coefficient) -> State:
     """p + r h f, the force alone."""
-    return {b.noisy: plus(z[b.noisy], (b.rate * h, f[b.name])) for b in blocks}
+    return {b.noisy: restarted(b, plus(z[b.noisy], (b.rate * h, f[b.name])), f[b.name]) for b in blocks}
 
 
 def O(blocks: Sequence[Block], z: State, h: Coefficient, noise: Noise) -> State:  # noqa: E743 (its name in the field)

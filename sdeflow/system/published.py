@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from sdeflow.errors import SdeflowError, expect_positive
 from sdeflow.state import Axes
-from sdeflow.system.block import Block
+from sdeflow.system.block import AUTO, Block
 from sdeflow.system.system import BlockSystem
 
 if TYPE_CHECKING:
@@ -27,15 +27,18 @@ if TYPE_CHECKING:
 class Motion:
     """The numbers of one block: its step h and, with a momentum, eta (inverse mass) and gamma (friction).
 
+    'auto', and what is not given, is chosen in the run's warm-up by the curvature that the block sees.
     precondition   'rmsprop' divides the force by the root of its running mean square; for parameters at T = 0
+    restart        whether a momentum that points against the force is set to zero; for parameters at T = 0
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    h: float
-    eta: float | None = None
-    gamma: float | None = None
+    h: float | Literal["auto"] = "auto"
+    eta: float | Literal["auto"] = "auto"
+    gamma: float | Literal["auto"] = "auto"
     precondition: Literal["rmsprop"] | None = None
+    restart: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,8 +97,8 @@ class SystemDeclaration(Declaration):
         model: Model,
         *,
         particles: int,
-        theta: Motion | Mapping[str, Any],
-        x: Motion | Mapping[str, Any],
+        theta: Motion | Mapping[str, Any] = Motion(),
+        x: Motion | Mapping[str, Any] = Motion(),
         h: float | None = None,
     ) -> BlockSystem:
         from sdeflow.model.energy_forces import refuse_energy
@@ -104,7 +107,7 @@ class SystemDeclaration(Declaration):
         forces = ModelForces(model, particles)
         refuse_energy(forces, self.name)
         motion = {"theta": _motion("theta", theta), "x": _motion("x", x)}
-        block = _Blocks(motion, motion["theta"].h if h is None else h, particles)
+        block = _Blocks(motion, _given(motion["theta"].h) if h is None else h, particles)
         parameters = Axes(("param",), (forces.parameters.size,))
         cloud = Axes(("datum", "particle", "latent"), (forces.n_data, particles, forces.latent))
         theta_x = (
@@ -145,9 +148,9 @@ class EnergySystemDeclaration(Declaration):
         *,
         particles: int,
         prior_particles: int,
-        x: Motion | Mapping[str, Any],
-        alpha: Motion | Mapping[str, Any] | None = None,
-        beta: Motion | Mapping[str, Any] | None = None,
+        x: Motion | Mapping[str, Any] = Motion(),
+        alpha: Motion | Mapping[str, Any] = Motion(),
+        beta: Motion | Mapping[str, Any] = Motion(),
         z: Motion | Mapping[str, Any] | None = None,
         h: float | None = None,
     ) -> BlockSystem:
@@ -155,8 +158,8 @@ class EnergySystemDeclaration(Declaration):
 
         forces = EnergyForces(model, particles, prior_particles)
         given = {"alpha": alpha, "beta": beta, "x": x, "z": x if z is None else z}
-        motion = {name: _motion(name, numbers) for name, numbers in given.items() if numbers is not None}
-        block = _Blocks(motion, motion["x"].h if h is None else h, particles)
+        motion = {name: _motion(name, numbers) for name, numbers in given.items()}
+        block = _Blocks(motion, _given(motion["x"].h) if h is None else h, particles)
         latent = forces.posterior.latent
         cloud = Axes(("datum", "particle", "latent"), (forces.n_data, particles, latent))
         blocks = []
@@ -187,24 +190,30 @@ class _Blocks:
 
     def __call__(self, name: str, *, position: str, momentum: str, axes: Axes, moves: Dynamics) -> Block:
         """The block of that name; vectors of named parameters are 'parameters', clouds 'particles'."""
-        if name not in self.motion:
-            raise SdeflowError(f"block '{name}' has no step: give it h and, with a momentum, eta and gamma")
         m = self.motion[name]
-        if moves.momentum and (m.eta is None or m.gamma is None):
-            raise SdeflowError(f"block '{name}' has a momentum and needs both eta and gamma")
+        numbers = ("h", "eta", "gamma") if moves.momentum else ("h",)
         return Block(
             name=name,
             position=position,
             shape=axes.shape,
             dims=axes.dims,
             momentum=momentum if moves.momentum else None,
-            eta=math.nan if m.eta is None else m.eta,
-            gamma=math.nan if m.gamma is None else m.gamma,
+            eta=_given(m.eta) if moves.momentum else math.nan,
+            gamma=_given(m.gamma) if moves.momentum else math.nan,
             temperature={"0": 0.0, "1": 1.0, "1/N": 1 / self.particles}[moves.temperature],
-            rate=m.h / self.reference,
+            rate=_given(m.h) / self.reference,
             memory=f"{position}_rms" if m.precondition else None,
+            restart=m.restart and moves.momentum,
             role="parameters" if axes.named else "particles",
+            auto=tuple(name for name in numbers if getattr(m, name) == AUTO),
         )
+
+
+def _given(number: float | Literal["auto"]) -> float:
+    """The number, or what stands in its place until it is chosen."""
+    if isinstance(number, str) and number != AUTO:
+        raise SdeflowError(f"a number or 'auto' was expected, given {number!r}")
+    return 1.0 if number == AUTO else float(number)
 
 
 def _motion(block: str, numbers: Motion | Mapping[str, Any]) -> Motion:
@@ -218,7 +227,7 @@ def _motion(block: str, numbers: Motion | Mapping[str, Any]) -> Motion:
             raise SdeflowError(
                 f"block '{block}' takes h and, with a momentum, eta and gamma, as {{'h': 0.1}}; given {given}"
             ) from None
-    expect_positive(f"block '{block}': the step h", motion.h)
+    expect_positive(f"block '{block}': the step h", _given(motion.h))
     return motion
 
 

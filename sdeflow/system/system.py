@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from sdeflow.errors import SdeflowError, expect_positive
 from sdeflow.model.force_field import ForceField, FunctionField, ModelField
 from sdeflow.state import Axes, Replicas, State
-from sdeflow.system.block import Block
+from sdeflow.system.block import AUTO, Block
 
 if TYPE_CHECKING:
     import torch
@@ -111,11 +111,15 @@ class BlockSystem:
 
     def __str__(self) -> str:
         return "; ".join(
-            f"{b.name}: {'kinetic' if b.kinetic else 'overdamped'}, h={b.rate * self.h:g}, "
+            f"{b.name}: {'kinetic' if b.kinetic else 'overdamped'}, h={self.step_of(b)}, "
             + (f"eta={b.number('eta')}, gamma={b.number('gamma')}, " if b.kinetic else "")
             + f"T={b.temperature:g}, {' x '.join(map(str, b.shape))} ({', '.join(b.dims)})"
             for b in self.blocks
         )
+
+    def step_of(self, b: Block) -> str:
+        """A block's own step in words."""
+        return AUTO if "h" in b.auto else f"{b.rate * self.h:g}"
 
     # The generic SDE -------------------------------------------------------------------------------
 

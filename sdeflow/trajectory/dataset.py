@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sdeflow.model.model import ParameterLayout
-from sdeflow.state import LONG_NAMES
+from sdeflow.state import LONG_NAMES, TUNING
 from sdeflow.system.integrator import KEPT
 from sdeflow.system.system import System
 from sdeflow.trajectory.record import Recorder
@@ -66,14 +67,17 @@ def to_dataset(
             about["missing"] = "NaN where a snapshot was taken and no evaluation was due"
         variables[name] = ((*lead, *dims), values if several else values[:, 0], about)
 
+    def along_time(clock: str) -> NDArray[np.float64]:
+        return np.asarray([times[clock] for times in recorder.times], dtype=np.float64)
+
     step = np.asarray(recorder.steps, dtype=np.int64)
     coords: dict[str, Any] = {
-        "time": ("time", step * system.h, {"long_name": "time on the reference clock", "units": "1"}),
+        "time": ("time", along_time(""), {"long_name": "time on the reference clock", "units": "1"}),
         "step": ("time", step, {"long_name": _long_name("step"), "units": "1"}),
     }
-    for block, rate in system.clocks.items():
+    for block in system.clocks:
         about = {"long_name": f"time on the clock of block {block}", "units": "1"}
-        coords[f"time_{block}"] = ("time", step * (system.h * rate), about)
+        coords[f"time_{block}"] = ("time", along_time(block), about)
     layouts = _layouts(system)
     for dim, index in recorder.index.items():
         labels = index.astype(str) if dim.endswith("param") else index
@@ -99,6 +103,8 @@ def final_state(system: System, z: Mapping[str, Tensor]) -> dict[str, Tensor]:
     layouts = _layouts(system)
     named: dict[str, Tensor] = {}
     for name, value in z.items():
+        if name.startswith(TUNING):
+            continue
         own = system.axes.get(name)
         layout = None if own is None else layouts.get(own.dims[0])
         if layout is not None:

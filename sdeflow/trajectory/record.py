@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import prod
 
 import numpy as np
@@ -41,6 +41,7 @@ class Recorder:
         self.system, self.save = system, save
         self._observe = observe or system.observe
         self.steps: list[int] = []
+        self.times: list[Mapping[str, float]] = []
         self.replicas = replicas
         self.whole: dict[str, Axes] = {}
         self.norms: list[str] = []
@@ -71,13 +72,16 @@ class Recorder:
         return self.replicas * (sum(prod(axes.shape) for axes in self.whole.values()) + len(self.norms))
 
     def take(
-        self, step: int, t: float, z: State, more: dict[str, Tensor] | None = None
+        self, step: int, times: Mapping[str, float], z: State, more: dict[str, Tensor] | None = None
     ) -> dict[str, NDArray[np.floating]]:
-        """Stores a snapshot of the state after `step` steps; gives its observables and `more`, each [R]."""
+        """Stores a snapshot of the state after `step` steps; gives its observables and `more`, each [R].
+
+        times   on the reference clock, '', and on those of the blocks, by name
+        """
         with torch.no_grad():
             scalars = dict(more or {})
             scalars |= {f"{name}_norm": z[name].flatten(1).norm(dim=1) for name in self.norms}
-            host = self.observed(t, z) | {name: value.cpu().numpy() for name, value in scalars.items()}
+            host = self.observed(times[""], z) | {name: value.cpu().numpy() for name, value in scalars.items()}
             chosen = {
                 name: self._chosen(z[name], axes.dims).cpu().numpy() for name, axes in self.whole.items()
             }
@@ -89,6 +93,7 @@ class Recorder:
                 self._buffers[name] = np.empty((self._capacity, *value.shape), dtype=value.dtype)
             self._buffers[name][len(self.steps)] = value
         self.steps.append(step)
+        self.times.append(times)
         self.taken += 1
         return host
 
@@ -110,6 +115,7 @@ class Recorder:
     def clear(self) -> None:
         """Forgets the snapshots it holds, which have been stored."""
         self.steps.clear()
+        self.times.clear()
 
     def values(self) -> dict[str, NDArray[np.floating]]:
         """The snapshots it holds, by name, with snapshots and replicas as the first two axes."""

@@ -1,0 +1,114 @@
+"""What a scheme can do with curvature: its stable steps and its speed, from its own step on quadratic wells.
+
+Blocks are taken in units in which each has 1 as its largest curvature (eta = 1/L). A parameter and a particle
+then see a potential with the Hessian [[a, c], [c, b]], and a step without noise is a linear map of both and
+their momenta. Its spectral radius is the factor by which an error shrinks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdeflow.state import State
+from sdeflow.system.block import Block
+from sdeflow.system.integrator import Integrator
+from sdeflow.system.system import BlockSystem
+
+NEUTRAL = 1e-7
+"""How far above one a spectral radius may be and still count as one: a direction that nothing determines."""
+
+
+@dataclass(frozen=True)
+class Wells:
+    """Quadratic wells for one parameter and one particle, in units of their largest curvatures.
+
+    parameter, particle   whether the block has a momentum; None where there is no such block
+    """
+
+    integrator: Integrator[Any]
+    parameter: bool | None
+    particle: bool | None
+
+    def contraction(
+        self, h: float, parameter: float, particle: float, hessians: Sequence[tuple[float, float, float]]
+    ) -> Tensor:
+        """Spectral radius of a step h at each Hessian (a, b, c), [n]; inf where a step overflows.
+
+        parameter, particle   k = gamma eta, the friction of either block where it has a momentum
+        """
+        a, b, c = torch.tensor(hessians, dtype=torch.float64).T
+        variables = [name for block in self._blocks(h, parameter, particle) for name in block.variables]
+        n, size = len(hessians), len(variables)
+        hessian = {"theta": (a, c), "x": (c, b)}
+
+        def forces(t: float, z: State, names: Sequence[str]) -> dict[str, Tensor]:
+            both = [z[name].view(n, size) if name in z else 0.0 for name in ("theta", "X")]
+            return {
+                name: -(hessian[name][0][:, None] * both[0] + hessian[name][1][:, None] * both[1]).reshape(
+                    z["theta" if name == "theta" else "X"].shape
+                )
+                for name in names
+            }
+
+        system = BlockSystem(self._blocks(h, parameter, particle), forces, h=h)
+        eye = torch.eye(size, dtype=torch.float64).repeat(n, 1)
+        z: State = {
+            name: eye[:, i].reshape(-1, *system.axes[name].shape).clone() for i, name in enumerate(variables)
+        }
+        with torch.no_grad():
+            z = z | self.integrator.init(system, z)
+            z = self.integrator.step(system, 0.0, z, h, ({},) * self.integrator.substeps)
+        maps = torch.stack([z[name].reshape(n, size) for name in variables], dim=1)
+        if not maps.isfinite().all():
+            return torch.full((n,), torch.inf, dtype=torch.float64)
+        return torch.linalg.eigvals(maps).abs().amax(1)
+
+    def limit(self, parameter: float, particle: float, highest: float = 2.0) -> float:
+        """The largest step that is stable for all Hessians with ones on the diagonal, to 0.3%.
+
+        highest   1 + |c|, the largest eigenvalue of the joint curvature
+        """
+        most = min(1.0, highest - 1.0)
+        hessians = [(1.0, 1.0, share * most) for share in (1.0, 0.9, 0.5, 0.0)]
+        hessians += [(1.0, 0.3, 0.0), (0.3, 1.0, 0.0)]
+
+        def stable(h: float) -> bool:
+            return float(self.contraction(h, parameter, particle, hessians).max()) <= 1 + NEUTRAL
+
+        low, high = 0.0, 4.0
+        while high - low > 0.003 * high and high > 1e-6:
+            middle = (low + high) / 2
+            low, high = (middle, high) if stable(middle) else (low, middle)
+        return low
+
+    def _blocks(self, h: float, parameter: float, particle: float) -> list[Block]:
+        """Overdamped blocks take h^2/2 of their time in a step, so that all reach their limit together."""
+        shapes = {"theta": ((1,), ("param",)), "x": ((1, 1, 1), ("datum", "particle", "latent"))}
+        names = {"theta": ("theta", "m", self.parameter, parameter), "x": ("X", "U", self.particle, particle)}
+        return [
+            Block(
+                name,
+                position,
+                *shapes[name],
+                momentum=momentum if kinetic else None,
+                eta=1.0,
+                gamma=friction,
+                temperature=0.0,
+                rate=1.0 if kinetic else h / 2,
+                role="parameters" if name == "theta" else "particles",
+            )
+            for name, (position, momentum, kinetic, friction) in names.items()
+            if kinetic is not None
+        ]
+
+
+def wells_of(system: BlockSystem, integrator: Integrator[Any]) -> Wells:
+    """The wells that stand for a system: its parameters have momenta, and its particles, or not."""
+    parameter = [b.kinetic for b in system.parameters]
+    particle = [b.kinetic for b in system.particles]
+    return Wells(integrator, any(parameter) if parameter else None, any(particle) if particle else None)

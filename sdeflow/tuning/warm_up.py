@@ -1,0 +1,291 @@
+"""The warm-up of a run: h, eta and gamma chosen anew as the run learns what curvature its blocks see.
+
+At the start, and at steps 20, 60, 180, ... up to `Tune.until`, the curvature L of each block is measured by a
+few Lanczos steps that begin from the last direction found. At the start the ends of the joint spectrum are
+looked for too: where it is convex they give the friction. Where they are not known friction begins at a
+floor, and that of parameters falls while all is quiet.
+
+In between a guard looks at the run: where it is no longer finite, or the loss has risen, it goes back to the
+last good state with smaller steps. All that a warm-up knows is part of the state, so that a run that is
+resumed goes on to the same numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import astuple, dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdeflow.errors import RunError
+from sdeflow.options import Tune
+from sdeflow.state import TUNING, State
+from sdeflow.system.block import Block
+from sdeflow.system.integrator import Integrator
+from sdeflow.system.system import BlockSystem
+from sdeflow.tuning.choice import Spectrum, pace, tuned
+from sdeflow.tuning.curvature import Curvature, Vectors, lanczos
+from sdeflow.tuning.limits import wells_of
+
+NUMBERS, DIRECTION, GOOD = f"{TUNING}numbers", f"{TUNING}direction.", f"{TUNING}good."
+"""What a warm-up keeps in the state: its numbers, the directions of most curvature, the last good state."""
+
+WINDOW, GROWTH, LOOK = 20, 3, 20
+"""The first window's end, the ratio of one end to the last, and steps between looks of the guard."""
+
+PRODUCTS, JOINT = 4, 24
+"""Products of curvature a block at a window, and at most for the ends of the joint spectrum at the start."""
+
+STEADY, STEADY_SHARE = 0.02, 0.8
+"""Curvature that changes by less is steady, and lets a run take that share of the largest stable step."""
+
+BACK, LONGEST_WAY_BACK = 1.3, 20
+"""What curvature is multiplied by when a run goes back, and how often it may before it is given up."""
+
+
+@dataclass
+class Known:
+    """What a warm-up knows besides the blocks' numbers.
+
+    lo, hi                 the ends of the joint spectrum; lo is NaN where it is not known to be convex
+    share, margin          of the largest stable step; a factor on curvature
+    first, good            the loss at the start, and at the last good state
+    evaluations            gradient evaluations that it took
+    backs                  how often the run went back
+    """
+
+    share: float
+    lo: float = math.nan
+    hi: float = 2.0
+    margin: float = 1.0
+    first: float = math.nan
+    good: float = math.nan
+    evaluations: float = 0.0
+    backs: float = 0.0
+
+
+class WarmUp:
+    """Chooses the numbers of a system's blocks that are 'auto' while its run goes on.
+
+    system      as it moves now, by the numbers that were chosen last
+    part        gives the system in float64, and the state, on the data that a step sees
+    """
+
+    def __init__(
+        self,
+        system: BlockSystem,
+        integrator: Integrator[Any],
+        tune: Tune,
+        steps: int,
+        *,
+        part: Callable[[BlockSystem, State, int], tuple[BlockSystem, State]] | None = None,
+    ) -> None:
+        self.system = self._open = system
+        self._double = system.to(torch.float64, _device(system))
+        self._wells = wells_of(system, integrator)
+        self._part = part or (lambda system, z, n: (system, z))
+        self._integrator = integrator
+        self.ends = tune.last(steps)
+        self._known, self._restart = Known(tune.share), True
+        self._curvature = {b.name: 1.0 for b in system.blocks}
+        self._clock = _Clock(system)
+        self.news = ""
+
+    # What the loop of a run asks ---------------------------------------------------------------------
+
+    def begin(self, z: State) -> State:
+        """The state at the start with its momenta for the numbers found there."""
+        z = self._measure(z, 0, ends=True)
+        z = self._choose(z, 0)
+        self._known.first = self._known.good = self._loss(z, 0)
+        return self._keep(z)
+
+    def next(self, n: int) -> int | None:
+        """The step after n at which to `look`; None where there is no more."""
+        after = (n // LOOK + 1) * LOOK
+        ends = [end for end in self._windows if end > n]
+        return min([after, *ends[:1]]) if after <= self.ends or ends else None
+
+    def look(self, z: State, n: int) -> State:
+        """The state to go on from after step n; `system` may have changed."""
+        loss, self.news = self._loss(z, n), ""
+        if not _finite(z) or not loss <= self._known.good + self._allowed():
+            return self.back(z, n)
+        self._known.good = loss
+        if n in self._windows:
+            before = dict(self._curvature)
+            z = self._measure(z, n)
+            steady = all(abs(self._curvature[k] / before[k] - 1) < STEADY for k in before)
+            self._known.share = STEADY_SHARE if steady else min(self._known.share, STEADY_SHARE)
+            self._known.margin = max(1.0, self._known.margin / BACK**0.5)
+            z = self._choose(z, n)
+        return self._keep(z) if n < self.ends else self._end(z)
+
+    def back(self, z: State, n: int) -> State:
+        """The last good state, with smaller steps and more friction."""
+        known = self._known
+        known.backs += 1
+        if known.backs > LONGEST_WAY_BACK:
+            raise RunError(
+                f"the warm-up went back {LONGEST_WAY_BACK} times by step {n}, and still the loss rises or is "
+                "not finite: the model's curvature grows faster than steps can follow. Give h, eta and gamma"
+            )
+        good = {name.removeprefix(GOOD): value for name, value in z.items() if name.startswith(GOOD)}
+        z = {name: good.get(name, value) for name, value in z.items() if not name.startswith(GOOD)}
+        z |= {b.momentum: torch.zeros_like(z[b.momentum]) for b in self._still(z) if b.momentum}
+        z = self._measure(z, n)
+        known.margin *= BACK
+        return self._keep(self._choose(z, n))
+
+    def restore(self, z: State) -> None:
+        """Takes up what a state of this run keeps."""
+        numbers = z[NUMBERS][0].double().cpu().tolist()
+        count = len(fields(Known))
+        self._known = Known(*numbers[:count])
+        self._curvature = dict(zip(self._curvature, numbers[count:], strict=False))
+        rest = numbers[count + len(self._curvature) :]
+        self._clock.restore(rest)
+        self.system = self._chosen()
+
+    def values(self, replicas: int) -> dict[str, Tensor]:
+        """What is recorded of the numbers in force, each [R]."""
+        found: dict[str, float] = {}
+        for b in self.system.blocks:
+            found[f"h_{b.name}"] = b.rate * self.system.h
+            found[f"curvature_{b.name}"] = self._curvature[b.name]
+            if b.kinetic:
+                found[f"eta_{b.name}"], found[f"gamma_{b.name}"] = b.of(0).eta, b.of(0).gamma
+        found |= {"tuning_evaluations": self._known.evaluations, "tuning_returns": self._known.backs}
+        return {name: torch.full((replicas,), value, dtype=torch.float64) for name, value in found.items()}
+
+    def times(self, n: int) -> dict[str, float]:
+        """Time after step n on the reference clock, '', and on the blocks' own."""
+        return self._clock(n)
+
+    # How it does so ----------------------------------------------------------------------------------
+
+    @property
+    def _windows(self) -> list[int]:
+        ends = []
+        end = WINDOW
+        while end <= self.ends:
+            ends.append(end)
+            end *= GROWTH
+        return ends
+
+    def _measure(self, z: State, n: int, *, ends: bool = False) -> State:
+        """Curvature at z, after step n; the state with the directions that were found."""
+        system, part = self._part(self._double, z, n)
+        c = Curvature(system, part)
+        for b in system.blocks:
+            name = DIRECTION + b.name
+            start: Vectors = {b.name: part[name].double()} if name in part else c.start([b.name])
+            ritz = lanczos(c.product, start, PRODUCTS)
+            self._curvature[b.name] = max(float(ritz.values[-1] + 0.0 * ritz.errors[-1]), 1e-300)
+            z = z | {name: ritz.top[b.name].to(z[b.position].dtype)}
+        if ends and len(system.blocks) > 1:
+            self._look_for_ends(c)
+        self._known.evaluations += c.evaluations
+        return z
+
+    def _look_for_ends(self, c: Curvature) -> None:
+        scale = {name: value**-0.5 for name, value in self._curvature.items()}
+
+        def product(v: Vectors) -> Vectors:
+            w = c.product({name: scale[name] * x for name, x in v.items()})
+            return {name: scale[name] * x for name, x in w.items()}
+
+        def enough(values: Tensor, errors: Tensor) -> bool:
+            return bool(values[0] < -0.01 * values[-1]) or bool(errors[0] < 0.05 * values[0])
+
+        start = {name: scale[name] * f for name, f in c.force().items()}
+        ritz = lanczos(product, start, JOINT, enough)
+        if ritz.values[0] > 0:
+            self._known.lo, self._known.hi = float(ritz.values[0]), min(2.0, 1.02 * float(ritz.values[-1]))
+
+    def _chosen(self) -> BlockSystem:
+        known = self._known
+        found = pace(self._wells, Spectrum(known.lo, known.hi), known.share, restart=self._restart)
+        curvature = {name: known.margin * value for name, value in self._curvature.items()}
+        return tuned(self._open, self._integrator, found, curvature)
+
+    def _choose(self, z: State, n: int) -> State:
+        before, self.system = self.system, self._chosen()
+        self.news = str(self.system)
+        self._clock.change(n, self.system)
+        return z | rescaled(z, before.blocks, self.system.blocks)
+
+    def _loss(self, z: State, n: int) -> float:
+        """The mean loss of the replicas, NaN where there is none or it is not finite."""
+        system, part = self._part(self.system, z, n)
+        self._known.evaluations += 1
+        with torch.no_grad():
+            loss = system.force_field.observe(part).get("loss")
+        return 0.0 if loss is None else float(loss.mean())
+
+    def _allowed(self) -> float:
+        """By how much the loss may rise: a quarter of what it fell, and twice what a particle's heat is."""
+        heat = sum(math.prod(b.shape[-1:]) for b in self.system.particles)
+        return max(0.25 * (self._known.first - self._known.good), float(heat))
+
+    def _still(self, z: State) -> list[Block]:
+        return [b for b in self.system.blocks if b.temperature == 0]
+
+    def _keep(self, z: State) -> State:
+        """The state with what the warm-up knows, and with itself as the last good one."""
+        own = {name: value for name, value in z.items() if not name.startswith(TUNING)}
+        kept = {name: value for name, value in z.items() if name.startswith(DIRECTION)}
+        rows = next(iter(own.values())).shape[0]
+        numbers = [*astuple(self._known), *self._curvature.values(), *self._clock.numbers]
+        row = torch.tensor(numbers, dtype=torch.float64).expand(rows, -1).clone()
+        return own | kept | {GOOD + name: value for name, value in own.items()} | {NUMBERS: row}
+
+    def _end(self, z: State) -> State:
+        z = self._keep(z)
+        return {name: value for name, value in z.items() if not name.startswith((GOOD, DIRECTION))}
+
+
+class _Clock:
+    """Times of a run whose steps change: at the last change, and what a step adds since."""
+
+    def __init__(self, system: BlockSystem) -> None:
+        self._names = ["", *system.clocks]
+        self.numbers = [0.0] * (1 + 2 * len(self._names))
+
+    def __call__(self, n: int) -> dict[str, float]:
+        changed, *rest = self.numbers
+        count = len(self._names)
+        return {
+            name: then + (n - changed) * h
+            for name, then, h in zip(self._names, rest[:count], rest[count:], strict=True)
+        }
+
+    def change(self, n: int, system: BlockSystem) -> None:
+        now = self(n).values()
+        self.numbers = [float(n), *now, system.h, *(system.h * rate for rate in system.clocks.values())]
+
+    def restore(self, numbers: list[float]) -> None:
+        self.numbers = numbers
+
+
+def rescaled(z: State, before: tuple[Block, ...], after: tuple[Block, ...]) -> State:
+    """Momenta at other inverse masses: p sqrt(eta / eta'), so that N(0, T/eta) becomes N(0, T/eta')."""
+    return {
+        b.momentum: z[b.momentum] * (a.eta / b.eta) ** 0.5
+        for a, b in zip(before, after, strict=True)
+        if b.momentum is not None
+    }
+
+
+def _finite(z: Mapping[str, Tensor]) -> bool:
+    own = [v for name, v in z.items() if v.is_floating_point() and not name.startswith(TUNING)]
+    return bool(torch.stack([v.isfinite().all() for v in own]).all())
+
+
+def _device(system: BlockSystem) -> torch.device:
+    forces = system.model_forces
+    data = [] if forces is None else [v for v in torch.utils._pytree.tree_leaves(forces.model.data)]
+    return data[0].device if data else torch.device("cpu")
