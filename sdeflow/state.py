@@ -38,13 +38,18 @@ LONG_NAMES = {
     "param": "parameter by name",
     "alpha_param": "parameter of the energy by name",
     "beta_param": "parameter of the likelihood by name",
+    "curvature_least": "least eigenvalue of the joint curvature, each block's largest being 1; NaN if unknown",
+    "curvature_most": "largest eigenvalue of the joint curvature, each block's largest being 1",
+    "tuning_evaluations": "gradient evaluations of the warm-up by then",
+    "tuning_share": "step as a share of the largest stable one",
+    "tuning_returns": "how often the warm-up went back to a good state by then",
     "gamma": "gamma of every block with a momentum, in this replica",
     "eta": "eta of every block with a momentum, in this replica",
 }
 """What the names in a trajectory mean; a model's own observables have others (see `reserved`)."""
 
 
-TUNED = ("h_", "eta_", "gamma_", "curvature_", "tuning_")
+TUNED = ("h_", "eta_", "gamma_", "restart_", "curvature_", "tuning_")
 """Prefixes of the numbers that a warm-up records."""
 
 TUNING = "tune."

@@ -58,6 +58,7 @@ class EnergyForces(ModelField):
         self.prior: ModelForces | None = None
         if "alpha" in self.parameters:
             self.prior = ModelForces(Prior(model), prior_particles, _layout=self.parameters["alpha"])
+            self.opposed = {"alpha": "z"}
         self.model: EnergyModel = model
         self.n_data, self.n_particles = self.posterior.n_data, particles
         self._prior_particles = prior_particles

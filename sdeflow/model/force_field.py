@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from sdeflow.errors import SdeflowError, attempt, expect_shape
@@ -21,7 +22,11 @@ class ForceField(ABC):
 
     definition   what a user wrote: a model, or a function
     layouts      how named parameters lie in a variable, by the name of its axis
+    opposed      blocks of parameters that push particles one way and are pushed by them the other, with these
+                 particles: no potential has such forces, and the two can swing around each other
     """
+
+    opposed: Mapping[str, str] = MappingProxyType({})
 
     @property
     @abstractmethod

@@ -76,6 +76,7 @@ def spread(system: System, grid: Grid, replicas: int) -> BlockSystem:
 
 def _spread(b: Block, points: Sequence[Mapping[str, Any]]) -> Spread:
     own: dict[str, Any] = {f.name: getattr(b.of(0), f.name) for f in fields(Block)}
+    own["auto"] = tuple(name for name in b.auto if name not in points[0])
     return Spread(**own, each=tuple(Block(**{**own, **point}) for point in points))
 
 

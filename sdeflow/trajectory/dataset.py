@@ -20,6 +20,14 @@ from sdeflow.trajectory.record import Recorder
 _PARAMETERS = ("theta", "alpha", "beta")
 
 
+_TUNED = {
+    "h": "step of block {} on its own clock",
+    "eta": "inverse mass of block {}",
+    "gamma": "friction of block {}",
+    "restart": "whether block {} restarts",
+}
+
+
 def _long_name(name: str) -> str:
     kind, _, of = name.partition("_")
     if kind == "kinetic":
@@ -32,6 +40,8 @@ def _long_name(name: str) -> str:
         )
     if kind == "energy":
         return f"mean over the particles of block {of} of the energy U_alpha"
+    if kind in _TUNED:
+        return _TUNED[kind].format(of)
     if name.endswith("_norm"):
         return f"Euclidean norm of {LONG_NAMES.get(name.removesuffix('_norm'), name)}"
     return LONG_NAMES.get(name, name.replace("_", " "))

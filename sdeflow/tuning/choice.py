@@ -3,7 +3,8 @@
 Only s = h^2 eta L and k = gamma eta h of a block matter, the rest is the unit of its momentum. In the units in
 which L = 1 one step h serves all blocks:
 
-    h         share times the largest stable step of the scheme (`Wells.limit`), for a splitting 2 / sqrt(hi)
+    h         share times the largest stable step of the scheme (`Wells.limit`), for a splitting 2 / sqrt(hi);
+              less where the particles' stiffest direction would be hotter than the law by more than HEAT
     friction  k = 2 sqrt(lo) for a splitting, critical for the slowest mode; for a scheme whose stable step
               depends on friction the k whose step contracts that mode most
     eta       1 / L, so that h is the step of every block
@@ -18,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from sdeflow.system.block import Block
@@ -26,12 +28,18 @@ from sdeflow.system.system import BlockSystem
 from sdeflow.system.varying import Spread
 from sdeflow.tuning.limits import Wells, wells_of
 
-FRICTIONS = [10 ** (i / 10) for i in range(-25, 6)]
+FRICTIONS = [10 ** (i / 4) for i in range(-8, 3)]
 """k, in units of the square root of the largest curvature, among which a scheme's best is looked for."""
 
 
 UNKNOWN_LO = 0.0025
 """The curvature whose friction is taken where the least one is not known: k = 0.1 for a splitting."""
+
+HEAT = 0.25
+"""By what share the variance of the particles' stiffest direction may be wrong."""
+
+LIKE, UNKNOWN_LIKE = 0.05, 0.6
+"""By what share the rates of frictions may differ that are held to be alike; the same where lo is not known."""
 
 LITTLE = 0.02
 """Friction of parameters that restart."""
@@ -69,29 +77,41 @@ def pace(wells: Wells, spectrum: Spectrum, share: float, *, restart: bool) -> Pa
     restart   whether parameters may restart, so that they need no friction where a scheme does not
     """
     lo = spectrum.lo if spectrum.known else UNKNOWN_LO
-    parameters = particles = best_friction(wells, lo, spectrum.hi, share)
-    limit = wells.limit(parameters, particles, spectrum.hi)
+    like = LIKE if spectrum.known else UNKNOWN_LIKE
+    parameters = particles = best_friction(wells, lo, spectrum.hi, share, like)
     restart = restart and not spectrum.known
-    if restart and (free := wells.limit(LITTLE, particles, spectrum.hi)) > 0.9 * limit:
+    cool, limit = wells.coolest(particles, HEAT), wells.limit(parameters, particles, spectrum.hi)
+    free = wells.limit(LITTLE, particles, spectrum.hi) if restart else 0.0
+    if min(share * free, cool) > min(share * limit, cool) / 2:
         parameters, limit = LITTLE, free
-    return Pace(share * limit, parameters, particles, limit, restart)
+    return Pace(min(share * limit, cool), parameters, particles, limit, restart)
 
 
-def best_friction(wells: Wells, lo: float, hi: float, share: float) -> float:
-    """The friction at which a step of that share of the limit contracts a mode of curvature lo most."""
+def step(wells: Wells, friction: float, highest: float, share: float) -> float:
+    """The step at one friction for all."""
+    return min(share * wells.limit(friction, friction, highest), wells.coolest(friction, HEAT))
 
-    def slowest(k: float) -> float:
-        h = share * wells.limit(k, k, hi)
-        return float(wells.contraction(h, k, k, [(lo, lo, 0.0), (1.0, 1.0, 0.0)]).max()) if h > 0 else math.inf
 
-    critical = 2 * math.sqrt(lo)
-    return min([critical, *FRICTIONS], key=slowest)
+@lru_cache(maxsize=64)
+def best_friction(wells: Wells, lo: float, hi: float, share: float, like: float = LIKE) -> float:
+    """The friction at which a step contracts a mode of curvature lo most; of those alike the largest.
+
+    The larger it is the sooner stiffer modes come to rest, and the larger the step where friction limits it.
+    """
+
+    def rate(k: float) -> float:
+        h = step(wells, k, hi, share)
+        rho = float(wells.contraction(h, k, k, [(lo, lo, 0.0), (1.0, 1.0, 0.0)]).max()) if h > 0 else 1.0
+        return -math.log(rho) if 0 < rho < 1 else 0.0
+
+    rates = {k: rate(k) for k in (2 * math.sqrt(lo), *FRICTIONS)}
+    return max(k for k, r in rates.items() if r >= (1 - like) * max(rates.values()))
 
 
 def evaluations_an_efold(wells: Wells, spectrum: Spectrum, share: float) -> float:
     """Gradient evaluations in which the slowest mode's error falls to 1/e, by the scheme's own step."""
     k = best_friction(wells, spectrum.lo, spectrum.hi, share)
-    h = share * wells.limit(k, k, spectrum.hi)
+    h = step(wells, k, spectrum.hi, share)
     rho = float(wells.contraction(h, k, k, [(spectrum.lo, spectrum.lo, 0.0)]).max())
     return wells.integrator.evaluations / -math.log(rho) if rho < 1 else math.inf
 
@@ -115,7 +135,8 @@ def _numbers(b: Block, reference: float, pace: Pace, curvature: float) -> dict[s
     if not b.kinetic:
         return given | ({"h": pace.h**2 / 2 / curvature} if "h" in free else {})
     s, a = pace.h**2 / curvature, pace.friction(b) * pace.h
-    if "h" in free and "eta" in free and "gamma" not in free and given["gamma"] > 0 and a > 0:
+    only_gamma = free == {"h", "eta"} and not isinstance(b, Spread)  # replicas share their steps
+    if only_gamma and given["gamma"] > 0 and a > 0:
         given["h"], free = given["gamma"] * s / a, free - {"h"}
     if "h" in free and "eta" in free:
         given["eta"], free = 1 / curvature, free - {"eta"}

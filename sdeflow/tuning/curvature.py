@@ -29,6 +29,13 @@ STEP = 1e-4
 """Root mean square of a displacement whose forces are compared, in units of the block's size."""
 
 
+LEAST_MEAN = 0.01
+"""The least mean curvature of opposing particles, as a share of their largest."""
+
+OPPOSED = 5.0
+"""How much slower than particles that oppose them parameters move; from 4 on neither swings."""
+
+
 class Curvature:
     """Products with J at a state, by differences of forces in float64.
 
@@ -39,7 +46,7 @@ class Curvature:
 
     def __init__(self, system: BlockSystem, z: State) -> None:
         self._system, self.evaluations = system, 0
-        self._at = {b.position: z[b.position].double() for b in system.blocks}
+        self._at = {name: v.double() if v.is_floating_point() else v for name, v in z.items()}
         self._weight = {b.name: 1.0 / particles_of(b) for b in system.blocks}
         self._scale: dict[str, Tensor | float] = {
             b.name: 1.0 if b.memory is None else (z[b.memory].double() + RMSPROP_FLOOR) ** -0.25
@@ -49,18 +56,48 @@ class Curvature:
 
     def product(self, v: Vectors) -> Vectors:
         """J v on the blocks of v, in coordinates theta and x^; of a preconditioned block as its force is."""
+        return self._products(v, list(v))
+
+    def _products(self, v: Vectors, names: list[str]) -> Vectors:
+        """J v on the blocks `names`."""
         blocks = [b for b in self._system.blocks if b.name in v]
         moves = {b.name: self._scale[b.name] * v[b.name] * self._weight[b.name] ** -0.5 for b in blocks}
-        size = max(float(move.square().mean()) ** 0.5 / self._size(b) for b in blocks for move in [moves[b.name]])
+        size = max(float(moves[b.name].square().mean()) ** 0.5 / self._size(b) for b in blocks)
         if size == 0:
-            return {name: torch.zeros_like(value) for name, value in v.items()}
+            return {name: torch.zeros_like(self._forces[name]) for name in names}
         step = STEP / size
-        forces = self._evaluate({b.name: step * moves[b.name] for b in blocks}, list(v))
+        forces = self._evaluate({b.name: step * moves[b.name] for b in blocks}, names)
         return {
-            b.name: (self._forces[b.name] - forces[b.name])
-            * (self._scale[b.name] * self._weight[b.name] ** 0.5 / step)
-            for b in blocks
+            name: (self._forces[name] - forces[name]) * (self._scale[name] * self._weight[name] ** 0.5 / step)
+            for name in names
         }
+
+    def of_block(self, name: str, others: Mapping[str, float]) -> Callable[[Vectors], Vectors]:
+        """Products with the part of J that belongs to a block.
+
+        Of parameters that are opposed by particles (`ForceField.opposed`) it is what they feel through these
+        once the particles have followed, J_aa - J_az J_za / l_z, with l_z the particles' mean curvature, and
+        OPPOSED times as much: they are then slow enough for the two not to swing around each other.
+
+        others   L of the blocks that were measured before
+        """
+        against = self._system.force_field.opposed.get(name)
+        if against is None:
+            return self.product
+
+        mean = max(self.mean(against), LEAST_MEAN * others[against])
+
+        def product(v: Vectors) -> Vectors:
+            both = self._products(v, [name, against])
+            back = self._products({against: both[against]}, [name])
+            return {name: OPPOSED * (both[name] - back[name] / mean)}
+
+        return product
+
+    def mean(self, name: str) -> float:
+        """The mean curvature of a block's coordinates, from one random direction."""
+        v = self.start([name])
+        return float((v[name] * self.product(v)[name]).sum() / v[name].square().sum())
 
     def force(self) -> Vectors:
         """The forces at the state, in coordinates theta and x^: they excite the directions it is to go in."""
@@ -147,5 +184,5 @@ def lanczos(
 
 
 def particles_of(b: Block) -> int:
-    """N for a block of particles, over which the forces on parameters are means; else 1."""
-    return b.shape[b.dims.index("particle")] if "particle" in b.dims else 1
+    """How many particles the forces on parameters are means over, of a block of particles; else 1."""
+    return next((b.shape[b.dims.index(dim)] for dim in ("particle", "prior_particle") if dim in b.dims), 1)

@@ -7,8 +7,8 @@ their momenta. Its spectral radius is the factor by which an error shrinks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sdeflow.state import State
 from sdeflow.system.block import Block
+from sdeflow.system.increments import noise_of
 from sdeflow.system.integrator import Integrator
 from sdeflow.system.system import BlockSystem
 
@@ -69,7 +70,7 @@ class Wells:
         return torch.linalg.eigvals(maps).abs().amax(1)
 
     def limit(self, parameter: float, particle: float, highest: float = 2.0) -> float:
-        """The largest step that is stable for all Hessians with ones on the diagonal, to 0.3%.
+        """The largest step that is stable for all Hessians with ones on the diagonal, to 0.5%.
 
         highest   1 + |c|, the largest eigenvalue of the joint curvature
         """
@@ -80,11 +81,39 @@ class Wells:
         def stable(h: float) -> bool:
             return float(self.contraction(h, parameter, particle, hessians).max()) <= 1 + NEUTRAL
 
-        low, high = 0.0, 4.0
-        while high - low > 0.003 * high and high > 1e-6:
-            middle = (low + high) / 2
-            low, high = (middle, high) if stable(middle) else (low, middle)
-        return low
+        return _largest(stable)
+
+    def heat(self, h: float, friction: float) -> float:
+        """By what share the particles' variance in their stiffest direction exceeds the law's under steps h.
+
+        Its stationary variance S solves S = M S M' + G G', with the step's map M of the state and G of its
+        normals. inf where there is none.
+        """
+        if self.particle is None:
+            return 0.0
+        (block,) = [b for b in self._blocks(h, friction, friction) if b.name == "x"]
+        block = replace(block, temperature=1.0)
+        system = BlockSystem([block], lambda t, z, names: {"x": -z["X"]}, h=h)
+        (channel,), spec = system.channels, self.integrator.noise_spec(h)
+        size, many = len(block.variables), channel.normals(spec.kind)
+        rows = size + many * spec.substeps
+        one = torch.eye(rows, dtype=torch.float64).view(rows, rows, 1, 1, 1)
+        z: State = {name: one[:, i] for i, name in enumerate(block.variables)}
+        xi = one[:, size:].unflatten(1, (spec.substeps, many)).movedim(0, 2)
+        with torch.no_grad():
+            z = z | self.integrator.init(system, z)
+            z = self.integrator.step(system, 0.0, z, h, noise_of([(channel, xi)], spec))
+        whole = torch.stack([z[name].reshape(rows) for name in block.variables])
+        m, g = whole[:, :size], whole[:, size:]
+        if not whole.isfinite().all() or float(torch.linalg.eigvals(m).abs().max()) >= 1:
+            return torch.inf
+        identity = torch.eye(size * size, dtype=torch.float64)
+        variance, failed = torch.linalg.solve_ex(identity - torch.kron(m, m), (g @ g.T).reshape(-1))
+        return torch.inf if int(failed) else float(variance[0]) - 1.0
+
+    def coolest(self, friction: float, most: float) -> float:
+        """The largest step under which the particles are not hotter, or colder, than by the share `most`."""
+        return _largest(lambda h: abs(self.heat(h, friction)) <= most)
 
     def _blocks(self, h: float, parameter: float, particle: float) -> list[Block]:
         """Overdamped blocks take h^2/2 of their time in a step, so that all reach their limit together."""
@@ -105,6 +134,15 @@ class Wells:
             for name, (position, momentum, kinetic, friction) in names.items()
             if kinetic is not None
         ]
+
+
+def _largest(good: Callable[[float], bool]) -> float:
+    """The step up to which it is good, to 0.5%, where that is one interval from 0."""
+    low, high = 0.0, 4.0
+    while high - low > 0.005 * high and high > 1e-6:
+        middle = (low + high) / 2
+        low, high = (middle, high) if good(middle) else (low, middle)
+    return low
 
 
 def wells_of(system: BlockSystem, integrator: Integrator[Any]) -> Wells:

@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdeflow.errors import RunError
+from sdeflow.errors import RunError, SdeflowError
 from sdeflow.options import Tune
 from sdeflow.state import TUNING, State
 from sdeflow.system.block import Block
 from sdeflow.system.integrator import Integrator
 from sdeflow.system.system import BlockSystem
-from sdeflow.tuning.choice import Spectrum, pace, tuned
+from sdeflow.tuning.choice import Spectrum, can_restart, pace, tuned
 from sdeflow.tuning.curvature import Curvature, Vectors, lanczos
 from sdeflow.tuning.limits import wells_of
 
@@ -41,6 +41,9 @@ PRODUCTS, JOINT = 4, 24
 
 STEADY, STEADY_SHARE = 0.02, 0.8
 """Curvature that changes by less is steady, and lets a run take that share of the largest stable step."""
+
+OPPOSED_LO = 0.25
+"""What is taken for the least joint curvature where parameters are opposed by particles: k = 1."""
 
 BACK, LONGEST_WAY_BACK = 1.3, 20
 """What curvature is multiplied by when a run goes back, and how often it may before it is given up."""
@@ -89,7 +92,7 @@ class WarmUp:
         self._part = part or (lambda system, z, n: (system, z))
         self._integrator = integrator
         self.ends = tune.last(steps)
-        self._known, self._restart = Known(tune.share), True
+        self._share, self._known = tune.share, Known(tune.share)
         self._curvature = {b.name: 1.0 for b in system.blocks}
         self._clock = _Clock(system)
         self.news = ""
@@ -101,13 +104,12 @@ class WarmUp:
         z = self._measure(z, 0, ends=True)
         z = self._choose(z, 0)
         self._known.first = self._known.good = self._loss(z, 0)
-        return self._keep(z)
+        return self._keep(z) if self.next(0) else self._end(z)
 
     def next(self, n: int) -> int | None:
         """The step after n at which to `look`; None where there is no more."""
         after = (n // LOOK + 1) * LOOK
-        ends = [end for end in self._windows if end > n]
-        return min([after, *ends[:1]]) if after <= self.ends or ends else None
+        return after if after <= self.ends else None
 
     def look(self, z: State, n: int) -> State:
         """The state to go on from after step n; `system` may have changed."""
@@ -119,10 +121,10 @@ class WarmUp:
             before = dict(self._curvature)
             z = self._measure(z, n)
             steady = all(abs(self._curvature[k] / before[k] - 1) < STEADY for k in before)
-            self._known.share = STEADY_SHARE if steady else min(self._known.share, STEADY_SHARE)
+            self._known.share = max(self._share, STEADY_SHARE) if steady else self._share
             self._known.margin = max(1.0, self._known.margin / BACK**0.5)
             z = self._choose(z, n)
-        return self._keep(z) if n < self.ends else self._end(z)
+        return self._keep(z) if self.next(n) else self._end(z)
 
     def back(self, z: State, n: int) -> State:
         """The last good state, with smaller steps and more friction."""
@@ -138,7 +140,8 @@ class WarmUp:
         z |= {b.momentum: torch.zeros_like(z[b.momentum]) for b in self._still(z) if b.momentum}
         z = self._measure(z, n)
         known.margin *= BACK
-        return self._keep(self._choose(z, n))
+        z = self._choose(z, n)
+        return self._keep(z) if self.next(n) else self._end(z)
 
     def restore(self, z: State) -> None:
         """Takes up what a state of this run keeps."""
@@ -152,14 +155,24 @@ class WarmUp:
 
     def values(self, replicas: int) -> dict[str, Tensor]:
         """What is recorded of the numbers in force, each [R]."""
-        found: dict[str, float] = {}
+        known = self._known
+        of_all = {"curvature_least": known.lo, "curvature_most": known.hi}
+        of_each: dict[str, list[float]] = {}
         for b in self.system.blocks:
-            found[f"h_{b.name}"] = b.rate * self.system.h
-            found[f"curvature_{b.name}"] = self._curvature[b.name]
+            of_all[f"h_{b.name}"] = b.rate * self.system.h
+            of_all[f"curvature_{b.name}"] = self._curvature[b.name]
             if b.kinetic:
-                found[f"eta_{b.name}"], found[f"gamma_{b.name}"] = b.of(0).eta, b.of(0).gamma
-        found |= {"tuning_evaluations": self._known.evaluations, "tuning_returns": self._known.backs}
-        return {name: torch.full((replicas,), value, dtype=torch.float64) for name, value in found.items()}
+                each = [b.of(r) for r in range(replicas)]
+                of_each |= {f"eta_{b.name}": [one.eta for one in each], f"gamma_{b.name}": [one.gamma for one in each]}
+            if can_restart(b):
+                of_all[f"restart_{b.name}"] = float(b.restart)
+        of_all |= {
+            "tuning_share": known.share,
+            "tuning_evaluations": known.evaluations,
+            "tuning_returns": known.backs,
+        }
+        of_each |= {name: [value] * replicas for name, value in of_all.items()}
+        return {name: torch.tensor(values, dtype=torch.float64) for name, values in of_each.items()}
 
     def times(self, n: int) -> dict[str, float]:
         """Time after step n on the reference clock, '', and on the blocks' own."""
@@ -180,13 +193,21 @@ class WarmUp:
         """Curvature at z, after step n; the state with the directions that were found."""
         system, part = self._part(self._double, z, n)
         c = Curvature(system, part)
-        for b in system.blocks:
+        last = system.force_field.opposed  # these need the curvature of the others
+        for b in sorted(system.blocks, key=lambda b: b.name in last):
             name = DIRECTION + b.name
             start: Vectors = {b.name: part[name].double()} if name in part else c.start([b.name])
-            ritz = lanczos(c.product, start, PRODUCTS)
-            self._curvature[b.name] = max(float(ritz.values[-1] + 0.0 * ritz.errors[-1]), 1e-300)
+            ritz = lanczos(c.of_block(b.name, self._curvature), start, PRODUCTS)
+            self._curvature[b.name] = largest = float(ritz.values.abs().max())
+            if not 0 < largest < math.inf:
+                raise SdeflowError(
+                    f"block '{b.name}' sees a curvature of {largest:g} after step {n}, from which no step can be "
+                    "told: give its h, eta and gamma"
+                )
             z = z | {name: ritz.top[b.name].to(z[b.position].dtype)}
-        if ends and len(system.blocks) > 1:
+        if system.force_field.opposed:
+            self._known.lo = OPPOSED_LO
+        elif ends and len(system.blocks) > 1:
             self._look_for_ends(c)
         self._known.evaluations += c.evaluations
         return z
@@ -208,7 +229,7 @@ class WarmUp:
 
     def _chosen(self) -> BlockSystem:
         known = self._known
-        found = pace(self._wells, Spectrum(known.lo, known.hi), known.share, restart=self._restart)
+        found = pace(self._wells, Spectrum(known.lo, known.hi), known.share, restart=True)
         curvature = {name: known.margin * value for name, value in self._curvature.items()}
         return tuned(self._open, self._integrator, found, curvature)
 
@@ -219,7 +240,9 @@ class WarmUp:
         return z | rescaled(z, before.blocks, self.system.blocks)
 
     def _loss(self, z: State, n: int) -> float:
-        """The mean loss of the replicas, NaN where there is none or it is not finite."""
+        """The mean loss of the replicas; 0 where there is none, or it lacks log Z of a learned prior."""
+        if self.system.force_field.opposed:
+            return 0.0
         system, part = self._part(self.system, z, n)
         self._known.evaluations += 1
         with torch.no_grad():
