@@ -291,7 +291,9 @@ def _silence(system: BlockSystem, integrator: Integrator, h: float) -> tuple[Noi
     none = {c.variable: torch.zeros(1, *c.shape, dtype=torch.float64) for c in system.channels}
     return tuple(
         {
-            c.variable: c.increment([none[c.variable]] * 2, h / integrator.substeps, integrator.noise)
+            c.variable: c.increment(
+                [none[c.variable]] * c.normals(integrator.noise), h / integrator.substeps, integrator.noise
+            )
             for c in system.channels
         }
         for _ in range(integrator.substeps)
