@@ -34,7 +34,7 @@ class QUICSORT(Integrator[BlockSystem]):
     strong_order, weak_order, evaluations = 3.0, 3.0, 2
     increments = "WHK"
     needs, needs_momenta = "blocks, all with momentum", True
-    source = "Foster, Lyons, Oberhauser 2021, arXiv:2101.03446; Scott, O'Kane, Jelincic, Foster 2025"
+    source = "Foster, Lyons, Oberhauser 2021; Scott et al. 2025, arXiv:2508.16485"
 
     def step(self, system: BlockSystem, t: float, z: State, h: float, noise: tuple[Noise, ...]) -> State:
         (dW,) = noise

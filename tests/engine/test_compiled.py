@@ -78,6 +78,9 @@ def energy() -> Any:
         pytest.param(
             toy, "ubu", {"grid": Grid(gamma=(0.5, 1.0)), "save": Save(every=6)}, marks=pytest.mark.slow
         ),
+        pytest.param(
+            toy, "quicsort", {"grid": Grid(gamma=(0.5, 1.0)), "save": Save(every=6)}, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_numbers_are_those_of_the_eager_engine(system: Any, integrator: str, options: dict[str, Any]) -> None:
