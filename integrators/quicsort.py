@@ -52,8 +52,11 @@ class QUICSORT(Integrator[BlockSystem]):
 
 def _mean_force(blocks: Sequence[Block], h: float, noise: Noise) -> dict[str, Tensor]:
     """g by block name, s (W - 12 K)/h; none at zero temperature."""
-    xi = {b: noise[b.noisy] for b in blocks if b.noisy in noise}
-    return {b.name: b.diffusion / (b.rate * h) * plus(dW["W"], (-12, dW["K"])) for b, dW in xi.items()}
+    return {
+        b.name: b.diffusion / (b.rate * h) * plus(noise[b.noisy]["W"], (-12, noise[b.noisy]["K"]))
+        for b in blocks
+        if b.noisy in noise
+    }
 
 
 def _jump(blocks: Sequence[Block], z: State, noise: Noise, sign: int) -> State:
