@@ -65,6 +65,16 @@ class Keeper:
         """Whether it is time for a checkpoint."""
         return self.folder is not None and self.folder.due(self.run.save.checkpoint)
 
+    @property
+    def replaces(self) -> bool:
+        """Whether the first `keep` puts the run in the place of another."""
+        return self.folder is not None and self.folder.new and self.folder.path.exists()
+
+    def withdraw(self) -> None:
+        """Removes the folder of a run that was begun here and whose first step fails."""
+        if self.folder is not None:
+            self.folder.withdraw()
+
     def keep(self, meta: Metadata, state: State) -> None:
         """Puts snapshots and state on the disk, where there is a folder; then `meta.step` is acknowledged."""
         if self.folder is not None:

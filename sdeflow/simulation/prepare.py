@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -87,20 +87,6 @@ def prepare(run: Run) -> Prepared:
         held_out = HeldOut(system, run.evaluate, replicas, at_once=at_once, source=run.engine.source)
         z |= held_out.start()
     return Prepared(system, z, stepper, observe, held_out, warning)
-
-
-def prepare_to_solve(run: Run) -> tuple[Run, Prepared]:
-    """What `prepare` gives, and the run by its engine's fallback where torch cannot compile its step."""
-    prepared = prepare(run)
-    if run.engine.fallback is not None:
-        try:
-            with threads(threads_for(prepared.state)), torch.no_grad():
-                prepared.stepper(prepared.state, 0, prepared.stepper.stride)
-        except SdeflowError as error:
-            run = run.with_engine(replace(run.engine.fallback, why=str(error)))
-            del prepared
-            return run, prepare(run)
-    return run, prepared
 
 
 def threads_for(z: Mapping[str, Tensor]) -> int:

@@ -14,8 +14,8 @@ from sdeflow.engine.engine import resolve_engine
 from sdeflow.errors import SdeflowError
 from sdeflow.simulation.ending import Solution, diverged_where
 from sdeflow.simulation.keeper import Keeper
-from sdeflow.simulation.prepare import prepare_to_solve
-from sdeflow.simulation.solve import environment_of, solve_from
+from sdeflow.simulation.prepare import prepare
+from sdeflow.simulation.solve import environment_of, solve, solve_from
 from sdeflow.terminal import Progress
 from sdeflow.trajectory.checkpoint import Metadata, Segment
 from sdeflow.trajectory.folder import RunFolder
@@ -55,6 +55,7 @@ def resume_from(
 
     declare   gives the run to go on with, from what its checkpoint knows; its `steps` may be more
 
+    One that has taken no step is begun anew, which replaces what is in the folder after the first.
     Raises SdeflowError where that is another run, or the run diverged; Damaged, naming the file, where what
     is in the folder is not what was written.
     """
@@ -65,7 +66,10 @@ def resume_from(
         _refuse_another(run, meta, out)
         if meta.whole and meta.steps == run.steps:
             return Solution(open_run(out), state, meta.retcode, meta.message)
-        run, prepared = prepare_to_solve(run)
+        if meta.step == 0 and not meta.ended:
+            folder.close()
+            return solve(_not_tried(run), out=out, overwrite=True, progress=progress)
+        prepared = prepare(run)
         prepared.restore(state)
         if meta.ended and meta.steps == run.steps:
             dataset = Keeper(run, prepared, folder, taken=meta.snapshots).join(meta, prepared.state)
@@ -87,6 +91,14 @@ def with_engine_of(meta: Metadata, run: Run, engine: str, noise: str) -> Run:
     same = begun["noise_source"] if noise == "auto" else noise
     kept = engine == "auto" and same == begun["noise_source"]
     return run.with_engine(resolve_engine(begun["engine"] if kept else engine, same, run.device))
+
+
+def _not_tried(run: Run) -> Run:
+    """The run with an engine to fall back on, if it is to be compiled, which nobody has seen succeed."""
+    engine = run.engine
+    if engine.name != "compiled":
+        return run
+    return run.with_engine(replace(engine, fallback=resolve_engine("auto", engine.source_name, run.device)))
 
 
 def _refuse_another(run: Run, meta: Metadata, path: Path) -> None:

@@ -96,6 +96,8 @@ class TimeLoop:
         except KeyboardInterrupt:
             self.retcode = "interrupted"
         except Exception as error:
+            if self._untried:
+                self._keeper.withdraw()
             if self._untried or isinstance(error, RunError):
                 raise
             self.retcode, self.error = "failed", error
@@ -111,8 +113,8 @@ class TimeLoop:
                     return
                 if self._progress is not None:
                     self._progress(self.step, self._run.steps, self._loss)
-                if self.step < target:  # at the target a snapshot comes first
-                    self._keep_if_due(full=False, compared=False)
+                if self.step < target or self._recorder.full:  # else a snapshot comes first
+                    self._keep_if_due(full=self._recorder.full, compared=False)
                 if self._lost:
                     return
             self._snapshot()
@@ -163,11 +165,13 @@ class TimeLoop:
         self._loss = float(observed["loss"][going].mean()) if "loss" in observed and going else None
 
     def _keep_if_due(self, *, full: bool, compared: bool) -> None:
-        """Keeps where it is time or there is no room for another snapshot; never before a step succeeded.
+        """Keeps where it is time or there is no room for another snapshot.
+
+        A run takes the place of one that is in its folder only when a step has succeeded.
 
         compared   whether the energies of this state have been compared with the bound
         """
-        if self._untried or not (full or self._keeper.due()):
+        if (self._untried and self._keeper.replaces) or not (full or self._keeper.due()):
             return
         if not compared:
             observed = self._recorder.observed(self.step * self._h, self.state)
