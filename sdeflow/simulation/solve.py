@@ -22,9 +22,10 @@ from sdeflow.trajectory.provenance import environment, stamp
 def solve(
     run: Run, *, out: Path | None = None, overwrite: bool = False, progress: Progress | None = None
 ) -> Solution:
-    """Solves a run from its start, in memory or into a run folder; by its engine's fallback where that must be.
+    """Solves a run from its start, in memory or into a run folder.
 
-    Raises RunError where it could not be carried through; what was recorded is in the folder then.
+    By its engine's fallback where torch cannot compile the step. Raises RunError where it was not carried
+    through; what was recorded is in the folder then.
     """
     try:
         return _solve_once(run, out, overwrite, progress)
@@ -41,7 +42,7 @@ def _solve_once(run: Run, out: Path | None, overwrite: bool, progress: Progress 
     prepared = prepare(run)
     folder = None if out is None else RunFolder(out, config=run.toml, overwrite=overwrite)
     if prepared.warning:
-        warnings.warn(prepared.warning, StabilityWarning, stacklevel=3)
+        warnings.warn(prepared.warning, StabilityWarning, stacklevel=4)
     meta = Metadata(
         step=0,
         last=0,
