@@ -115,9 +115,11 @@ def data_size(model: Model) -> int:
             raise SdeflowError(
                 f"{type(model).__name__}.data holds no numbers: a tensor of it is on device 'meta'"
             )
-        if not isinstance(part, Tensor) and hasattr(part, "__array__"):
-            what = f"{type(model).__name__}.data holds a {type(part).__name__}"
-            raise SdeflowError(f"{what}, and a tensor was expected: torch.as_tensor(...) of it")
+        numbers = isinstance(part, list | int | float) or hasattr(part, "__array__")
+        if numbers and not isinstance(part, Tensor):
+            what = f"{type(model).__name__}.data holds {type(part).__name__}"
+            array = "data.to_numpy()" if hasattr(part, "to_numpy") else "data"  # torch reads no DataFrame
+            raise SdeflowError(f"{what}, and a tensor was expected: torch.as_tensor({array})")
     sizes = {len(part) if isinstance(part, Tensor) and part.ndim > 0 else None for part in parts}
     if len(sizes) != 1 or None in sizes or 0 in sizes:
         raise SdeflowError(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 
 from sdeflow.config.build import build
 from sdeflow.config.run import Run
 from sdeflow.config.schema import load_config
 from sdeflow.engine.engine import resolve_engine
-from sdeflow.errors import SdeflowError
+from sdeflow.errors import SdeflowError, is_number, plain
 from sdeflow.simulation.ending import Solution, diverged_where
 from sdeflow.simulation.keeper import Keeper
 from sdeflow.simulation.prepare import prepare
@@ -31,9 +32,9 @@ def resume(folder: str | Path, steps: int = 0, *, progress: Progress | None = No
     what is no run folder, has a writer, diverged, or whose config.toml has changed; Damaged for a file
     that is not what was written.
     """
-    path = Path(folder)
-    if steps < 0:
-        raise SdeflowError(f"steps must be at least 0, the steps to add, given {steps}")
+    path, steps = Path(folder), plain(steps)
+    if not is_number(steps, Integral) or steps < 0:
+        raise SdeflowError(f"steps must be at least 0, the steps to add, given {steps!r}")
 
     def declare(meta: Metadata) -> Run:
         if not (path / CONFIG).is_file():
