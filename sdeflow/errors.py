@@ -72,12 +72,12 @@ def plain(value: Any) -> Any:
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
-def is_number(value: Any, kind: type[Real] = Real) -> bool:
+def is_number(value: Any, kind: Any = Real) -> bool:
     """Whether a value is a number, or with Integral a whole one; a truth value is neither."""
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
-def numbers(values: Any, kind: type[Real] = Real) -> tuple[Any, ...] | None:
+def numbers(values: Any, kind: Any = Real) -> tuple[Any, ...] | None:
     """Those of a list, tuple or range, or an array or tensor of one axis, as Python's; None for others."""
     values = values.tolist() if hasattr(values, "tolist") else values
     found = tuple(map(plain, values)) if isinstance(values, list | tuple | range) else (None,)

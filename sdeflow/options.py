@@ -219,10 +219,10 @@ class Grid(Options):
 
     def __post_init__(self) -> None:
         for name in ("gamma", "eta"):
-            values = numbers(getattr(self, name))
-            if values is None:
-                raise SdeflowError(f"grid.{name} takes a list of numbers, given {getattr(self, name)!r}")
-            object.__setattr__(self, name, values)
+            given = getattr(self, name)
+            if (found := numbers(given)) is None:
+                raise SdeflowError(f"grid.{name} takes a list of numbers, given {given!r}")
+            object.__setattr__(self, name, found)
         for name, values, least in (("gamma", self.gamma, "at least 0"), ("eta", self.eta, "positive")):
             good = all(0 <= v < inf if name == "gamma" else 0 < v < inf for v in values)
             if not good or len(set(values)) < len(values):
