@@ -93,8 +93,10 @@ def expect_number(what: str, value: Any) -> Any:
 
 def expect_count(what: str, value: Any) -> int:
     """A whole number of at least 1 as Python's; raises SdeflowError for anything else."""
-    if not is_number(found := plain(value), Integral) or found < 1:
-        raise SdeflowError(f"{what} must be at least 1 and a whole number, given {value!r}")
+    right = is_number(found := plain(value), Integral)
+    if not right or found < 1:
+        more = "" if right else ": a whole number was expected"
+        raise SdeflowError(f"{what} must be at least 1, given {value!r}{more}")
     return int(found)
 
 

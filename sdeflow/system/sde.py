@@ -32,7 +32,7 @@ class SDESystem:
                 )
         self.sde, self.h, self.paths = sde, expect_positive("the step h", h), expect_count("paths", paths)
         if not (found := numbers(start)):
-            raise SdeflowError(f"start must be a list of at least one number, given {start!r}")
+            raise SdeflowError(f"start takes a list of at least 1 number, given {start!r}")
         self.blocks, self.model_forces = (), None
         self._start = found
 

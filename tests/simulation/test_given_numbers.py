@@ -116,9 +116,9 @@ MOVES = {"h": 0.1, "eta": 2.0, "gamma": 1.0}
 @pytest.mark.parametrize(
     ("numbers", "sentence"),
     [
-        ({"particles": 2.5}, "particles must be at least 1 and a whole number, given 2.5"),
-        ({"particles": "3"}, "particles must be at least 1 and a whole number, given '3'"),
-        ({"particles": tensor([3])}, "particles must be at least 1 and a whole number"),
+        ({"particles": 2.5}, "particles must be at least 1, given 2.5: a whole number"),
+        ({"particles": "3"}, "particles must be at least 1, given '3': a whole number"),
+        ({"particles": tensor([3])}, r"particles must be at least 1, given tensor\(\[3\]\): a whole number"),
         ({"h": [0.1]}, r"the reference step h must be positive and finite, given \[0.1\]"),
         ({"theta": MOVES | {"h": "a"}}, "block 'theta': the step h must be positive and finite, given 'a'"),
         ({"theta": MOVES | {"eta": "2"}}, "block 'theta': eta must be a number, given '2'"),
@@ -133,10 +133,10 @@ def test_what_is_no_number_of_a_system_is_told(numbers: Any, sentence: str) -> N
 @pytest.mark.parametrize(
     ("numbers", "sentence"),
     [
-        ({"paths": 2.5}, "paths must be at least 1 and a whole number, given 2.5"),
-        ({"start": 0.5}, "start must be a list of at least one number, given 0.5"),
-        ({"start": []}, "start must be a list of at least one number"),
-        ({"start": ["a"]}, "start must be a list of at least one number"),
+        ({"paths": 2.5}, "paths must be at least 1, given 2.5: a whole number"),
+        ({"start": 0.5}, "start takes a list of at least 1 number, given 0.5"),
+        ({"start": []}, "start takes a list of at least 1 number"),
+        ({"start": ["a"]}, "start takes a list of at least 1 number"),
         ({"h": "a"}, "the step h must be positive and finite, given 'a'"),
     ],
 )
