@@ -71,7 +71,7 @@ def scheme_covariances(
         z = z | integrator.init(resting, z)
     spec = integrator.noise_spec(resting.h)
     counts = {c: (spec.substeps, c.normals(spec.kind), c.shape[-1]) for c in resting.channels}
-    none = {_XI + c.variable: torch.zeros(1, *c.shape[:-1], np.prod(n)).double() for c, n in counts.items()}
+    none = {_XI + c.variable: torch.zeros(1, *c.shape[:-1], math.prod(n)).double() for c, n in counts.items()}
 
     def places(z: State) -> State:
         return {_SEEN + b.position: z[b.position] for b in resting.particles}

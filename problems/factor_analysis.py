@@ -127,27 +127,23 @@ class FactorAnalysis(LinearGaussian):
         x = torch.randn(data, latent, generator=g, dtype=torch.float64)
         noise = torch.randn(data, observed, generator=g, dtype=torch.float64)
         super().__init__(x @ weight.mT + mean + psi.sqrt() * noise, latent)
-        s = np.cov(self.data.numpy().T, bias=True)
-        weight, psi = _maximised(s, latent)
-        if psi is None:
+        found = _maximised(np.cov(self.data.numpy().T, bias=True), latent)
+        if found is None:
             raise SdeflowError(
                 f"{data} data of {observed} coordinates do not determine {latent} factors: EM does not "
                 f"settle in {EM_MOST:,} steps, or a noise tends to 0; give more data or fewer factors"
             )
-        self.mle = {
-            "weight": torch.from_numpy(weight),
-            "mean": self.data.mean(0),
-            "log_noise": torch.from_numpy(psi).log(),
-        }
+        w, psi = map(torch.from_numpy, found)
+        self.mle = {"weight": w, "mean": self.data.mean(0), "log_noise": psi.log()}
 
 
-def _maximised(s: Matrix, k: int) -> tuple[Matrix, Matrix | None]:
-    """W and psi of the MLE for data of covariance s, by EM; no psi where it does not settle."""
+def _maximised(s: Matrix, k: int) -> tuple[Matrix, Matrix] | None:
+    """W and psi of the MLE for data of covariance s, by EM; None where it does not settle."""
     values, vectors = np.linalg.eigh(s)
     weight, psi = vectors[:, -k:] * np.sqrt(np.maximum(values[-k:], 0) / 2), np.diag(s) / 2
     for _ in range(EM_MOST):
         if (psi < EM_LEAST * np.diag(s)).any():
-            return weight, None
+            return None
         inverse = np.linalg.inv(weight @ weight.T + np.diag(psi))
         # of the log-likelihood for a datum, at mu = mean y: in W, and twice that in psi
         pull = inverse @ s @ inverse - inverse
@@ -158,4 +154,4 @@ def _maximised(s: Matrix, k: int) -> tuple[Matrix, Matrix | None]:
         second = np.eye(k) - gain @ weight + gain @ cross  # mean over data of E[x x'|y]
         weight = np.linalg.solve(second, cross.T).T
         psi = np.diag(s - weight @ cross.T)
-    return weight, None
+    return None
