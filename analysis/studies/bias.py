@@ -211,7 +211,9 @@ def draw(steps: Sequence[Learned], few: Sequence[Learned]) -> Figure:
     noise.axhline(exact, color="0.4", lw=0.8, ls=":")
     noise.annotate("maximum likelihood", (1, exact), xycoords=("axes fraction", "data"), ha="right", va="top",
                    color="0.35", fontsize="small")  # fmt: skip
-    noise.set(xlabel="step h of X", ylabel="learned noise variance", xlim=(0, None))
+    noise.set(
+        xlabel="step h of X", ylabel="learned noise variance", xlim=(0, None), ylim=(0.96 * exact, None)
+    )
     cost.set(xscale="log", yscale="log", xlabel="gradient evaluations", ylabel="nats below the maximum")
     cost.set_ylim(bottom=min(f.excess.mean for f in steps) / 3)
     figure.legend(loc="outside lower center", ncols=len(SCHEMES), frameon=False, fontsize="small")
@@ -219,7 +221,13 @@ def draw(steps: Sequence[Learned], few: Sequence[Learned]) -> Figure:
     number.errorbar(n, nats, [2 * f.excess.error for f in few], fmt="o", ms=4, color="C3", capsize=2)
     number.plot(n, nats[-1] * n[-1] / n, color="0.5", lw=1, ls="--")
     number.annotate("slope −1", (n[1], nats[1]), (8, 4), textcoords="offset points", color="0.35")
-    number.set(xscale="log", yscale="log", xlabel="particles N", title=f"baoab, h = {FEW_AT:g}")
+    number.set(
+        xscale="log",
+        yscale="log",
+        xlabel="particles N",
+        ylabel="nats below the maximum",
+        title=f"baoab, h = {FEW_AT:g}",
+    )
     for panel in (noise, cost, number):
         open_frame(panel)
     for panel in (cost, number):
