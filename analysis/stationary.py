@@ -139,7 +139,7 @@ def _moving(system: BlockSystem, z: State) -> State:
     """What of a state moves while the parameters are held: positions of particles first."""
     held = {name for b in system.parameters for name in (*b.variables, KEPT + b.name)}
     first = [b.position for b in system.particles]
-    return {name: z[name] for name in [*first, *(z.keys() - held - set(first))]}
+    return {name: z[name] for name in dict.fromkeys([*first, *z]) if name not in held}
 
 
 def _independent(system: BlockSystem, moving: Mapping[str, Tensor]) -> list[tuple[Index, int]]:

@@ -25,6 +25,7 @@ from sdeflow.config.schema import load_config
 from sdeflow.errors import SdeflowError
 from sdeflow.problems.ill_conditioned import IllConditioned
 from sdeflow.problems.ppca import PPCA
+from sdeflow.system.flow import kinetic_flow
 
 MOTION = {"eta": 1.3, "gamma": 0.8}
 
@@ -92,6 +93,22 @@ def test_particles_that_pull_at_each_other() -> None:
         np.testing.assert_allclose(found[0], affine_map(system, name).stationary[at, at], atol=1e-11)
     (exact,) = covariances(system, z)
     np.testing.assert_allclose(exact[0], 0.6 * np.linalg.inv(stiffness.numpy()), atol=1e-12)
+
+
+def test_where_forces_are_taken() -> None:
+    """For ubu after half a step of the flow, from the probed law of (q, p); else at the ends of steps."""
+    h = 0.6
+    well = harmonic_well(h)
+    z, flow = equilibrium(well), kinetic_flow(0.9, ETA, h / 2)
+    ((qq, qp), (_, pp)) = affine_map(well, "ubu").stationary
+    middle = qq + 2 * flow.free * qp + flow.free**2 * pp + T * (flow.q1**2 + flow.q2**2)
+    (found,) = scheme_covariances(well, integrator_named("ubu"), z, at_forces=True)
+    assert found.item() == pytest.approx(middle, rel=1e-10)
+    assert abs(middle - qq) > 0.05 * qq
+    for name in ("expint", "obabo", "baoab", "euler_maruyama"):
+        scheme = integrator_named(name)
+        there, at_end = (scheme_covariances(well, scheme, z, at_forces=f)[0].item() for f in (True, False))
+        assert there == pytest.approx(at_end, rel=1e-10)
 
 
 def test_solvers_of_torchsde_keep_what_they_will() -> None:
