@@ -39,11 +39,15 @@ class Model(ABC):
         decode(theta, x) -> [n, pixels]                       images in [-1, 1] of x [n, *latent_shape]
         sample_prior(theta, n, generator) -> [n, *latent_shape]   latents from p_theta
         sample_data(theta, x, generator) -> [n, ...]          observations of latents x [n, *latent_shape]
+
+    joint_maximum: whether log_joint has a maximum over theta and x together. It has none where a weight can
+    grow while the latents that it multiplies shrink; `sdeflow stability` then needs the end of a run.
     """
 
     data: Data
     latent_shape: tuple[int, ...]
     held_out: Data | None = None
+    joint_maximum: bool = True
 
     score_x: Any = None
     score_theta: Any = None
