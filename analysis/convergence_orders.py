@@ -44,14 +44,16 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(3)
 
 
 def joint_increment(channel: Channel, h: float, xi: Tensor) -> Increment:
-    """W, H and, for a kinetic block, P and Q over steps of length h, from three normals each, [3, ...].
+    """W, H, K and, for a kinetic block, P and Q over steps of length h, from three normals each, [3, ...].
 
     All are integrals of known functions against one Brownian motion. With dB at the nodes u_i of a Gauss
-    rule, sqrt(h w_i) xi_i, their covariances are the rule's integrals: off by (k h)^4 in relative size.
+    rule, sqrt(h w_i) xi_i, their covariances are the rule's integrals: exact for W, H and K, else off by
+    (k h)^4 in relative size.
     """
     after = h * (1 - _NODES) / 2  # from the node to the end of the step
     dB = np.sqrt(h * _WEIGHTS / 2)
-    rows = {"W": dB, "H": dB * (after / h - 0.5)}
+    left = after / h
+    rows = {"W": dB, "H": dB * (left - 1 / 2), "K": dB * (1 / 12 - left * (1 - left) / 2)}
     if channel.kinetic:
         assert channel.block is not None
         b = channel.block
@@ -136,9 +138,9 @@ class SharedPaths:
 
     @property
     def reference(self) -> Integrator:
-        """UBU where every block has a momentum, else SRA1."""
-        ubu = integrator_named("ubu")
-        return SRA1() if ubu.refuses(self.make(1.0, self.paths)) else ubu
+        """QUICSORT where every block has a momentum, else SRA1."""
+        quicsort = integrator_named("quicsort")
+        return SRA1() if quicsort.refuses(self.make(1.0, self.paths)) else quicsort
 
 
 # Errors and slopes ---------------------------------------------------------------------------------
@@ -189,8 +191,8 @@ def weak_errors(
 ) -> list[Array]:
     """For each integrator, means of F(scheme) - F(reference) at time 1, [batch, level, function].
 
-    The reference is of weak order 2, and its means on two levels are extrapolated to order 3 or more. NaN or
-    infinite where a scheme diverges; raises SdeflowError where one fails.
+    The reference's means on two levels are extrapolated to a higher order than its own. NaN or infinite where
+    a scheme diverges; raises SdeflowError where one fails.
     """
 
     def batch(seed: int) -> Iterator[Array]:
@@ -198,7 +200,8 @@ def weak_errors(
             make, finest=reference + 1, coarsest=min(levels), batches=1, paths=paths, seed=seed
         )
         fine, half = (functions(shared.end(shared.reference, n)) for n in (reference, reference - 1))
-        truth = (4 * fine - half) / 3
+        gain = 2**shared.reference.weak_order
+        truth = (gain * fine - half) / (gain - 1)
         for scheme in integrators:
             yield torch.cat([functions(shared.end(scheme, n)) - truth for n in levels]).numpy()
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from math import log, pi
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from sdeflow.analysis.entropy import Estimate, covariances, refuse_not_finite
-from sdeflow.errors import SdeflowError, expect_shape
+from sdeflow.errors import SdeflowError, expect_shape, is_number
 from sdeflow.model.model import Data, Model, data_size
 
 ACCEPTANCE = 0.8
@@ -267,5 +268,5 @@ def _evidence(log_w: Tensor) -> Evidence:
 
 
 def _at_least(name: str, value: int, least: int) -> None:
-    if not isinstance(value, int) or value < least:
+    if not is_number(value, Integral) or value < least:
         raise SdeflowError(f"{name} must be a whole number of at least {least}, given {value!r}")

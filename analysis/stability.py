@@ -58,7 +58,7 @@ def equilibrium(system: BlockSystem, *, tolerance: float = 1e-9) -> State:
     """The state [1, ...] in float64 where all forces vanish, found from the system's start.
 
     Of a model's forces by L-BFGS on minus the log-joint; of any other forces by a Newton-Krylov iteration.
-    Raises SdeflowError where none is found.
+    Raises SdeflowError where none is found, or a model says that there is none.
     """
     z = initial_state(system, Replicas([0], torch.float64, torch.device("cpu")))
     for b in system.blocks:
@@ -66,6 +66,13 @@ def equilibrium(system: BlockSystem, *, tolerance: float = 1e-9) -> State:
             z[b.momentum] = torch.zeros_like(z[b.momentum])
     positions = {b.position: z[b.position] for b in system.blocks}
     model = system.force_field if isinstance(system.force_field, ModelForces) else None
+
+    if model is not None and not model.model.joint_maximum:
+        raise SdeflowError(
+            f"{type(model.model).__name__} has no equilibrium without noise, for its weights grow while the "
+            "latents shrink: linearise at the end of a run, in Python with linearised(run, folder), as a "
+            "command with --at RUN"
+        )
 
     def at(x: Vector) -> State:
         return z | unpacked(torch.from_numpy(x), positions)
@@ -165,14 +172,16 @@ class LinearMap:
             )
         return (packed(ahead) - packed(behind)) / (2 * _DIFFERENCE)
 
+    def products(self, directions: Tensor) -> Tensor:
+        """The derivatives in all of some directions [k, size], likewise [k, size]."""
+        try:
+            return torch.func.vmap(self.product, chunk_size=256)(directions).detach()
+        except RuntimeError:  # a step that vmap cannot batch: one direction after the other
+            return torch.stack([self.product(v) for v in directions]).detach()
+
     def matrix(self) -> Matrix:
         """The whole of it, [size, size]."""
-        eye = torch.eye(self.size, dtype=torch.float64)
-        try:
-            columns = torch.func.vmap(self.product, chunk_size=256)(eye)
-        except RuntimeError:  # a step that vmap cannot batch: one direction after the other
-            columns = torch.stack([self.product(v) for v in eye])
-        return columns.T.detach().numpy()
+        return self.products(torch.eye(self.size, dtype=torch.float64)).T.numpy()
 
     def eigenvalues(self, which: Literal["LM", "LR"] = "LM", k: int = 4) -> Spectrum:
         """The k eigenvalues of largest modulus (LM) or real part (LR); all of them in few dimensions.
@@ -291,7 +300,9 @@ def _silence(system: BlockSystem, integrator: Integrator, h: float) -> tuple[Noi
     none = {c.variable: torch.zeros(1, *c.shape, dtype=torch.float64) for c in system.channels}
     return tuple(
         {
-            c.variable: c.increment([none[c.variable]] * 2, h / integrator.substeps, integrator.noise)
+            c.variable: c.increment(
+                [none[c.variable]] * c.normals(integrator.noise), h / integrator.substeps, integrator.noise
+            )
             for c in system.channels
         }
         for _ in range(integrator.substeps)

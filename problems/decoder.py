@@ -31,6 +31,8 @@ class Decoder(Model):
     Source of the model class: Lim et al. 2024, arXiv:2312.07335; Kuntz et al. 2023, arXiv:2204.12965.
     """
 
+    joint_maximum = False  # the first layer's weights grow while latents shrink
+
     def __init__(
         self,
         latent: int = 8,

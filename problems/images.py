@@ -42,6 +42,7 @@ class Images(Model):
     """
 
     image_shape: tuple[int, int, int]
+    joint_maximum = False  # the decoder's first weights grow while latents shrink
 
     def __init__(
         self,

@@ -5,13 +5,38 @@ Declare a model (a log-joint) and a system (blocks of parameters and particles),
 line answers before torch is loaded.
 """
 
+import sys
 from importlib import import_module
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-# In a checkout the sub-packages integrators, problems and analysis lie beside this folder, not in it.
-if not (Path(__file__).parent / "integrators").is_dir():
-    __path__.append(str(Path(__file__).parent.parent))
+_BESIDE = str(Path(__file__).parent / "beside")
+
+
+class _Beside:
+    """Finds, for an entry of __path__, the sub-packages that a checkout has beside this folder, not in it.
+
+    The folder above as an entry would make sub-packages of all that is in it: tests, and sdeflow itself.
+    """
+
+    names = ("integrators", "problems", "analysis")
+
+    def __init__(self, entry: str) -> None:
+        if entry != _BESIDE:
+            raise ImportError(entry)  # as a hook of sys.path_hooks says that an entry is not its own
+
+    def find_spec(self, name: str, target: object = None) -> ModuleSpec | None:
+        above = str(Path(__file__).parent.parent)
+        return PathFinder.find_spec(name, [above]) if name.rpartition(".")[2] in self.names else None
+
+    def iter_modules(self, prefix: str = "") -> list[tuple[str, bool]]:
+        return [(prefix + name, True) for name in self.names]
+
+
+if not (Path(__file__).parent / "integrators").is_dir():  # where it is, they are installed
+    sys.path_hooks.append(_Beside)
+    __path__.append(_BESIDE)
 
 __version__ = "0.1.0"
 

@@ -1,9 +1,13 @@
-"""Errors that a user can mend. The command line prints their text and exits with their code."""
+"""Errors that a user can mend, and numbers as a user may give them, made plain or refused.
+
+The command line prints an error's text and exits with its code.
+"""
 
 import traceback
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from math import inf
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -63,14 +67,44 @@ def attempt(what: str, function: Callable[..., Any], *args: Any, **kwargs: Any) 
         raise SdeflowError(f"{what} fails with {type(error).__name__}: {reason}{where}") from error
 
 
-def expect_positive(what: str, value: Any) -> None:
-    """Raises SdeflowError where a value is not a positive, finite number."""
-    try:
-        good = bool(0 < value < inf)
-    except TypeError:
-        good = False
-    if not good:
+def plain(value: Any) -> Any:
+    """A NumPy number, or an array or a tensor without axes, as Python's number; anything else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+
+
+def is_number(value: Any, kind: Any = Real) -> bool:
+    """Whether a value is a number, or with Integral a whole one; a truth value is neither."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def numbers(values: Any, kind: Any = Real) -> tuple[Any, ...] | None:
+    """Those of a list, tuple or range, or an array or tensor of one axis, as Python's; None for others."""
+    values = values.tolist() if hasattr(values, "tolist") else values
+    found = tuple(map(plain, values)) if isinstance(values, list | tuple | range) else (None,)
+    return found if all(is_number(value, kind) for value in found) else None
+
+
+def expect_number(what: str, value: Any) -> Any:
+    """A number as Python's; raises SdeflowError for anything else."""
+    if not is_number(found := plain(value)):
+        raise SdeflowError(f"{what} must be a number, given {value!r}")
+    return found
+
+
+def expect_count(what: str, value: Any) -> int:
+    """A whole number of at least 1 as Python's; raises SdeflowError for anything else."""
+    right = is_number(found := plain(value), Integral)
+    if not right or found < 1:
+        more = "" if right else ": a whole number was expected"
+        raise SdeflowError(f"{what} must be at least 1, given {value!r}{more}")
+    return int(found)
+
+
+def expect_positive(what: str, value: Any) -> Any:
+    """A positive, finite number as Python's; raises SdeflowError for anything else."""
+    if not is_number(found := plain(value)) or not 0 < found < inf:
         raise SdeflowError(f"{what} must be positive and finite, given {value!r}")
+    return found
 
 
 def expect_shape(what: str, value: Any, expected: tuple[int, ...], meaning: str) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from annotated_types import Ge, Gt, Le
 from numpy.typing import NDArray
 
-from sdeflow.errors import SdeflowError
+from sdeflow.errors import SdeflowError, is_number, numbers, plain
 
 EngineName = Literal["auto", "eager", "compiled", "fused"]
 NoiseName = Literal["auto", "torch", "philox"]
@@ -27,7 +27,8 @@ Choice = Literal["all"] | Count | Sequence[Index]
 class Options:
     """The options of one TOML table. Read from TOML, there may be no unknown key and no other type.
 
-    Raises SdeflowError in Python too for a number of another kind, or out of the range of its annotation.
+    Numbers of NumPy and torch become Python's. Raises SdeflowError in Python too for a number of another
+    kind, or out of the range of its annotation.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid", "strict": True}
@@ -35,8 +36,9 @@ class Options:
 
     def __post_init__(self) -> None:
         for name, (kind, bounds) in _numbers(type(self)).items():
-            value = getattr(self, name)
-            key, right = f"{self.table}.{name}", isinstance(value, kind) and not isinstance(value, bool)
+            value = plain(getattr(self, name))
+            object.__setattr__(self, name, value)
+            key, right = f"{self.table}.{name}", is_number(value, kind)
             given = f"given {value!r}" + ("" if right else f": a {KINDS[kind]} was expected")
             for bound in bounds:
                 if isinstance(bound, Ge) and not (right and value >= bound.ge):
@@ -123,6 +125,19 @@ class Save(Options):
     theta_max: Annotated[int, Ge(0)] = 10_000
     checkpoint: Annotated[float, Ge(0)] = 15.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("data", "particles"):
+            given = plain(getattr(self, name))
+            alone = is_number(given, Integral) or (isinstance(given, str) and given == "all")
+            choice = given if alone else numbers(given, Integral)
+            if choice is None:
+                raise SdeflowError(
+                    f"save.{name}: 'all', a whole number or a list of them was expected, given {given!r}"
+                )
+            # a list stays one: a run that goes on compares its settings as text
+            object.__setattr__(self, name, list(choice) if isinstance(given, list) else choice)
+
     def steps(self, last: int) -> Steps:
         """The steps at which snapshots are taken in a run of `last` steps."""
         return Steps(range(0, last + 1, self.every), last)
@@ -131,10 +146,6 @@ class Save(Options):
         """The positions saved along an axis of the given name; raises SdeflowError for one out of range."""
         choice: Choice = {"datum": self.data, "particle": self.particles}.get(dim, "all")
         if isinstance(choice, str):
-            if choice != "all":
-                raise SdeflowError(
-                    f"save.{dim}: 'all', a number or a list of indices expected, given {choice!r}"
-                )
             return np.arange(size)
         if isinstance(choice, int):
             if choice < 1:
@@ -194,7 +205,7 @@ class Evaluate(Options):
 class Tune(Options):
     """How numbers that are 'auto' are chosen (sdeflow.tuning).
 
-    until   the step at which adaptation ends; 0, or half of the steps where it is not given, for the start alone
+    until   the step at which adaptation ends, half of the run's where it is not given; 0 for the start alone
     share   of the largest stable step that is taken while curvature may still grow
     """
 
@@ -226,10 +237,10 @@ class Grid(Options):
 
     def __post_init__(self) -> None:
         for name in ("gamma", "eta"):
-            values = getattr(self, name)
-            if not isinstance(values, tuple | list) or not all(isinstance(v, int | float) for v in values):
-                raise SdeflowError(f"grid.{name} takes a list or tuple of numbers, given {values!r}")
-            object.__setattr__(self, name, tuple(values))
+            given = getattr(self, name)
+            if (found := numbers(given)) is None:
+                raise SdeflowError(f"grid.{name} takes a list of numbers, given {given!r}")
+            object.__setattr__(self, name, found)
         for name, values, least in (("gamma", self.gamma, "at least 0"), ("eta", self.eta, "positive")):
             good = all(0 <= v < inf if name == "gamma" else 0 < v < inf for v in values)
             if not good or len(set(values)) < len(values):

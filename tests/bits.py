@@ -30,7 +30,8 @@ from sdeflow.problems.hierarchical import Hierarchical
 from sdeflow.problems.linear_energy import LinearEnergy
 
 INTEGRATORS = (
-    *("euler_maruyama", "expint", "expint_nc", "expint_nc2", "expint_shared", "nag", "obabo", "baoab", "ubu"),
+    *("euler_maruyama", "expint", "expint_nc", "expint_nc2", "expint_shared", "nag", "obabo", "baoab"),
+    *("ubu", "quicsort"),
     *(
         f"torchsde:{name}"
         for name in ("euler", "milstein", "srk", "heun", "midpoint", "euler_heun", "log_ode")

@@ -49,7 +49,8 @@ def stop_before(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]
         ready.stepper = Stopping()
         return ready
 
-    monkeypatch.setattr("sdeflow.simulation.prepare.prepare", stopping)
+    for caller in ("solve", "resume"):
+        monkeypatch.setattr(f"sdeflow.simulation.{caller}.prepare", stopping)
 
     def set_to(n: int | None) -> None:
         at[0] = n

@@ -48,7 +48,8 @@ from sdeflow import Batch, Evaluate, Save
 from sdeflow.config.run import Run
 from sdeflow.errors import SdeflowError
 from sdeflow.problems.hierarchical import Hierarchical
-from sdeflow.simulation import prepare as preparing
+from sdeflow.simulation import resume as resuming
+from sdeflow.simulation import solve as solving
 from sdeflow.simulation import time_loop
 from sdeflow.simulation.resume import resume_from
 from sdeflow.simulation.solve import solve
@@ -114,7 +115,7 @@ class Ticks:
 
 def instrument(tick: Ticks) -> None:
     """Puts a tick before each operation of the run in this process, and in the middle of each write."""
-    fsync, replace, slabs, prepare = os.fsync, Path.replace, segments._slabs, preparing.prepare
+    fsync, replace, slabs, prepare = os.fsync, Path.replace, segments._slabs, solving.prepare
 
     class System:
         def __getattr__(self, name: str) -> Any:
@@ -176,7 +177,7 @@ def instrument(tick: Ticks) -> None:
     durable.write = write_in_two
     Path.replace = ticking_replace  # type: ignore[assignment,method-assign]
     segments._slabs = ticking_slabs
-    preparing.prepare = ticking_prepare
+    solving.prepare = resuming.prepare = ticking_prepare
 
 
 def die() -> None:

@@ -1,9 +1,24 @@
 """The package as it is imported."""
 
+import os
+import pkgutil
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import venv
+import zipfile
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
 import pytest
 from commands import program
 
 import sdeflow
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_importing_sdeflow_does_not_import_torch() -> None:
@@ -26,3 +41,70 @@ def test_the_published_systems_are_where_they_were() -> None:
 
     assert systems.kinetic is system.kinetic
     assert systems.mpgd is sdeflow.mpgd
+
+
+def test_the_sub_packages_and_nothing_else_beside_the_core_are_found() -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    beside = {
+        name.removeprefix("sdeflow.") for name, at in declared["package-dir"].items() if at != "sdeflow"
+    }
+    listed = {module.name for module in pkgutil.iter_modules(sdeflow.__path__)}
+    assert beside <= listed
+    assert not {"sdeflow", "tests", "build", "beside"} & listed
+    for name in beside:
+        assert Path(import_module(f"sdeflow.{name}").__file__ or "").parent == ROOT / name
+    for name in ("sdeflow", "tests", "setup", "build", "beside"):
+        assert find_spec(f"sdeflow.{name}") is None, name
+
+
+BESIDE = """
+from pathlib import Path
+from sdeflow import Save  # a name of the package, which a namespace package has not
+import sdeflow, sdeflow.analysis, sdeflow.integrators, sdeflow.problems
+import importlib, pickle, pkgutil, sys
+from sdeflow.integrators.baoab import BAOAB
+
+clone = Path(__file__).parent / "sdeflow"
+assert Path(sdeflow.__file__).parent == clone / "sdeflow", sdeflow.__file__
+assert sdeflow.__spec__.origin == sdeflow.__file__
+assert Path(BAOAB.step.__code__.co_filename).parent == clone / "integrators"
+assert pickle.loads(pickle.dumps(BAOAB)) is BAOAB
+assert importlib.reload(sdeflow) is sdeflow and sdeflow.Save is Save
+assert "integrators" in {module.name for module in pkgutil.iter_modules(sdeflow.__path__)}
+for name in ("sdeflow", "tests"):
+    assert importlib.util.find_spec(f"sdeflow.{name}") is None, name
+"""
+
+
+@pytest.mark.slow
+def test_an_editable_install_wins_over_a_clone_beside_the_script(tmp_path: Path) -> None:
+    """In an environment of its own; the kernel is left out, whose compilation takes longest."""
+    pytest.importorskip("setuptools", minversion="77")
+    clone, environment = tmp_path / "sdeflow", tmp_path / "environment"
+    left_out = shutil.ignore_patterns("__pycache__", "*.so", "*.cpp", "*.hpp", "figures", "*.egg-info")
+    for name in ("sdeflow", "integrators", "problems", "analysis"):
+        shutil.copytree(ROOT / name, clone / name, ignore=left_out)
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, clone / name)
+    build = [sys.executable, "-c", "from setuptools import build_meta\nbuild_meta.build_editable('wheel')"]
+    (clone / "wheel").mkdir()
+    subprocess.run(build, cwd=clone, check=True, capture_output=True)
+
+    venv.create(environment, symlinks=os.name == "posix")
+    at = {"base": str(environment), "platbase": str(environment)}
+    site = Path(sysconfig.get_path("purelib", "venv", at))
+    (wheel,) = (clone / "wheel").iterdir()
+    zipfile.ZipFile(wheel).extractall(site)
+    (site / "dependencies.pth").write_text("\n".join({sysconfig.get_path(n) for n in ("purelib", "platlib")}))
+    (tmp_path / "beside.py").write_text(BESIDE)
+    python = Path(sysconfig.get_path("scripts", "venv", at), "python")
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    for call in (
+        ["beside.py"],
+        ["-m", "sdeflow", "--help"],
+        ["-m", "sdeflow.analysis.studies.convergence", "-h"],
+    ):
+        done = subprocess.run(
+            [python, *call], cwd=tmp_path, env=clean, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr

@@ -1,6 +1,7 @@
-"""Which schemes are stable on a problem, how fast, and how that depends on friction and step size.
+"""Which schemes are stable on a problem, how fast, how biased, and how that depends on friction and step.
 
-The table and the picture of `sdeflow stability`; the numbers are those of sdeflow.analysis.stability.
+The table and the picture of `sdeflow stability`; the numbers are those of sdeflow.analysis.stability
+and sdeflow.analysis.stationary.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from sdeflow.analysis.stability import (
     stability_limit,
     with_friction,
 )
+from sdeflow.analysis.stationary import bias
 from sdeflow.config.catalogue import integrator_named
 from sdeflow.config.run import Run
 from sdeflow.system.integrator import Integrator
@@ -34,12 +36,16 @@ STEPS = np.geomspace(1 / 16, 4, 25)
 
 
 class Row(NamedTuple):
-    """What a scheme does: contraction a step, a gradient evaluation; the limit on all steps; or why not."""
+    """What a scheme does: contraction a step, a gradient evaluation; the limit on all steps; or why not.
+
+    bias   relative error of the particles' variance, where it is largest
+    """
 
     integrator: str
     contraction: float
     evaluations: int
     limit: float
+    bias: float
     refusal: str = ""
 
     @property
@@ -59,10 +65,10 @@ def rows(system: BlockSystem, z: State, integrators: Sequence[str]) -> Iterator[
     for name in integrators:
         scheme = integrator_named(name)
         if refusal := scheme.refuses(system):
-            yield Row(name, np.nan, scheme.evaluations, np.nan, refusal)
+            yield Row(name, np.nan, scheme.evaluations, np.nan, np.nan, refusal)
         else:
             rho, limit = contraction(system, scheme, z), stability_limit(system, scheme, z)
-            yield Row(name, rho, scheme.evaluations, limit)
+            yield Row(name, rho, scheme.evaluations, limit, bias(system, scheme, z))
 
 
 def friction_step_map(
@@ -123,8 +129,10 @@ def show(run: Run, integrators: Sequence[str], *, at: Path | None, out: Path | N
     found = list(rows(system, z, integrators))
     lines = [[row.integrator, *_cells(row)] for row in found]
     continuous = continuous_contraction(system, z)
-    lines.append(["continuous dynamics", f"{continuous:.6f}", _folds(continuous), "", ""])
-    columns = ("integrator", "contraction a step", "steps an e-fold", "per gradient", "stable up to h times")
+    lines.append(["continuous dynamics", f"{continuous:.6f}", _folds(continuous), "", "", ""])
+    columns = (
+        "integrator", "contraction a step", "steps an e-fold", "per gradient", "stable up to h times", "bias"
+    )  # fmt: skip
     table(title, columns, lines)
     if out is None:
         return
@@ -139,10 +147,22 @@ def show(run: Run, integrators: Sequence[str], *, at: Path | None, out: Path | N
 
 def _cells(row: Row) -> list[str]:
     if row.refusal:
-        return [f"refused: {row.refusal}", "", "", ""]
+        return [f"refused: {row.refusal}", "", "", "", ""]
     limit = "any that was tried" if np.isinf(row.limit) else f"{row.limit:.4g}"
-    return [f"{row.contraction:.6f}", _folds(row.contraction), f"{row.per_evaluation:.6f}", limit]
+    return [
+        f"{row.contraction:.6f}", _folds(row.contraction), f"{row.per_evaluation:.6f}", limit,
+        _percent(row.bias),
+    ]  # fmt: skip
 
 
 def _folds(contraction: float) -> str:
     return f"{-1 / np.log(contraction):,.1f}" if contraction < 1 else "never"
+
+
+def _percent(error: float) -> str:
+    """A relative error; of rounding and of the equilibrium's own error 'none' is left."""
+    if np.isnan(error):
+        return ""
+    if np.isinf(error):
+        return "unstable"
+    return "none" if abs(error) < 1e-6 else f"{100 * error:+.2g}%"

@@ -30,7 +30,10 @@ def stability(
         Path | None, typer.Option(help="Where the map of friction and step is drawn, SVG.")
     ] = None,
 ) -> None:
-    """What each integrator contracts a step near the equilibrium, and the largest stable steps."""
+    """What each integrator contracts a step near the equilibrium, the largest stable steps, and its bias.
+
+    The bias is the relative error of the particles' variance with the parameters held, where it is largest.
+    """
     from sdeflow.analysis.comparison.stability_map import show as show_stability
     from sdeflow.config.build import build
     from sdeflow.config.catalogue import integrators_for, problem_file

@@ -32,10 +32,12 @@ def tune(
     integrator: cli.IntegratorOption = None,
     system: cli.SystemOption = None,
     variant: cli.VariantOption = None,
-    steps: Annotated[int, typer.Option(help="Steps of the warm-up; curvature is measured at 20, 60, 180.")] = 200,
+    steps: Annotated[
+        int, typer.Option(help="Steps of the warm-up; curvature is measured at 20, 60, 180.")
+    ] = 200,
     seed: Annotated[int | None, typer.Option(help="Seed of the start and of the noise.")] = None,
     settings: cli.SetOption = None,
-    out: Annotated[Path | None, typer.Option(help="Where the problem is written with its numbers, TOML.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where the problem is written with its numbers.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
     quiet: cli.QuietOption = False,
 ) -> None:
@@ -65,7 +67,8 @@ def _opened(config: Config, blocks: list[str], settings: list[str], steps: int) 
     from sdeflow.config.schema import Config, merged
 
     opened: dict[str, Any] = {
-        name: {key: "auto" for key in NUMBERS if f"system.{name}.{key}" not in _keys(settings)} for name in blocks
+        name: {key: "auto" for key in NUMBERS if f"system.{name}.{key}" not in _keys(settings)}
+        for name in blocks
     }
     warm_up = {"system": opened, "run": {"steps": steps, "replicas": 1}, "tune": {"until": steps}}
     return Config.of(merged(config.tables(), warm_up))
@@ -101,8 +104,8 @@ def _rounded(numbers: dict[str, float | bool]) -> dict[str, float | bool]:
 
 def _why(run: Run, tuned: Tuned) -> str:
     return (
-        f"h is {tuned.share:.2g} of the largest stable step of {run.integrator.name}, in units in which every "
-        f"block's largest curvature is 1"
+        f"h is {tuned.share:.2g} of the largest stable step of {run.integrator.name}, in units in which "
+        "every block's largest curvature is 1"
     )
 
 
@@ -122,10 +125,10 @@ def _tell(run: Run, tuned: Tuned, out: Path | None) -> None:
     )
     s = tuned.spectrum
     joint = (
-        f"Their joint curvature lies between {s.lo:.3g} and {s.hi:.3g}, so the slowest error has friction 2 sqrt(lo)."
+        f"Their joint curvature lies between {s.lo:.3g} and {s.hi:.3g}: friction suits the slowest error."
         if s.known
-        else "Their joint curvature has no least positive value, so what is slowest is not known: particles have "
-        "the friction that suits 1/400 of the largest curvature."
+        else "Their joint curvature is not positive, so what is slowest is not known: friction suits 1/400 of "
+        "the largest curvature."
     )
     console.print(f"{_why(run, tuned)[0].upper()}{_why(run, tuned)[1:]}. {joint}\n", markup=False)
     title = "Gradient evaluations an e-fold" + ("" if s.known else " at 1/400 of the largest curvature")
@@ -133,12 +136,14 @@ def _tell(run: Run, tuned: Tuned, out: Path | None) -> None:
     best, own = next(iter(tuned.efold)), run.integrator.name
     if tuned.efold.get(own, 0) > 2 * tuned.efold[best]:
         console.print(
-            f"{own} needs {tuned.efold[own]:,.0f} evaluations an e-fold and {best} {tuned.efold[best]:,.0f}: the "
-            f"stable step of {own} depends on friction and the largest curvature. Take --integrator {best}\n",
+            f"{own} needs {tuned.efold[own]:,.0f} evaluations an e-fold and {best} {tuned.efold[best]:,.0f}: "
+            f"take --integrator {best}\n",
             markup=False,
         )
     if out is not None:
-        console.print(f"{out}    the problem with these numbers: sdeflow run {out}", markup=False, soft_wrap=True)
+        console.print(
+            f"{out}    the problem with these numbers: sdeflow run {out}", markup=False, soft_wrap=True
+        )
 
 
 def _cell(value: float | bool | None) -> str:

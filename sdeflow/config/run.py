@@ -52,7 +52,13 @@ class Run(RunOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, expected in (("save", Save), ("batch", Batch), ("evaluate", Evaluate), ("grid", Grid), ("tune", Tune)):
+        for name, expected in (
+            ("save", Save),
+            ("batch", Batch),
+            ("evaluate", Evaluate),
+            ("grid", Grid),
+            ("tune", Tune),
+        ):
             value = getattr(self, name)
             if value is not None and not isinstance(value, expected):
                 raise SdeflowError(
@@ -203,8 +209,8 @@ def flattened(tables: Mapping[str, Any], at: str = "") -> dict[str, Any]:
 def compatible(integrator: Scheme, system: System) -> Integrator:
     """The integrator; raises Incompatible, naming those that would do, where it refuses the system.
 
-    'auto' is the splitting baoab where every block has a momentum and a force as it is, which takes the largest
-    steps for a gradient; else Euler-Maruyama where none has a momentum, and expint where some have.
+    'auto' is baoab where every block has a momentum and a force as it is: of all schemes it takes the largest
+    steps for a gradient. Else it is Euler-Maruyama where none has a momentum, and expint where some have.
     """
     scheme = integrator_named(_fitting(system) if integrator == "auto" else integrator)
     if refusal := scheme.refuses(system):

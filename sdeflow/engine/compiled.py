@@ -20,6 +20,10 @@ NORMALS = 2**21
 """Normals drawn for one function at most: more than a cache holds are better drawn a step at a time."""
 
 
+class Uncompilable(SdeflowError):
+    """A model whose step torch cannot compile (a branch on a value, say)."""
+
+
 class CompiledSteps:
     """Steps as a function of the state and of what is drawn for them, compiled when it is first called.
 
@@ -33,7 +37,7 @@ class CompiledSteps:
     evaluations   of gradients in one transition
     every         steps from one snapshot to the next, which whole strides are to fill
 
-    Raises SdeflowError where torch cannot compile what the model does (a branch on a value, say).
+    Raises Uncompilable where torch cannot compile what the model does.
     """
 
     def __init__(
@@ -59,7 +63,7 @@ class CompiledSteps:
                 z = compiled(z, draws)
             except Exception as error:
                 reason = next((line for line in str(error).splitlines() if line.strip()), "")
-                raise SdeflowError(
+                raise Uncompilable(
                     f"this model's step cannot be compiled, {type(error).__name__}: {reason.strip()}; "
                     "give engine 'eager' or 'fused'"
                 ) from error

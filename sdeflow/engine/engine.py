@@ -59,7 +59,7 @@ class Engine:
     @property
     def uncompiled(self) -> Engine:
         """What to take steps by that are too few to be compiled."""
-        return (self.fallback or replace(self, name="eager")) if self.name == "compiled" else self
+        return replace(self, name="eager") if self.name == "compiled" else self
 
     def source(self, channels: Sequence[Channel], spec: NoiseSpec, replicas: Replicas) -> NormalSource:
         """Its noise source."""
@@ -98,7 +98,12 @@ def _compiled(system: System, integrator: Integrator[Any], noise: NormalSource, 
 
 
 def worth_compiling(system: System, steps: int, device: torch.device) -> bool:
-    """Whether a run pays for torch.compile: a long one of a model, where there is a C++ compiler."""
+    """Whether a run pays for torch.compile: a long one of a model, where there is a C++ compiler.
+
+    Not while numbers are chosen on the way, since each change of them would be compiled anew.
+    """
+    if any(b.auto for b in system.blocks):
+        return False
     if not isinstance(steps, int) or steps < LONG or device.type != "cpu" or system.model_forces is None:
         return False
     return shutil.which(os.environ.get("CXX", "g++")) is not None

@@ -49,8 +49,6 @@ class EnergyForces(ModelField):
                 "a model derived from sdeflow.EnergyModel was expected, given "
                 f"{type(model).__name__}: this system learns the energy of a prior"
             )
-        if prior_particles < 1:
-            raise SdeflowError(f"prior_particles must be at least 1, given {prior_particles}")
         self.posterior = ModelForces(model, particles, _layout=_layout)
         whole = self.posterior.parameters
         parts = {"alpha": whole.part(ALPHA), "beta": whole.part(BETA)}

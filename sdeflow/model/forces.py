@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from math import prod
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from sdeflow.errors import SdeflowError, attempt, expect_shape
+from sdeflow.errors import SdeflowError, attempt, expect_shape, numbers
 from sdeflow.model.check import check_model
 from sdeflow.model.force_field import ModelField
 from sdeflow.model.model import Data, Model, ParameterLayout, Parameters, data_size
@@ -43,18 +44,17 @@ class ModelForces(ModelField):
             raise SdeflowError(
                 f"a model derived from sdeflow.Model was expected, given {type(model).__name__}"
             )
-        if particles < 1:
-            raise SdeflowError(f"particles must be at least 1, given {particles}")
         name = type(model).__name__
         for attribute in ("data", "latent_shape"):
             if not hasattr(model, attribute):
                 raise SdeflowError(f"{name} has no {attribute}: set it in the class or in __init__")
         latent = model.latent_shape
-        if not isinstance(latent, tuple) or not all(isinstance(n, int) and n > 0 for n in latent):
+        shape = numbers(latent, Integral)
+        if shape is None or not all(n > 0 for n in shape):
             raise SdeflowError(f"{name}.latent_shape must be a tuple of positive integers, given {latent!r}")
         self.model = model
         self.n_data, self.n_particles = data_size(model), particles
-        self.latent = prod(latent)
+        self.latent = prod(shape)
         self.parameters = _layout or ParameterLayout(self._named_theta(seed=0))
         coordinates = self.n_data * particles * self.latent + self.parameters.size
         self._vmap = coordinates < VMAP_BELOW

@@ -39,11 +39,15 @@ class Model(ABC):
         decode(theta, x) -> [n, pixels]                       images in [-1, 1] of x [n, *latent_shape]
         sample_prior(theta, n, generator) -> [n, *latent_shape]   latents from p_theta
         sample_data(theta, x, generator) -> [n, ...]          observations of latents x [n, *latent_shape]
+
+    joint_maximum: whether log_joint has a maximum over theta and x together. It has none where a weight can
+    grow while the latents that it multiplies shrink; `sdeflow stability` then needs the end of a run.
     """
 
     data: Data
     latent_shape: tuple[int, ...]
     held_out: Data | None = None
+    joint_maximum: bool = True
 
     score_x: Any = None
     score_theta: Any = None
@@ -115,9 +119,11 @@ def data_size(model: Model) -> int:
             raise SdeflowError(
                 f"{type(model).__name__}.data holds no numbers: a tensor of it is on device 'meta'"
             )
-        if not isinstance(part, Tensor) and hasattr(part, "__array__"):
-            what = f"{type(model).__name__}.data holds a {type(part).__name__}"
-            raise SdeflowError(f"{what}, and a tensor was expected: torch.as_tensor(...) of it")
+        numbers = isinstance(part, list | int | float) or hasattr(part, "__array__")
+        if numbers and not isinstance(part, Tensor):
+            what = f"{type(model).__name__}.data holds {type(part).__name__}"
+            array = "data.to_numpy()" if hasattr(part, "to_numpy") else "data"  # torch reads no DataFrame
+            raise SdeflowError(f"{what}, and a tensor was expected: torch.as_tensor({array})")
     sizes = {len(part) if isinstance(part, Tensor) and part.ndim > 0 else None for part in parts}
     if len(sizes) != 1 or None in sizes or 0 in sizes:
         raise SdeflowError(

@@ -62,12 +62,17 @@ class PhiloxChannel:
     def fill(self, out: Tensor, step: int, substep: int = 0) -> None:
         """Puts standard normals from a step and substep on into a tensor [steps, substeps, normals, R, ...].
 
-        The normals of a substep have slots of their own, 2 substep and 2 substep + 1.
+        The normals of a substep have `slots` slots of their own, from slots * substep on.
         """
-        self.kernel.normals(out.flatten(1, 2), self.draw(step, substep), 2 // out.shape[2])
+        self.kernel.normals(out.flatten(1, 2), self.draw(step, substep), self.slots // out.shape[2])
+
+    @property
+    def slots(self) -> int:
+        """Of a substep: 2, or 3 where a number takes as many normals."""
+        return max(2, self.channel.normals(self.kind))
 
     def draw(self, step: int, substep: int) -> Draw:
-        return Draw(self.keys, step, 2 * substep, self.counter)
+        return Draw(self.keys, step, self.slots * substep, self.counter)
 
     def numbers(self, make: Callable[[Block, float, Block, float], Numbers], b: Block, h: float) -> Tensor:
         """Those of an update of a block over h, [1, k], or [R, k] where replicas have their own."""
@@ -99,7 +104,7 @@ class PhiloxIncrement(FusableIncrement):
 
     @property
     def drawn(self) -> Mapping[str, Tensor]:
-        """W, P, Q as asked for."""
+        """W, H, K, P, Q as asked for."""
         if self._drawn is None:
             xi = self._channel.normals(self._step, self._substep)
             self._drawn = self._channel.channel.increment(xi.unbind(), self._channel.h, self._channel.kind)

@@ -65,6 +65,16 @@ class Keeper:
         """Whether it is time for a checkpoint."""
         return self.folder is not None and self.folder.due(self.run.save.checkpoint)
 
+    @property
+    def replaces(self) -> bool:
+        """Whether the first `keep` puts the run in the place of another."""
+        return self.folder is not None and self.folder.new and self.folder.path.exists()
+
+    def withdraw(self) -> None:
+        """Removes the folder of a run that was begun here and whose first step fails."""
+        if self.folder is not None:
+            self.folder.withdraw()
+
     def keep(self, meta: Metadata, state: State) -> None:
         """Puts snapshots and state on the disk, where there is a folder; then `meta.step` is acknowledged."""
         if self.folder is not None:
@@ -97,7 +107,9 @@ class Keeper:
     def join(self, meta: Metadata, state: State) -> xr.Dataset:
         """Finishes a run in a folder that took all its steps and was kept from joining its segments."""
         assert self.folder is not None
-        final = None if meta.all_diverged(self.recorder.replicas) else final_state(self._prepared.system, state)
+        final = (
+            None if meta.all_diverged(self.recorder.replicas) else final_state(self._prepared.system, state)
+        )
         self.folder.finish(meta, state, self.attributes(meta), final)
         return open_run(self.folder.path)
 

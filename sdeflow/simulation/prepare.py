@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import cast
 
 import torch
@@ -88,7 +87,7 @@ class Prepared:
         return z
 
     def restore(self, state: State, n: int) -> None:
-        """Goes on from a stored state, after step n; raises SdeflowError where it is that of another system."""
+        """Goes on from a state stored after step n; raises SdeflowError where it is that of another system."""
         for name in sorted(state.keys() | self.state.keys()):
             if name.startswith(TUNING):
                 continue
@@ -112,7 +111,12 @@ class Prepared:
 
     def stepper_by(self, engine: Engine) -> Stepper:
         """What takes steps of the system as it moves now."""
-        run, scheme, replicas, every = self._run, self._run.integrator, self._run.all_replicas, self._run.save.every
+        run, scheme, replicas, every = (
+            self._run,
+            self._run.integrator,
+            self._run.all_replicas,
+            self._run.save.every,
+        )
         if run.batch is None:
             noise = engine.source(self.system.channels, scheme.noise_spec(self.system.h), replicas)
             return engine.stepper(self.system, scheme, noise, every=every)
@@ -138,21 +142,6 @@ def prepare(run: Run) -> Prepared:
     Raises SdeflowError where something does not fit.
     """
     return Prepared(run)
-
-
-def prepare_to_solve(run: Run) -> tuple[Run, Prepared]:
-    """What `prepare` gives, and the run by its engine's fallback where torch cannot compile its step."""
-    prepared = prepare(run)
-    if run.engine.fallback is not None:
-        try:
-            with threads(threads_for(prepared.state)), torch.no_grad():
-                stepper = prepared.stepper_by(run.engine)
-                stepper(prepared.state, 0, stepper.stride)
-        except SdeflowError as error:
-            run = run.with_engine(replace(run.engine.fallback, why=str(error)))
-            del prepared
-            return run, prepare(run)
-    return run, prepared
 
 
 def threads_for(z: Mapping[str, Tensor]) -> int:

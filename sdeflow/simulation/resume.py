@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 
 from sdeflow.config.build import build
 from sdeflow.config.run import Run
 from sdeflow.config.schema import load_config
 from sdeflow.engine.engine import resolve_engine
-from sdeflow.errors import SdeflowError
+from sdeflow.errors import SdeflowError, is_number, plain
 from sdeflow.simulation.ending import Solution, diverged_where
 from sdeflow.simulation.keeper import Keeper
-from sdeflow.simulation.prepare import prepare_to_solve
-from sdeflow.simulation.solve import environment_of, solve_from
+from sdeflow.simulation.prepare import prepare
+from sdeflow.simulation.solve import environment_of, solve, solve_from
 from sdeflow.terminal import Progress
 from sdeflow.trajectory.checkpoint import Metadata, Segment
 from sdeflow.trajectory.folder import RunFolder
@@ -31,9 +32,9 @@ def resume(folder: str | Path, steps: int = 0, *, progress: Progress | None = No
     what is no run folder, has a writer, diverged, or whose config.toml has changed; Damaged for a file
     that is not what was written.
     """
-    path = Path(folder)
-    if steps < 0:
-        raise SdeflowError(f"steps must be at least 0, the steps to add, given {steps}")
+    path, steps = Path(folder), plain(steps)
+    if not is_number(steps, Integral) or steps < 0:
+        raise SdeflowError(f"steps must be at least 0, the steps to add, given {steps!r}")
 
     def declare(meta: Metadata) -> Run:
         if not (path / CONFIG).is_file():
@@ -55,6 +56,7 @@ def resume_from(
 
     declare   gives the run to go on with, from what its checkpoint knows; its `steps` may be more
 
+    One that has taken no step is begun anew, which replaces what is in the folder after the first.
     Raises SdeflowError where that is another run, or the run diverged; Damaged, naming the file, where what
     is in the folder is not what was written.
     """
@@ -65,7 +67,10 @@ def resume_from(
         _refuse_another(run, meta, out)
         if meta.whole and meta.steps == run.steps:
             return Solution(open_run(out), state, meta.retcode, meta.message)
-        run, prepared = prepare_to_solve(run)
+        if meta.step == 0 and not meta.ended:
+            folder.close()
+            return solve(_not_tried(run), out=out, overwrite=True, progress=progress)
+        prepared = prepare(run)
         prepared.restore(state, meta.step)
         if meta.ended and meta.steps == run.steps:
             dataset = Keeper(run, prepared, folder, taken=meta.snapshots).join(meta, prepared.state)
@@ -87,6 +92,14 @@ def with_engine_of(meta: Metadata, run: Run, engine: str, noise: str) -> Run:
     same = begun["noise_source"] if noise == "auto" else noise
     kept = engine == "auto" and same == begun["noise_source"]
     return run.with_engine(resolve_engine(begun["engine"] if kept else engine, same, run.device))
+
+
+def _not_tried(run: Run) -> Run:
+    """The run with an engine to fall back on, if it is to be compiled, which nobody has seen succeed."""
+    engine = run.engine
+    if engine.name != "compiled":
+        return run
+    return run.with_engine(replace(engine, fallback=resolve_engine("auto", engine.source_name, run.device)))
 
 
 def _refuse_another(run: Run, meta: Metadata, path: Path) -> None:

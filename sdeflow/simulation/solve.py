@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from sdeflow.config.run import Run
+from sdeflow.engine.compiled import Uncompilable
 from sdeflow.errors import RunError, StabilityWarning
 from sdeflow.simulation.ending import Solution, Stop, ending_message
 from sdeflow.simulation.keeper import Keeper
-from sdeflow.simulation.prepare import Prepared, prepare_to_solve, threads, threads_for
+from sdeflow.simulation.prepare import Prepared, prepare, threads, threads_for
 from sdeflow.simulation.time_loop import TimeLoop
 from sdeflow.terminal import Progress
 from sdeflow.trajectory.checkpoint import Metadata
@@ -23,14 +24,25 @@ def solve(
 ) -> Solution:
     """Solves a run from its start, in memory or into a run folder.
 
-    Raises RunError where it could not be carried through; what was recorded is in the folder then.
+    By its engine's fallback where torch cannot compile the step. Raises RunError where it was not carried
+    through; what was recorded is in the folder then.
     """
+    try:
+        return _solve_once(run, out, overwrite, progress)
+    except Uncompilable as error:
+        if run.engine.fallback is None:
+            raise
+        run = run.with_engine(replace(run.engine.fallback, why=str(error)))
+    return _solve_once(run, out, overwrite, progress)  # here, where what the other has held is freed
+
+
+def _solve_once(run: Run, out: Path | None, overwrite: bool, progress: Progress | None) -> Solution:
     if out is not None:
         refuse_occupied(out, overwrite)
-    run, prepared = prepare_to_solve(run)
+    prepared = prepare(run)
     folder = None if out is None else RunFolder(out, config=run.toml, overwrite=overwrite)
     if prepared.warning:
-        warnings.warn(prepared.warning, StabilityWarning, stacklevel=3)
+        warnings.warn(prepared.warning, StabilityWarning, stacklevel=4)
     meta = Metadata(
         step=0,
         last=0,

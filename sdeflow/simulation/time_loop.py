@@ -97,6 +97,8 @@ class TimeLoop:
         except KeyboardInterrupt:
             self.retcode = "interrupted"
         except Exception as error:
+            if self._untried:
+                self._keeper.withdraw()
             if self._untried or isinstance(error, RunError):
                 raise
             self.retcode, self.error = "failed", error
@@ -112,8 +114,8 @@ class TimeLoop:
                     return
                 if self._progress is not None:
                     self._progress(self.step, self._run.steps, self._loss)
-                if self.step < target:  # at the target a snapshot comes first
-                    self._keep_if_due(full=False, compared=False)
+                if self.step < target or self._recorder.full:  # else a snapshot comes first
+                    self._keep_if_due(full=self._recorder.full, compared=False)
                 if self._lost:
                     return
             self._snapshot()
@@ -142,7 +144,10 @@ class TimeLoop:
         with torch.no_grad(), self._stop.stepping():
             for n, many in strides(self.step, self.step + count, self._prepared.stepper.stride):
                 z = self.state
-                self._at = n + many, self._first(z, n, many) if self._untried else self._prepared.stepper(z, n, many)
+                self._at = (
+                    n + many,
+                    self._first(z, n, many) if self._untried else self._prepared.stepper(z, n, many),
+                )
         found = not_finite({k: v for k, v in self.state.items() if not k.startswith((HELD_OUT, TUNING))})
         if look is not None and (found or self.step == look):
             self._adapt(lost=bool(found))
@@ -184,11 +189,13 @@ class TimeLoop:
         self._loss = float(observed["loss"][going].mean()) if "loss" in observed and going else None
 
     def _keep_if_due(self, *, full: bool, compared: bool) -> None:
-        """Keeps where it is time or there is no room for another snapshot; never before a step succeeded.
+        """Keeps where it is time or there is no room for another snapshot.
+
+        A run takes the place of one that is in its folder only when a step has succeeded.
 
         compared   whether the energies of this state have been compared with the bound
         """
-        if self._untried or not (full or self._keeper.due()):
+        if (self._untried and self._keeper.replaces) or not (full or self._keeper.due()):
             return
         if not compared:
             observed = self._recorder.observed(self._prepared.times(self.step)[""], self.state)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from sdeflow.errors import SdeflowError, expect_positive
+from sdeflow.errors import SdeflowError, expect_number, expect_positive
 from sdeflow.system.flow import Flow, kinetic_flow
 
 if TYPE_CHECKING:
@@ -60,6 +60,9 @@ class Block:
             if not condition:
                 raise SdeflowError(f"block '{self.name}': {what}, given {value!r}")
 
+        for name in ("eta", "gamma", "temperature", "rate"):
+            number = expect_number(f"block '{self.name}': {name}", getattr(self, name))
+            object.__setattr__(self, name, number)
         require(len(self.shape) == len(self.dims), "dims must name each axis of shape", self.dims)
         expect_positive(f"block '{self.name}': the step size", self.rate)
         require(0 <= self.temperature < math.inf, "temperature must not be negative", self.temperature)

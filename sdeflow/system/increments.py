@@ -5,8 +5,16 @@ Over a step h of a kinetic block (k = gamma eta, its own clock, unit temperature
     P = sqrt(2 gamma) int e^{-k(h-s)} dB,    Q = sqrt(2 gamma)/gamma int (1 - e^{-k(h-s)}) dB
 
 and W is the increment of the same path on the reference clock, Var W = h, so that with the block's
-rate r the three are tied by P + gamma Q = sqrt(2 gamma r) W. Two of them are drawn. H, the space-time
-Levy area of W, is N(0, h/12) and independent of W; with it int_0^h B ds = h (W/2 + H).
+rate r the three are tied by P + gamma Q = sqrt(2 gamma r) W. Two of them are drawn.
+
+Of W there are also the space-time and the space-time-time Levy area: with b_s = B_s - s/h W, the bridge,
+
+    H = 1/h int b_s ds,    K = 1/h^2 int (h/2 - s) b_s ds
+
+W, H and K are 1, -1/2 and 1/12 times the Legendre polynomials of degree 0, 1 and 2 on [0, h], integrated
+against dB: so they are independent, N(0, h), N(0, h/12) and N(0, h/720).
+
+Source of H and K: Foster, Lyons, Oberhauser 2021, arXiv:2101.03446.
 """
 
 from __future__ import annotations
@@ -24,12 +32,14 @@ if TYPE_CHECKING:
     from sdeflow.state import Coefficient
     from sdeflow.system.block import Block
 
-Kind = Literal["W", "WH", "P", "PQ", "WPQ"]
+Kind = Literal["W", "WH", "WHK", "P", "PQ", "WPQ"]
 """The increments a scheme needs. P and Q are a kinetic block's; an overdamped block gets W in their place."""
 
+_OF_H = {"W": 1, "H": 12, "K": 720}
+"""The step over the variance of each."""
 
 Increment = Mapping[str, "Tensor"]
-"""Noise of one variable over one step: 'W', 'P', 'Q' as asked for, each shaped like it, [R, ...]."""
+"""Noise of one variable over one step: W, H, K, P, Q as asked for, each shaped like it, [R, ...]."""
 
 Noise = Mapping[str, Increment]
 """By name of the variable that the noise enters. A variable at zero temperature has no entry."""
@@ -63,12 +73,14 @@ class Channel:
 
     def normals(self, kind: Kind) -> int:
         """Standard normals a coordinate over one (sub)step."""
-        return 2 if "H" in kind or (self.kinetic and "Q" in kind) else 1
+        if "H" in kind:
+            return len(kind)
+        return 2 if self.kinetic and "Q" in kind else 1
 
     def increment(self, xi: Sequence[Tensor], h: float | Tensor, kind: Kind) -> Increment:
         """The increments over a reference step h made of the standard normals `xi`; h may differ by datum."""
-        if kind == "WH":
-            return {"W": h**0.5 * xi[0], "H": (h / 12) ** 0.5 * xi[1]}
+        if "H" in kind:
+            return {part: (h / _OF_H[part]) ** 0.5 * one for part, one in zip(kind, xi, strict=True)}
         if kind == "W" or self.block is None or not self.block.kinetic:
             return {"W": h**0.5 * xi[0]}
         c = self.block.flow(h)
@@ -86,15 +98,18 @@ class Channel:
 def compose(channel: Channel, first: Increment, second: Increment, h_second: float) -> Increment:
     """The increment over two consecutive steps, the second of reference length `h_second`; exact.
 
-    W = W1 + W2,    P = w2 P1 + P2,    Q = Q1 + Q2 + (1-w2)/gamma P1,    H = (H1 + H2)/2 + (W1 - W2)/4
+    W = W1 + W2,    P = w2 P1 + P2,    Q = Q1 + Q2 + (1-w2)/gamma P1
+    H = (H1 + H2)/2 + (W1 - W2)/4,    K = (K1 + K2)/4 + (H1 - H2)/8
 
-    H, where there is one, needs steps of equal length.
+    H and K, where they are there, need steps of equal length.
     """
     whole: dict[str, Tensor] = {}
     if "W" in first:
         whole["W"] = first["W"] + second["W"]
     if "H" in first:
         whole["H"] = (first["H"] + second["H"]) / 2 + (first["W"] - second["W"]) / 4
+    if "K" in first:
+        whole["K"] = (first["K"] + second["K"]) / 4 + (first["H"] - second["H"]) / 8
     if "P" in first and channel.block is not None:
         c = channel.block.flow(h_second)
         whole["P"] = c.w * first["P"] + second["P"]

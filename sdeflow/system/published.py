@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from sdeflow.errors import SdeflowError, expect_positive
+from sdeflow.errors import SdeflowError, expect_count, expect_positive
 from sdeflow.state import Axes
 from sdeflow.system.block import AUTO, Block
 from sdeflow.system.system import BlockSystem
@@ -104,6 +104,7 @@ class SystemDeclaration(Declaration):
         from sdeflow.model.energy_forces import refuse_energy
         from sdeflow.model.forces import ModelForces
 
+        particles = expect_count("particles", particles)
         forces = ModelForces(model, particles)
         refuse_energy(forces, self.name)
         motion = {"theta": _motion("theta", theta), "x": _motion("x", x)}
@@ -156,6 +157,8 @@ class EnergySystemDeclaration(Declaration):
     ) -> BlockSystem:
         from sdeflow.model.energy_forces import EnergyForces
 
+        particles = expect_count("particles", particles)
+        prior_particles = expect_count("prior_particles", prior_particles)
         forces = EnergyForces(model, particles, prior_particles)
         given = {"alpha": alpha, "beta": beta, "x": x, "z": x if z is None else z}
         motion = {name: _motion(name, numbers) for name, numbers in given.items()}
@@ -186,7 +189,8 @@ class _Blocks:
     particles: int
 
     def __post_init__(self) -> None:
-        expect_positive("the reference step h", self.reference)
+        reference = expect_positive("the reference step h", self.reference)
+        object.__setattr__(self, "reference", reference)
 
     def __call__(self, name: str, *, position: str, momentum: str, axes: Axes, moves: Dynamics) -> Block:
         """The block of that name; vectors of named parameters are 'parameters', clouds 'particles'."""
@@ -227,8 +231,9 @@ def _motion(block: str, numbers: Motion | Mapping[str, Any]) -> Motion:
             raise SdeflowError(
                 f"block '{block}' takes h and, with a momentum, eta and gamma, as {{'h': 0.1}}; given {given}"
             ) from None
-    expect_positive(f"block '{block}': the step h", _given(motion.h))
-    return motion
+    if motion.h == AUTO:
+        return motion
+    return replace(motion, h=expect_positive(f"block '{block}': the step h", motion.h))
 
 
 pgd = SystemDeclaration(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdeflow.errors import SdeflowError, attempt, expect_positive
+from sdeflow.errors import SdeflowError, attempt, expect_count, expect_positive, numbers
 from sdeflow.model.model import moved
 from sdeflow.state import Axes, State
 from sdeflow.system.increments import Channel
@@ -30,14 +30,11 @@ class SDESystem:
                 raise SdeflowError(
                     f"{type(sde).__name__} has no {method}(t, x): an SDE needs drift and diffusion"
                 )
-        expect_positive("the step h", h)
-        if paths < 1 or len(start) < 1:
-            raise SdeflowError(
-                f"paths and the length of start must be at least 1, given {paths} and {len(start)}"
-            )
-        self.sde, self.h, self.paths = sde, h, paths
+        self.sde, self.h, self.paths = sde, expect_positive("the step h", h), expect_count("paths", paths)
+        if not (found := numbers(start)):
+            raise SdeflowError(f"start takes a list of at least 1 number, given {start!r}")
         self.blocks, self.model_forces = (), None
-        self._start = tuple(start)
+        self._start = found
 
     @property
     def definition(self) -> Any:

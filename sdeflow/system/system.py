@@ -97,7 +97,7 @@ class BlockSystem:
         h: float,
         start: Callable[[int], State] | State | None = None,
     ) -> None:
-        expect_positive("the reference step h", h)
+        h = expect_positive("the reference step h", h)
         for names in ([b.name for b in blocks], [name for b in blocks for name in b.variables]):
             if len(set(names)) < len(names):
                 raise SdeflowError(f"blocks and their variables must have names of their own, given {names}")

@@ -34,7 +34,7 @@ class Spread(Block):
 
     @property
     def diffusion(self) -> Any:
-        return self._column([b.diffusion for b in self.each])
+        return _diffusion(self)
 
     def flow(self, h: float | Tensor) -> Flow:
         return _flow(self, h)
@@ -78,6 +78,11 @@ def _spread(b: Block, points: Sequence[Mapping[str, Any]]) -> Spread:
     own: dict[str, Any] = {f.name: getattr(b.of(0), f.name) for f in fields(Block)}
     own["auto"] = tuple(name for name in b.auto if name not in points[0])
     return Spread(**own, each=tuple(Block(**{**own, **point}) for point in points))
+
+
+@lru_cache(maxsize=64)
+def _diffusion(b: Spread) -> Tensor:
+    return b._column([one.diffusion for one in b.each])
 
 
 @lru_cache(maxsize=64)

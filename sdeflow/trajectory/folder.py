@@ -42,6 +42,7 @@ class RunFolder:
         self._lock: filelock.BaseFileLock | None = None
         self._began = self._last = time.monotonic()
         self._cost = 0.0
+        self._made = False
         self._lines: list[str] = []
         self.damage = ""
 
@@ -169,7 +170,7 @@ class RunFolder:
     def _make(self, dataset: xr.Dataset | None, meta: Metadata, state: State) -> None:
         """The folder appears under its name with a first checkpoint in it."""
         refuse_occupied(self.path, self._overwrite)
-        partial = self.path.with_name(f".{self.path.name}.partial-{os.getpid()}")
+        partial = self._partial
         old = self.path.with_name(f".{self.path.name}.old-{os.getpid()}")
         self._remove_partial()
         try:
@@ -191,6 +192,7 @@ class RunFolder:
             else:
                 partial.rename(self.path)
             durable.sync_folder(self.path.parent)
+            self._made = True
         except OSError as error:
             self.kept = None
             raise durable.refusal(self.path, error) from error
@@ -202,6 +204,19 @@ class RunFolder:
                 self.close()
             shutil.rmtree(partial, ignore_errors=True)
             shutil.rmtree(old, ignore_errors=True)
+
+    def withdraw(self) -> None:
+        """Removes the folder if it was made here; one that was reopened stays as it is."""
+        if self._made:
+            self.close()
+            with suppress(OSError):
+                self.path.rename(self._partial)  # so that it is there whole or not at all
+            shutil.rmtree(self._partial, ignore_errors=True)
+            self.kept, self._made = None, False
+
+    @property
+    def _partial(self) -> Path:
+        return self.path.with_name(f".{self.path.name}.partial-{os.getpid()}")
 
     def _remove_partial(self) -> None:
         """Removes what runs that were killed before their first checkpoint have left under this name."""

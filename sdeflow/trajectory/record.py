@@ -81,7 +81,9 @@ class Recorder:
         with torch.no_grad():
             scalars = dict(more or {})
             scalars |= {f"{name}_norm": z[name].flatten(1).norm(dim=1) for name in self.norms}
-            host = self.observed(times[""], z) | {name: value.cpu().numpy() for name, value in scalars.items()}
+            host = self.observed(times[""], z) | {
+                name: value.cpu().numpy() for name, value in scalars.items()
+            }
             chosen = {
                 name: self._chosen(z[name], axes.dims).cpu().numpy() for name, axes in self.whole.items()
             }

@@ -1,7 +1,7 @@
 """From curvature to the numbers of a system's blocks.
 
-Only s = h^2 eta L and k = gamma eta h of a block matter, the rest is the unit of its momentum. In the units in
-which L = 1 one step h serves all blocks:
+Only h^2 eta L and gamma eta h of a block matter, the rest is the unit of its momentum. In the units in which
+L = 1 one step h serves all blocks:
 
     h         share times the largest stable step of the scheme (`Wells.limit`), for a splitting 2 / sqrt(hi);
               less where the particles' stiffest direction would be hotter than the law by more than HEAT
@@ -26,7 +26,7 @@ from sdeflow.system.block import Block
 from sdeflow.system.integrator import Integrator
 from sdeflow.system.system import BlockSystem
 from sdeflow.system.varying import Spread
-from sdeflow.tuning.limits import Wells, wells_of
+from sdeflow.tuning.limits import Wells
 
 FRICTIONS = [10 ** (i / 4) for i in range(-8, 3)]
 """k, in units of the square root of the largest curvature, among which a scheme's best is looked for."""
@@ -39,7 +39,7 @@ HEAT = 0.25
 """By what share the variance of the particles' stiffest direction may be wrong."""
 
 LIKE, UNKNOWN_LIKE = 0.05, 0.6
-"""By what share the rates of frictions may differ that are held to be alike; the same where lo is not known."""
+"""By what share rates may differ for frictions to count as alike; and where lo is not known."""
 
 LITTLE = 0.02
 """Friction of parameters that restart."""
@@ -154,7 +154,8 @@ def _with(b: Block, numbers: Mapping[str, float], reference: float, restart: boo
     rate = numbers["h"] / reference
     if isinstance(b, Spread):
         each = tuple(
-            replace(one, rate=rate, **{name: numbers[name] for name in b.auto if name != "h"}) for one in b.each
+            replace(one, rate=rate, **{name: numbers[name] for name in b.auto if name != "h"})
+            for one in b.each
         )
         return replace(b, rate=rate, restart=restart, auto=(), each=each)
     return replace(b, rate=rate, restart=restart, auto=(), eta=numbers["eta"], gamma=numbers["gamma"])

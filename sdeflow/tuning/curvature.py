@@ -101,9 +101,7 @@ class Curvature:
 
     def force(self) -> Vectors:
         """The forces at the state, in coordinates theta and x^: they excite the directions it is to go in."""
-        return {
-            name: f * (self._scale[name] * self._weight[name] ** 0.5) for name, f in self._forces.items()
-        }
+        return {name: f * (self._scale[name] * self._weight[name] ** 0.5) for name, f in self._forces.items()}
 
     def start(self, names: Sequence[str]) -> Vectors:
         """A random direction in these blocks, the same every time."""

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from sdeflow.errors import RunError, SdeflowError
 from sdeflow.options import Tune
@@ -163,7 +164,10 @@ class WarmUp:
             of_all[f"curvature_{b.name}"] = self._curvature[b.name]
             if b.kinetic:
                 each = [b.of(r) for r in range(replicas)]
-                of_each |= {f"eta_{b.name}": [one.eta for one in each], f"gamma_{b.name}": [one.gamma for one in each]}
+                of_each |= {
+                    f"eta_{b.name}": [one.eta for one in each],
+                    f"gamma_{b.name}": [one.gamma for one in each],
+                }
             if can_restart(b):
                 of_all[f"restart_{b.name}"] = float(b.restart)
         of_all |= {
@@ -201,8 +205,8 @@ class WarmUp:
             self._curvature[b.name] = largest = float(ritz.values.abs().max())
             if not 0 < largest < math.inf:
                 raise SdeflowError(
-                    f"block '{b.name}' sees a curvature of {largest:g} after step {n}, from which no step can be "
-                    "told: give its h, eta and gamma"
+                    f"block '{b.name}' sees a curvature of {largest:g} after step {n}, which tells no step: "
+                    "give its h, eta and gamma"
                 )
             z = z | {name: ritz.top[b.name].to(z[b.position].dtype)}
         if system.force_field.opposed:
@@ -310,5 +314,5 @@ def _finite(z: Mapping[str, Tensor]) -> bool:
 
 def _device(system: BlockSystem) -> torch.device:
     forces = system.model_forces
-    data = [] if forces is None else [v for v in torch.utils._pytree.tree_leaves(forces.model.data)]
+    data = [] if forces is None else tree_leaves(forces.model.data)
     return data[0].device if data else torch.device("cpu")

@@ -6,6 +6,7 @@ that the numbers themselves can be compared.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from sdeflow import mpgd
+from sdeflow.config.catalogue import integrator_named
 from sdeflow.config.run import Run
 from sdeflow.config.schema import RunSection
 from sdeflow.model.forces import ModelForces
@@ -52,6 +54,29 @@ def assert_same_path(peer: Any, model: Model, particles: int, integrator: str) -
         np.testing.assert_allclose(after, ours, rtol=0, atol=2e-5 * np.abs(ours).max(), err_msg=name)
 
 
+@pytest.fixture
+def accuracy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The benchmark of errors, with JAX in float64."""
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    import accuracy
+
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", True)
+    yield accuracy
+    jax.config.update("jax_enable_x64", before)
+
+
+def test_quicsort_is_that_of_diffrax(accuracy: Any) -> None:
+    """On one path with W, H and K, after 32 steps of two wells on two clocks and under two frictions.
+
+    To 1e-12: Diffrax's coefficients lose (k h)^-2 roundoffs, a thousand here.
+    """
+    shared = accuracy.SharedPaths(accuracy.WELLS["coupled wells"], finest=6, coarsest=5, batches=2, paths=4)
+    ours = shared.end(integrator_named("quicsort"), 5)
+    assert (ours - 0.5).abs().min() > 1e-3
+    torch.testing.assert_close(ours, accuracy.end_by_diffrax(shared, "QUICSORT", 5), rtol=0, atol=1e-12)
+
+
 def test_toy_model_by_jax_and_diffrax(peers: Any) -> None:
     model = Hierarchical(data=7, theta_true=2.0)
     assert_same_path(peers.toy_scan(model, 5, FREE), model, 5, "expint")
@@ -69,7 +94,7 @@ def test_forces_of_a_minibatch(peers: Any) -> None:
     model, index = Decoder(images=30).to(torch.float32, torch.device("cpu")), torch.tensor([[2, 3, 11, 29]])
     theta, _, x, _ = peers.decoder_start(model, 4, 5, FREE)
     z = {"theta": torch.tensor(np.asarray(theta))[None], "X": torch.tensor(np.asarray(x)).view(1, 4, 5, 8)}
-    ours = ModelForces(model, 5).on(index)(0.0, z, ("theta", "x"))
+    ours = ModelForces(model, 5).minibatch(index)(0.0, z, ("theta", "x"))
     theirs = peers.decoder_forces(model, 4, 5)(theta, x, model.data[index[0]].numpy())
     for name, force in zip(("theta", "x"), theirs, strict=True):
         expected = ours[name].numpy().reshape(force.shape)

@@ -55,6 +55,10 @@ def test_the_valid_ones_are_valid(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         (("--system", "pgd", "--integrator", "obabo"), ["'obabo'", "momentum in every block", "theta, x"]),
         (("--system", "mpgd-theta", "--integrator", "baoab"), ["'baoab'", "momentum", "without one: x"]),
         (("--system", "mpgd-x", "--integrator", "ubu"), ["'ubu'", "momentum", "without one: theta"]),
+        (
+            ("--system", "mpgd-x", "--integrator", "quicsort"),
+            ["'quicsort'", "momentum", "without one: theta"],
+        ),
     ],
 )
 def test_option(refused: Refused, options: tuple[object, ...], fragments: list[str]) -> None:

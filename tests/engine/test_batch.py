@@ -39,6 +39,7 @@ SCHEMES = [
     "obabo",
     "baoab",
     "ubu",
+    "quicsort",
     "euler_maruyama",
 ]
 

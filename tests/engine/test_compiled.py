@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small import LIGHT
+from small import LIGHT, assert_same
 from support import declared
 
 from sdeflow import (
@@ -22,6 +22,7 @@ from sdeflow import (
     kinetic_ebipla,
     kiplmc,
     mpgd,
+    open_run,
     simulate,
 )
 from sdeflow.config.build import build
@@ -66,6 +67,7 @@ def energy() -> Any:
         pytest.param(decoder, "expint_shared", {"replicas": 3}, marks=pytest.mark.slow),
         pytest.param(decoder, "ubu", {"batch": Batch(4, "one_step", cap=3)}, marks=pytest.mark.slow),
         (decoder, "baoab", {"batch": Batch(4), "replicas": 2}),
+        pytest.param(decoder, "quicsort", {"batch": Batch(4)}, marks=pytest.mark.slow),
         pytest.param(energy, "expint", {}, marks=pytest.mark.slow),
         (toy, "expint", {"save": Save(every=12)}),
         pytest.param(
@@ -76,6 +78,9 @@ def energy() -> Any:
         ),
         pytest.param(
             toy, "ubu", {"grid": Grid(gamma=(0.5, 1.0)), "save": Save(every=6)}, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            toy, "quicsort", {"grid": Grid(gamma=(0.5, 1.0)), "save": Save(every=6)}, marks=pytest.mark.slow
         ),
     ],
 )
@@ -165,26 +170,57 @@ def test_long_runs_are_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert simulate(plain, "euler_maruyama", steps=3).attrs["engine"] != "compiled"
 
 
+class Branching(Hierarchical):
+    """It looks at a value, which torch cannot compile."""
+
+    score_x = score_theta = None
+
+    def log_joint(self, theta: Any, x: torch.Tensor, y: Any) -> torch.Tensor:
+        value = super().log_joint(theta, x, y)
+        return value if float(value.detach().sum()) > 0 else 2 * value
+
+
+def branching() -> Any:
+    return mpgd(Branching(data=3), particles=2, theta=LIGHT, x=LIGHT)
+
+
 def test_what_it_cannot_compile_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = SDESystem(OrnsteinUhlenbeck(), h=0.1, paths=3, start=[0.0])
     with pytest.raises(SdeflowError, match="engine 'compiled' needs a system made of a model"):
         simulate(plain, "euler_maruyama", steps=1, engine="compiled")
 
-    class Branching(Hierarchical):
-        score_x = score_theta = None
-
-        def log_joint(self, theta: Any, x: torch.Tensor, y: Any) -> torch.Tensor:
-            value = super().log_joint(theta, x, y)
-            return value if float(value.detach().sum()) > 0 else 2 * value
-
-    looks = mpgd(Branching(data=3), particles=2, theta=LIGHT, x=LIGHT)
     with pytest.raises(SdeflowError, match=r"cannot be compiled.*engine 'eager'"):
-        simulate(looks, "expint", steps=1, engine="compiled")
+        simulate(branching(), "expint", steps=1, engine="compiled")
 
     # where it was not asked for, the run goes on without it and says why
     monkeypatch.setattr("sdeflow.engine.engine.LONG", 2)
-    done = simulate(looks, "expint", steps=2, noise="torch", out=tmp_path / "run")
+    done = simulate(branching(), "expint", steps=2, noise="torch", out=tmp_path / "run")
     assert done.attrs["engine"] == "eager"
     assert "engine eager, noise torch: this model's step cannot be compiled" in log(tmp_path / "run")
-    further = simulate(looks, "expint", steps=4, noise="torch", out=tmp_path / "run", resume=True)
+    assert "engine compiled" not in log(tmp_path / "run")
+    further = simulate(branching(), "expint", steps=4, noise="torch", out=tmp_path / "run", resume=True)
     assert (further.attrs["engine"], further.attrs["warnings"]) == ("eager", "")
+
+
+def test_a_run_killed_while_its_step_is_compiled_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder is there by then; taken up, the run falls back as it would have in one piece."""
+    monkeypatch.setattr("sdeflow.engine.engine.LONG", 2)
+    call, out, killed = CompiledSteps._compile, tmp_path / "run", tmp_path / "killed"
+
+    def copied_first(self: CompiledSteps, count: int) -> Any:
+        shutil.copytree(out, killed, dirs_exist_ok=True)
+        return call(self, count)
+
+    monkeypatch.setattr(CompiledSteps, "_compile", copied_first)
+    whole = simulate(branching(), "expint", steps=2, noise="torch", out=out)
+    monkeypatch.undo()
+    assert "engine compiled" in log(killed)
+    assert open_run(killed).attrs["steps_taken"] == 0
+    for engine in ("auto", "compiled"):  # by the second it was asked for again
+        again = simulate(
+            branching(), "expint", steps=2, noise="torch", engine=engine, out=killed, resume=True
+        )
+        assert_same(again, whole)
+        assert again.attrs["engine"] == "eager"

@@ -219,6 +219,7 @@ def test_eager_and_fused_agree(integrator: str, system: str) -> None:
         ("expint", "kiplmc", {"kinetic": 2}),
         ("expint_shared", "ipla", {"linear": 2}),
         ("ubu", "mpgd", {"kinetic": 2}),
+        ("quicsort", "kiplmc", {"normals": 2}),
         ("baoab", "kiplmc", {"linear": 2}),
         ("euler_maruyama", "pgd", {"normals": 1}),
     ],
@@ -338,7 +339,8 @@ def test_increments_compose() -> None:
 
 @needs_kernel
 @pytest.mark.parametrize(("integrator", "momentum"), [
-    ("expint", "p"), ("ubu", "p"), ("obabo", "p"), ("baoab", "p"), ("expint", None), ("euler_maruyama", "p"),
+    ("expint", "p"), ("ubu", "p"), ("quicsort", "p"), ("obabo", "p"), ("baoab", "p"), ("expint", None),
+    ("euler_maruyama", "p"),
 ])  # fmt: skip
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_stationary_law(integrator: str, momentum: str | None, dtype: torch.dtype) -> None:

@@ -317,6 +317,49 @@ class Reference(ToyEquations):
         half_u = self.each(0.5, self.exact)
         return half_u.then(self.kick(1)).then(half_u)
 
+    def quicsort(self) -> Stage:
+        """As published: by positions x and velocities v = eta p, with c = gamma eta and u = eta.
+
+        The columns of x and v are those of the state, of normals for W, H and K, and of a state of zeros.
+        """
+        parts, every = (self.theta, self.x), np.arange(self.dim)
+        at_x = np.concatenate([every[b.q] for b in parts])
+        at_v = np.concatenate([every[b.p] for b in parts])
+        h, c, u, T = (
+            np.concatenate([np.full((b.size, 1), getattr(b, name)) for b in parts])
+            for name in ("h", "k", "eta", "T")
+        )
+        n, rho = len(at_x), np.sqrt(2 * c * u * T)
+        columns = np.eye(self.dim + 3 * n, self.dim + 3 * n + 1)
+        x, v = columns[at_x], u * columns[at_v]
+        W, H, K = np.split(columns[self.dim :], 3)
+        W, H, K = np.sqrt(h) * W, np.sqrt(h / 12) * H, np.sqrt(h / 720) * K
+        one = np.zeros(columns.shape[1])
+        one[-1] = 1.0
+        left, right = (3 - np.sqrt(3)) / 6, (3 + np.sqrt(3)) / 6
+
+        def beta(s: float) -> np.ndarray:
+            return np.exp(-s * c * h)
+
+        def a(s: float) -> np.ndarray:
+            return (1 - beta(s)) / c
+
+        def b(s: float) -> np.ndarray:
+            return (beta(s) + s * c * h - 1) / (c**2 * h)
+
+        def uh_force(x: np.ndarray) -> np.ndarray:
+            return u * h * (self.force[np.ix_(at_x, at_x)] @ x + self.constant[at_x, None] * one)
+
+        v1 = v + rho * (H + 6 * K)
+        f1 = uh_force(x + a(left) * v1 + b(left) * rho * (W - 12 * K))
+        f2 = uh_force(x + a(right) * v1 + b(right) * rho * (W - 12 * K) + a(1 / 3) * f1)
+        v2 = beta(1) * v1 + (beta(right) * f1 + beta(left) * f2) / 2 + a(1) / h * rho * (W - 12 * K)
+        new = np.empty((self.dim, columns.shape[1]))
+        new[at_x] = x + a(1) * v1 + b(1) * rho * (W - 12 * K) + (a(right) * f1 + a(left) * f2) / 2
+        new[at_v] = (v2 - rho * (H - 6 * K)) / u
+        G = new[:, self.dim : -1]
+        return Stage(new[:, : self.dim], new[:, -1], G @ G.T)
+
 
 # k h is 0.3 or more: the published formula of Var Q loses (k h)^-3 roundoffs, a thousand at a half step.
 SETTINGS = {

@@ -100,7 +100,8 @@ PAIRS = [
 
 def test_every_block_integrator_takes_the_kinetic_form() -> None:
     assert {i for i, name in PAIRS if name == "kinetic_ebipla"} == {*INTEGRATORS} - {"nag"}
-    assert {i for i, name in PAIRS if name == "ebipla"} == {*INTEGRATORS} - {"nag", "obabo", "baoab", "ubu"}
+    all_momenta = {"nag", "obabo", "baoab", "ubu", "quicsort"}
+    assert {i for i, name in PAIRS if name == "ebipla"} == {*INTEGRATORS} - all_momenta
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
@@ -200,7 +201,13 @@ def test_forces_are_unbiased_under_exact_samples() -> None:
 
 @pytest.mark.parametrize(
     ("integrator", "kinetic", "order"),
-    [("euler_maruyama", False, 1), ("expint", True, 1), ("obabo", True, 2), ("ubu", True, 2)],
+    [
+        ("euler_maruyama", False, 1),
+        ("expint", True, 1),
+        ("obabo", True, 2),
+        ("ubu", True, 2),
+        ("quicsort", True, 3),
+    ],
 )
 def test_forces_are_biased_at_the_order_of_the_scheme_under_its_law(
     integrator: str, kinetic: bool, order: int

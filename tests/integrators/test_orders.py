@@ -46,7 +46,7 @@ from sdeflow.config.catalogue import entries, integrator_named
 from sdeflow.engine.step import EagerSteps, advance
 from sdeflow.integrators.ubu import UBU
 from sdeflow.system.block import Block
-from sdeflow.system.increments import Increment, Kind, Noise, compose
+from sdeflow.system.increments import Kind, Noise, compose
 from sdeflow.system.maps import B, U
 from sdeflow.system.system import BlockSystem
 
@@ -55,24 +55,20 @@ from sdeflow.system.system import BlockSystem
 
 @pytest.mark.parametrize("well", ["overdamped well", "coupled wells"])
 def test_the_increments_of_the_path_have_the_joint_law_of_the_noise(well: str) -> None:
-    """Covariances of W, P, Q as those of `Channel.increment`; H as in its definition; halves compose."""
+    """Covariances of W, P, Q and of W, H, K as those of `Channel.increment`; halves compose."""
     h, normals = 2.0**-9, torch.eye(6, dtype=torch.float64)
     for channel in WELLS[well](1.0, 2).channels:
-
-        def rows(increment: Increment) -> Matrix:
-            return torch.stack([increment[kind].flatten() for kind in sorted(increment)]).numpy()
-
-        whole = rows(joint_increment(channel, h, normals[:3]))
+        whole = joint_increment(channel, h, normals[:3])
         first, second = (joint_increment(channel, h / 2, part) for part in (normals[:3], normals[3:]))
-        halves = rows(compose(channel, first, second, h / 2))
-        covariance = whole @ whole.T
-        scale = np.sqrt(np.outer(np.diag(covariance), np.diag(covariance)))
-        np.testing.assert_allclose(halves @ halves.T / scale, covariance / scale, rtol=0, atol=1e-10)
-        assert covariance[0, 0] == pytest.approx(h / 12)
-        assert abs(covariance[0, -1]) < 1e-12 * scale[0, -1]
-        kind: Kind = "WPQ" if channel.kinetic else "W"
-        drawn = rows(channel.increment(list(normals[:2]), h, kind))
-        np.testing.assert_allclose(drawn @ drawn.T / scale[1:, 1:], (covariance / scale)[1:, 1:], atol=1e-10)
+        halves = compose(channel, first, second, h / 2)
+        kinds: tuple[Kind, ...] = ("WPQ", "WHK") if channel.kinetic else ("W", "WHK")
+        drawn = [(kind, channel.increment(list(normals[:3]), h, kind)) for kind in kinds]
+        for parts, increment in [("".join(whole), halves), *drawn]:
+            truth, found = (
+                torch.stack([of[n].flatten() for n in parts]).numpy() for of in (whole, increment)
+            )
+            scale = np.outer(*2 * [np.linalg.norm(truth, axis=1)])
+            np.testing.assert_allclose(found @ found.T / scale, truth @ truth.T / scale, rtol=0, atol=1e-10)
 
 
 # Strong order --------------------------------------------------------------------------------------
@@ -102,7 +98,7 @@ def test_strong_order(integrator: str, well: str) -> None:
 
     The 0.03 is for what is not sampling error: the next term of the error, of relative size h, lifts the
     exponent by 0.02 between 2^-4 and 2^-5 and less below; the reference's own error, 1/64 of the smallest
-    that is measured, by less than 0.01. The interval must tell order 1 from 1.5.
+    that is measured or less, by less than 0.01. The interval must tell order 1 from 1.5.
     """
     found = slopes(well)[integrator]
     assert found.high - found.value < 0.2
@@ -128,7 +124,7 @@ def test_every_entry_of_the_table(integrator: str) -> None:
     """
     found, scheme = [row for row in rows() if row.integrator == integrator], integrator_named(integrator)
     assert not any(row.remark for row in found)
-    assert len(found) == (1 if integrator in ("ubu", "obabo", "baoab", "nag") else 2)
+    assert len(found) == (1 if integrator in ("quicsort", "ubu", "obabo", "baoab", "nag") else 2)
     assert max(row.strong.high - row.strong.value for row in found) < 0.2
     assert max(row.weak.high - row.weak.value for row in found) < 0.6
     strong = {row.strong.against(scheme.strong_order, STRONG_MARGIN) for row in found}
@@ -182,7 +178,7 @@ def test_a_wrong_scheme_is_found_out(wrong: type[UBU]) -> None:
     """Both declare order 2, strong and weak, and are seen to have less; order 1 is recognised as that."""
     (strong,), (weak,) = (
         strong_errors(WELLS["coupled wells"], [wrong()]),
-        weak_errors(WELLS["coupled wells"], [wrong()], paths=512),
+        weak_errors(WELLS["coupled wells"], [wrong()], paths=512, reference=6),
     )
     found = strong_slope(strong), weak_slope(weak)
     assert [found[0].against(2.0, STRONG_MARGIN), found[1].against(2.0, WEAK_MARGIN)] == ["lower", "lower"]

@@ -248,6 +248,16 @@ class OfNumPy(Hierarchical):
         return super().log_joint(theta, x, y).detach().numpy()
 
 
+class Frame:
+    """What pandas and others have of a table: an array of it, which torch.as_tensor does not read."""
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        return self.to_numpy()
+
+    def to_numpy(self) -> Any:
+        return np.zeros((4, 1))
+
+
 def test_values_that_are_no_tensors_are_told() -> None:
     with pytest.raises(
         SdeflowError, match=r"log_joint gives ndarray, expected a torch tensor of shape \(4, 3\)"
@@ -258,7 +268,11 @@ def test_values_that_are_no_tensors_are_told() -> None:
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
-        (np.zeros((4, 1)), "data holds a ndarray, and a tensor was expected: torch.as_tensor"),
+        (np.zeros((4, 1)), r"data holds ndarray, and a tensor was expected: torch.as_tensor\(data\)$"),
+        ([[0.0], [1.0]], r"data holds list, and a tensor was expected: torch.as_tensor\(data\)$"),
+        ([0.0, 1.0], r"data holds float, and a tensor was expected: torch.as_tensor\(data\)$"),
+        (Frame(), r"data holds Frame, and a tensor was expected: torch.as_tensor\(data.to_numpy\(\)\)$"),
+        ((Frame(), Frame()), r"data holds Frame, .*torch.as_tensor\(data.to_numpy\(\)\)$"),
         (torch.zeros(4, 1, device="meta"), "data holds no numbers: a tensor of it is on device 'meta'"),
     ],
 )

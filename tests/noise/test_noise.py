@@ -108,7 +108,7 @@ def test_a_run_does_not_depend_on_its_chunks(source: Source, integrator: str) ->
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
-@pytest.mark.parametrize("kind", ["W", "P", "PQ", "WPQ"])
+@pytest.mark.parametrize("kind", ["W", "P", "PQ", "WPQ", "WHK"])
 @pytest.mark.parametrize("substeps", [1, 2, 3])
 def test_replica_i_of_seed_s_is_seed_s_plus_i(source: Source, kind: str, substeps: int) -> None:
     channels = [kinetic("x"), overdamped("y", 5)]
@@ -141,6 +141,30 @@ def test_schemes_of_one_seed_share_the_brownian_path(source: Source, substeps: i
         assert torch.equal(drawn["PQ"][i]["Q"], drawn["WPQ"][i]["Q"])
         p_std = np.sqrt((1 - np.exp(-2 / substeps)) / 2)
         assert torch.allclose(drawn["P"][i]["P"] / p_std, w * np.sqrt(substeps), rtol=1e-14, atol=0)
+
+
+def test_the_areas_of_a_path_come_with_its_increment(source: Source) -> None:
+    """Kinetic or not, and however many of W, H and K are asked for."""
+    for channel in (kinetic("x"), overdamped("x")):
+        drawn = [source([channel], kind=kind)(3)[0][channel.variable] for kind in ("W", "WH", "WHK")]
+        assert [set(one) for one in drawn] == [{"W"}, {"W", "H"}, {"W", "H", "K"}]
+        assert all(torch.equal(one["W"], drawn[0]["W"]) for one in drawn)
+        assert torch.equal(drawn[1]["H"], drawn[2]["H"])
+
+
+def test_no_normal_of_three_is_used_twice(source: Source) -> None:
+    """W, H and K over 2 substeps, 50 steps and 2 blocks, over their deviations, are distinct numbers."""
+    draw = source([overdamped("x"), overdamped("y")], kind="WHK", substeps=2)
+    values = torch.cat(
+        [
+            (value * {"W": 1, "H": 12, "K": 720}[name[-1]] ** 0.5).flatten()
+            for n in range(50)
+            for name, value in flat(draw(n)).items()
+        ]
+    )
+    ordered = values.sort().values
+    assert values.numel() == 3 * 2 * 50 * 2 * 4
+    assert ordered.diff().min() > 1e-12
 
 
 def test_blocks_steps_seeds_and_substeps_differ(source: Source) -> None:
@@ -289,7 +313,13 @@ def test_blocks_at_zero_temperature_have_no_entry(source: Source, system: str, v
 
 @pytest.mark.parametrize(
     ("integrator", "kinetic_names", "normals_each"),
-    [("euler_maruyama", {"W"}, 1), ("baoab", {"P"}, 1), ("obabo", {"P"}, 2), ("ubu", {"P", "Q"}, 4)],
+    [
+        ("euler_maruyama", {"W"}, 1),
+        ("baoab", {"P"}, 1),
+        ("obabo", {"P"}, 2),
+        ("ubu", {"P", "Q"}, 4),
+        ("quicsort", {"W", "H", "K"}, 3),
+    ],
 )
 def test_a_scheme_gets_what_it_asks_for(
     source: Source, integrator: str, kinetic_names: set[str], normals_each: int
@@ -302,7 +332,7 @@ def test_a_scheme_gets_what_it_asks_for(
     assert normals_a_step(built.channels, scheme) == normals_each * (1 + 3 * 2)
 
 
-@pytest.mark.parametrize("kind", ["W", "P", "PQ", "WPQ"])
+@pytest.mark.parametrize("kind", ["W", "P", "PQ", "WPQ", "WHK"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_replicas_draw_what_runs_draw(kind: Any, dtype: torch.dtype) -> None:
     channels = system_of(Hierarchical(data=D), "kiplmc").channels

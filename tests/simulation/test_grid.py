@@ -29,7 +29,9 @@ def system(gamma: float = 0.1, eta: float = 200.0) -> BlockSystem:
 
 
 @pytest.mark.parametrize("noise", ["torch", "philox"])
-@pytest.mark.parametrize("integrator", ["expint", "expint_shared", "nag", "baoab", "ubu", "torchsde:heun"])
+@pytest.mark.parametrize(
+    "integrator", ["expint", "expint_shared", "nag", "baoab", "ubu", "quicsort", "torchsde:heun"]
+)
 def test_each_point_is_the_run_alone(integrator: str, noise: str) -> None:
     """Two replicas at each of 2 x 3 points, start and noise included, to rounding of float64."""
     if noise == "philox":

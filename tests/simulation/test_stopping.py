@@ -15,8 +15,9 @@ import torch
 import xarray as xr
 from commands import command
 from safetensors.torch import load_file
+from small import assert_same
 
-from sdeflow import Save, SDESystem, simulate
+from sdeflow import Save, SDESystem, open_run, simulate
 from sdeflow.errors import Interrupted
 from sdeflow.trajectory import checkpoint
 
@@ -64,6 +65,41 @@ def test_a_request_to_stop(tmp_path: Path, number: int) -> None:
     last = load_file(whole / "final.safetensors")
     stopped = load_file(out / "final.safetensors")
     assert all(torch.equal(last[name], stopped[name]) for name in last)
+
+
+HANGS = """
+import os, time
+from sdeflow.integrators.euler_maruyama import EulerMaruyama
+
+class Hangs(EulerMaruyama):
+    def step(self, *arguments):
+        time.sleep(60 if os.path.exists("hang") else 0)
+        return super().step(*arguments)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_a_run_killed_in_its_first_step_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder is there before that step, with the start; the numbers are those of a run in one piece."""
+    monkeypatch.chdir(tmp_path)
+    Path("hangs.py").write_text(HANGS)
+    Path("hang").touch()
+    run = ["run", "hierarchical", "-q", "--steps", "20", "--integrator", "hangs.py:Hangs", "--out"]
+    process = subprocess.Popen([sys.executable, "-m", "sdeflow", *run, "run"])
+    deadline = time.monotonic() + 50
+    while not Path("run").exists() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    with open_run("run") as begun:
+        assert begun.step.values.tolist() == [0]
+        assert (begun.attrs["retcode"], begun.attrs["steps_taken"]) == ("running", 0)
+    Path("hang").unlink()
+    assert command("resume", "run", "-q") == 0
+    assert command(*run, "whole") == 0
+    assert_same(open_run("run"), open_run("whole"))
+    names = {"hang", "hangs.py", "run", "whole", "__pycache__"}
+    assert {path.name for path in Path().iterdir()} <= names
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")

@@ -4,7 +4,7 @@ import pytest
 from valid import INTEGRATOR_TOML, MINE, SDE, SDE_TOML, Refused
 
 
-@pytest.mark.parametrize("scheme", ["expint", "expint_shared", "nag", "obabo", "baoab", "ubu"])
+@pytest.mark.parametrize("scheme", ["expint", "expint_shared", "nag", "obabo", "baoab", "ubu", "quicsort"])
 def test_schemes_of_blocks_refuse_a_plain_sde(refused: Refused, scheme: str) -> None:
     sentence = refused("--integrator", scheme, files={"problem.toml": SDE + "h = 0.1"})
     for fragment in (f"'{scheme}'", "blocks", "These can: euler_maruyama"):

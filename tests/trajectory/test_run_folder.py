@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray as xr
+from commands import contents
 from pieces import STEPS, WHOLE, flip, toy
 from small import assert_same
 
-from sdeflow import open_run, simulate
+from sdeflow import Save, open_run, simulate
 from sdeflow.errors import RunError, SdeflowError
+from sdeflow.integrators.expint import ExpInt
 from sdeflow.trajectory import checkpoint
 from sdeflow.trajectory.checkpoint import Damaged
 from sdeflow.trajectory.folder import RunFolder
@@ -186,6 +190,58 @@ def test_what_a_killed_beginning_left_is_removed(tmp_path: Path) -> None:
     (tmp_path / ".running.partial-1").mkdir()
     simulate(toy(), "expint", out=tmp_path / "run", **WHOLE)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".running.partial-1", "run"]
+
+
+class FailsAtFirst(ExpInt):
+    """Its first step looks and then fails, as a user's mistake would."""
+
+    name = "expint"
+
+    def __init__(self, look: Callable[[], Any]) -> None:
+        self.look = look
+
+    def step(self, *_: Any) -> Any:
+        self.look()
+        raise ValueError("no step")
+
+
+def test_a_first_step_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    """Nothing, or a run that was to be overwritten, or one that was killed before its first step."""
+    options = WHOLE | {"steps": 20}
+    new, killed, old = tmp_path / "new", tmp_path / "killed", tmp_path / "old"
+
+    def fails(look: Callable[[], Any], **where: Any) -> None:
+        with pytest.raises(SdeflowError, match="step fails with ValueError: no step"):
+            simulate(toy(), FailsAtFirst(look), **where, **options)
+
+    def untouched(out: Path, **how: Any) -> None:
+        before, during = contents(out), list[Any]()
+        fails(lambda: during.append(contents(out)), out=out, **how)
+        assert during == [before]
+        assert contents(out) == before
+
+    fails(lambda: shutil.copytree(new, killed), out=new)
+    assert [path.name for path in tmp_path.iterdir()] == ["killed"]
+    assert open_run(killed).step.values.tolist() == [0]
+
+    simulate(toy(), "expint", out=old, **WHOLE)
+    untouched(old, overwrite=True)
+    untouched(killed, resume=True)
+    assert_same(
+        simulate(toy(), "expint", out=killed, resume=True, **options), simulate(toy(), "expint", **options)
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["killed", "old"]
+
+
+def test_a_run_that_overwrites_has_room_for_every_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It keeps nothing before its first step, though its buffer holds one snapshot."""
+    monkeypatch.setattr("sdeflow.simulation.keeper.BUFFER", 1)
+    options = WHOLE | {"save": Save(every=1, checkpoint=1e9)}
+    simulate(toy(), "expint", out=tmp_path / "run", **WHOLE)
+    run = simulate(toy(), "expint", out=tmp_path / "run", overwrite=True, **options)
+    assert_same(run, simulate(toy(), "expint", **options))
 
 
 def test_files_are_synced_before_they_get_their_names(
