@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from sdeflow.data.datasets import CacheFile, DataSet, dataset_named
-from sdeflow.data.sources import Say, from_outside, from_user
+from sdeflow.data.sources import Say, from_outside, from_user, silent
 from sdeflow.errors import RunError, SdeflowError
 from sdeflow.terminal import human
 
@@ -36,7 +36,7 @@ _say: ContextVar[Say | None] = ContextVar("say", default=_on_stderr)  # of a fet
 @contextmanager
 def fetching(*, offline: bool = False, quiet: bool = False) -> Iterator[None]:
     """A context in which `at_hand` fetches nothing, or says nothing of it."""
-    token = _say.set(None if offline else (lambda line: None) if quiet else _on_stderr)
+    token = _say.set(None if offline else silent if quiet else _on_stderr)
     try:
         yield
     finally:
@@ -77,7 +77,7 @@ def stored(name: str) -> Path:
     return folder
 
 
-def fetch(name: str, *, source: Path | None = None, say: Say = lambda line: None) -> Path:
+def fetch(name: str, *, source: Path | None = None, say: Say = silent) -> Path:
     """Puts a data set into the cache, unless it is there with the right checksums, and returns its folder.
 
     It comes from `source`, a folder or tar archive, when one is given; else from where it is published;

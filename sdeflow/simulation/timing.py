@@ -28,6 +28,9 @@ def seconds_a_step(run: Run, *, within: float = 4.0) -> float | None:
     numbers come from the first and the last timing, with c between half and all of the last over its b, and
     three quarters where one timing was long enough. 'compiled', which takes a minute to begin, is timed as
     the engine that would stand in for it.
+
+    Checked on cifar10's decoder with `width` 64, 128 and 256 and batches of 16 to 128, on two cores that
+    others kept busy: what was told, before and after a step, was 0.6 to 1.7 times what that step took.
     """
     if run.system.model_forces is None or not isinstance(run.system, BlockSystem):
         return None

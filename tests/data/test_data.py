@@ -33,6 +33,7 @@ from sdeflow.data import sources
 from sdeflow.data.cache import at_hand, cache_folder, fetch, fetching, stored
 from sdeflow.data.datasets import DATASETS, CacheFile, DataSet, Part
 from sdeflow.data.images import load_images
+from sdeflow.data.sources import silent
 from sdeflow.errors import RunError, SdeflowError
 
 REAL_CACHE = cache_folder()
@@ -333,9 +334,15 @@ def published(monkeypatch: Patch, name: str, *mirrors: str) -> None:
     monkeypatch.setitem(DATASETS, name, replace(DATASETS[name], mirrors=mirrors))
 
 
-@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize(("terminal", "quiet"), [(False, False), (True, False), (True, True)])
 def test_a_published_archive_is_unpacked_under_a_bar(
-    cache: Path, records: Files, tmp_path: Path, monkeypatch: Patch, serve: Serve, terminal: bool
+    cache: Path,
+    records: Files,
+    tmp_path: Path,
+    monkeypatch: Patch,
+    serve: Serve,
+    terminal: bool,
+    quiet: bool,
 ) -> None:
     shown = io.StringIO()
     shown.isatty = lambda: terminal  # type: ignore[method-assign]
@@ -345,12 +352,12 @@ def test_a_published_archive_is_unpacked_under_a_bar(
     address, asked = serve(tmp_path)
     published(monkeypatch, "cifar10", address)
     said: list[str] = []
-    fetch("cifar10", say=said.append)
+    fetch("cifar10", say=silent if quiet else said.append)
     assert cached(cache) == joined(records)
     assert asked == [ARCHIVE]
-    assert said == [BEGIN.format(cache), f"{ARCHIVE} from 127.0.0.1", COMPLETE]
+    assert said == ([] if quiet else [BEGIN.format(cache), f"{ARCHIVE} from 127.0.0.1", COMPLETE])
     bar = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.getvalue())
-    assert f"{size}/{size} bytes" in bar if terminal else bar == ""
+    assert f"{size}/{size} bytes" in bar if terminal and not quiet else bar == ""
 
 
 @pytest.mark.parametrize("kind", ["broken", "other", "page"])
