@@ -49,7 +49,7 @@ def duration(seconds: float) -> str:
     """A time for people."""
     for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
-            return f"{seconds / size:,.1f} {unit}"
+            return f"{seconds / size:,.{1 if seconds < 10 * size else 0}f} {unit}"
     return f"{seconds:,.0f} s"
 
 

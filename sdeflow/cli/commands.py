@@ -49,13 +49,18 @@ def run(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in its folder where there is one.")
     ] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Fetch no data set, as with SDEFLOW_OFFLINE=1.")
+    ] = False,
     quiet: cli.QuietOption = False,
 ) -> None:
     """Run a problem; writes a run folder with trajectory.nc and final.safetensors."""
     from contextlib import nullcontext
 
+    from sdeflow.cli.cost import cpu_cost
     from sdeflow.config.build import build
     from sdeflow.config.catalogue import problem_file
+    from sdeflow.data.cache import fetching
     from sdeflow.simulation.resume import resume_from, with_engine_of
     from sdeflow.simulation.solve import solve
     from sdeflow.terminal import progress_bar
@@ -64,7 +69,8 @@ def run(
 
     path = problem_file(problem)
     config = configured(path, ctx.params)
-    built = build(config)
+    with fetching(offline=offline, quiet=quiet):
+        built = build(config)
     names = [path.stem, variant, system, built.integrator.name]
     safe = [safe_name(name.rpartition(":")[2]) for name in names if name]
     folder = out or Path("runs") / "-".join([*safe, f"s{config.run.seed}"])
@@ -73,8 +79,8 @@ def run(
         raise SdeflowError("give --resume or --overwrite, not both")
     if not again:
         refuse_occupied(folder, overwrite)
-    if config.cpu_note and not quiet and built.device.type == "cpu":
-        typer.echo(f"note: {config.cpu_note}", err=True)
+    if config.cpu_note and built.device.type == "cpu" and not quiet and not again:
+        typer.echo(f"note: {cpu_cost(built)}{config.cpu_note}", err=True)
     if built.engine.name == "compiled" and not quiet:
         typer.echo("note: torch compiles the step first, which can take a minute", err=True)
     with nullcontext() if quiet else progress_bar() as progress:
@@ -98,10 +104,11 @@ def resume(
     """Go on with a run that was stopped, or further with one that had ended, to the same numbers."""
     from contextlib import nullcontext
 
+    from sdeflow.data.cache import fetching
     from sdeflow.simulation.resume import resume as resume_run
     from sdeflow.terminal import progress_bar
 
-    with nullcontext() if quiet else progress_bar() as progress:
+    with fetching(quiet=quiet), nullcontext() if quiet else progress_bar() as progress:
         solution = resume_run(folder, steps, progress=progress)
     _tell(solution, folder, quiet)
 
@@ -195,7 +202,10 @@ def show(
     from sdeflow.config.build import build
     from sdeflow.config.catalogue import problem_file
     from sdeflow.config.schema import variant_tables
+    from sdeflow.data.cache import fetching
 
     path = problem_file(problem)
     config = configured(path, ctx.params)
-    describe(config, build(config), list(variant_tables(tomllib.loads(path.read_text(encoding="utf-8")))))
+    with fetching(offline=True):  # a question fetches nothing
+        built = build(config)
+    describe(config, built, list(variant_tables(tomllib.loads(path.read_text(encoding="utf-8")))))

@@ -74,6 +74,7 @@ def compare(
     from sdeflow.cli.show import tell_compared
     from sdeflow.config.build import build
     from sdeflow.config.catalogue import problem_file
+    from sdeflow.data.cache import fetching
     from sdeflow.terminal import progress_bar
     from sdeflow.trajectory.layout import safe_name
 
@@ -84,7 +85,8 @@ def compare(
     for name in names_in(integrators):
         label = safe_name(name.rpartition(":")[2]) if ".py:" in name else name
         try:
-            built = runs[label] = build(configured(path, ctx.params | {"integrator": name}))
+            with fetching(quiet=quiet):
+                built = runs[label] = build(configured(path, ctx.params | {"integrator": name}))
             if built.grid is not None:
                 raise SdeflowError("a comparison is of one point of gamma and eta: remove [grid]")
         except Incompatible as error:

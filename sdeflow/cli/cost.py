@@ -1,4 +1,4 @@
-"""What a run takes: steps, memory and disk, before it begins."""
+"""What a run takes: steps, memory, disk and time, before it begins."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from torch.utils._pytree import tree_leaves
 
 from sdeflow.config.run import Run
 from sdeflow.model.forces import held_out_forces
-from sdeflow.terminal import human
+from sdeflow.simulation.timing import seconds_a_step
+from sdeflow.terminal import duration, human, rate
 from sdeflow.trajectory.record import BUFFER, Recorder
 
 
@@ -40,6 +41,14 @@ def cost(run: Run) -> list[tuple[str, str]]:
         ("memory: data", human(data_bytes(run))),
         ("memory: peak", f"about {human(peak_bytes(run))}, and what the model needs for its gradients"),
     ]
+
+
+def cpu_cost(run: Run) -> str:
+    """'about 2 min a step on this CPU, 3.0 days for 2,000 steps; ', measured; '' where it cannot be."""
+    seconds = seconds_a_step(run)
+    if seconds is None:
+        return ""
+    return f"about {rate(1 / seconds)} on this CPU, {duration(run.steps * seconds)} for {run.steps:,} steps; "
 
 
 def state_bytes(run: Run) -> int:

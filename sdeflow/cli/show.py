@@ -34,7 +34,7 @@ def describe(config: Config, run: Run, variants: Sequence[str]) -> None:
     """Prints what a problem is and what a run of it takes."""
     out.print(Text(config.title or config.system.use, style="bold"))
     if config.cpu_note:
-        out.print(f"on a CPU: {config.cpu_note}", markup=False)
+        out.print(f"note: {config.cpu_note}", markup=False)
     if config.model is not None:
         from sdeflow.config.catalogue import find
 

@@ -1,6 +1,6 @@
 """The TOML schema of a problem, and its errors.
 
-title = "...", cpu_note = "..." (what to know before running it on a CPU)
+title = "...", cpu_note = "..." (what is made for a CPU: a run on one says it, with what a step costs)
 [model]      use = name or file.py:Name; the rest are the model's own arguments
 [system]     use = name or file.py:Name
              of a model: particles, optionally h, and a table [system.BLOCK] with h, eta, gamma a block

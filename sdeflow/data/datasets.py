@@ -55,6 +55,11 @@ class DataSet:
         return self.train + self.test
 
     @property
+    def size(self) -> int:
+        """Its bytes in the cache."""
+        return sum(file.size for file in self.files)
+
+    @property
     def parts(self) -> tuple[Part, ...]:
         """All its files as they are published."""
         return tuple(part for file in self.files for part in file.parts)
