@@ -12,7 +12,7 @@ from sdeflow.cli.cost import cost
 from sdeflow.config.run import Run
 from sdeflow.system.block import Block
 from sdeflow.system.system import System
-from sdeflow.terminal import first_line, out, table
+from sdeflow.terminal import first_line, out, shown, table
 
 if TYPE_CHECKING:
     from sdeflow.config.schema import Config
@@ -32,14 +32,15 @@ def equations(b: Block) -> list[str]:
 
 def describe(config: Config, run: Run, variants: Sequence[str]) -> None:
     """Prints what a problem is and what a run of it takes."""
-    out.print(Text(config.title or config.system.use, style="bold"))
+    out.print(Text(shown(config.title or config.system.use), style="bold"))
     if config.cpu_note:
-        out.print(f"on a CPU: {config.cpu_note}", markup=False)
+        out.print(shown(f"on a CPU: {config.cpu_note}"), markup=False)
     if config.model is not None:
         from sdeflow.config.catalogue import find
 
-        out.print(f"model   {config.model.use}: {first_line(find('models', config.model.use))}", markup=False)
-    out.print(f"system  {config.system.use}", markup=False)
+        model = f"{config.model.use}: {first_line(find('models', config.model.use))}"
+        out.print(shown(f"model   {model}"), markup=False)
+    out.print(shown(f"system  {config.system.use}"), markup=False)
     out.print(f"scheme  {run.integrator.name}: {first_line(run.integrator)}\n", markup=False)
     if run.system.blocks:
         _describe_blocks(run.system)
@@ -47,7 +48,7 @@ def describe(config: Config, run: Run, variants: Sequence[str]) -> None:
     table("State of one replica", ("variable", "shape", "axes"), shapes)
     table("What a run takes", ("", ""), cost(run))
     if variants:
-        out.print(f"variants (--variant NAME): {', '.join(variants)}", markup=False)
+        out.print(shown(f"variants (--variant NAME): {', '.join(variants)}"), markup=False)
 
 
 def _describe_blocks(system: System) -> None:

@@ -10,6 +10,7 @@ from sdeflow.config.run import Run
 from sdeflow.errors import RunError, StabilityWarning
 from sdeflow.simulation.ending import Solution, Stop, ending_message
 from sdeflow.simulation.keeper import Keeper
+from sdeflow.simulation.memory import require_memory
 from sdeflow.simulation.prepare import Prepared, prepare_to_solve, threads, threads_for
 from sdeflow.simulation.time_loop import TimeLoop
 from sdeflow.terminal import Progress
@@ -23,10 +24,11 @@ def solve(
 ) -> Solution:
     """Solves a run from its start, in memory or into a run folder.
 
-    Raises RunError where it could not be carried through; what was recorded is in the folder then.
+    Raises SdeflowError where memory or disk have no room for it, RunError where it could not be carried through; what was recorded is in the folder then.
     """
     if out is not None:
         refuse_occupied(out, overwrite)
+    require_memory(run, folder=out is not None)
     run, prepared = prepare_to_solve(run)
     folder = None if out is None else RunFolder(out, config=run.toml, overwrite=overwrite)
     if prepared.warning:
@@ -67,7 +69,7 @@ def solve_from(
         dataset, state, meta = keeper.finish(meta, loop.hand_over(), stop)
     if loop.error is not None:
         raise RunError(meta.message) from loop.error
-    return Solution(dataset, state, meta.retcode, meta.message)
+    return Solution(dataset, state, meta.retcode, meta.message, frozenset(meta.diverged))
 
 
 def environment_of(run: Run, threads: int) -> dict[str, str | int]:

@@ -253,7 +253,7 @@ def test_interruption_keeps_what_was_recorded_and_exits_130(cli: Cli, stop_befor
     stop_before(5)
     code, _, err = cli("run", "tiny.toml", "--quiet", "--out", "part", "--steps", 10)
     assert code == 130
-    assert err.startswith("interrupted: stopped after 5 of 10 steps; 'sdeflow resume ")
+    assert err.startswith("interrupted: stopped after 5 of 10 steps; to go on: sdeflow resume ")
     assert err.count("\n") == 1
     part, whole = load("part"), load("whole")
     assert part.attrs["retcode"] == "interrupted"
