@@ -18,15 +18,17 @@ from sdeflow.terminal import first_line, out, shown, table
 
 
 def show_catalogue(*, long: bool = False) -> None:
-    """Prints it, a line each, or `long` with what does not fit in one; a plug-in that does not load says why."""
+    """Prints it, a line each, or `long` with what does not fit in one: sources, and why a plug-in fails."""
 
     def told(title: str, columns: tuple[str, ...], rows: list[list[str]], short: int) -> None:
         kept = len(columns) if long else short
         table(title, columns[:kept], [row[:kept] for row in rows], cut=not long)
 
     columns: tuple[str, ...] = ("name", "strong", "weak", "gradients", "needs", "source")
-    told("Integrators: orders, gradients a step", columns, [*map(_integrator, _names("integrators"))], 5)
-    told("Systems", ("name", "dynamics", "source"), [*map(_system, _names("systems"))], 2)
+    rows = [_integrator(name, long) for name in catalogue.entries("integrators")]
+    told("Integrators: orders, gradients a step", columns, rows, 5)
+    rows = [_system(name, long) for name in catalogue.entries("systems")]
+    told("Systems", ("name", "dynamics", "source"), rows, 2)
     models = [[name, entry.value] for name, entry in catalogue.entries("models").items()]
     told("Models", ("name", "where"), models, 2)
     problems = [[name, *_problem(name)] for name in catalogue.problem_files()]
@@ -63,10 +65,6 @@ def _print(title: str, lines: list[str]) -> None:
     out.print()
 
 
-def _names(group: catalogue.Group) -> list[str]:
-    return list(catalogue.entries(group))
-
-
 def _facts(found: Any) -> list[str]:
     """What an integrator, a system or a model is: numbers and equations."""
     if isinstance(found, Declaration):
@@ -90,19 +88,22 @@ def _orders(scheme: Any) -> tuple[str, str]:
     return strong, weak
 
 
-def _integrator(name: str) -> list[str]:
+FAILS = "does not load: why is in --long"
+
+
+def _integrator(name: str, long: bool) -> list[str]:
     try:
         scheme = catalogue.integrator_named(name)
     except SdeflowError as error:
-        return [name, "", "", "", str(error), ""]
+        return [name, "", "", "", str(error) if long else FAILS, ""]
     return [name, *_orders(scheme), str(scheme.evaluations), scheme.needs, scheme.source]
 
 
-def _system(name: str) -> list[str]:
+def _system(name: str, long: bool) -> list[str]:
     try:
         found = catalogue.find("systems", name)
     except SdeflowError as error:
-        return [name, str(error), ""]
+        return [name, str(error) if long else FAILS, ""]
     if isinstance(found, Declaration):
         return [name, "; ".join(f"{v} {how}" for v, how in found.dynamics.items()), found.source]
     return [name, first_line(found), catalogue.entries("systems")[name].value.partition(":")[0]]

@@ -75,8 +75,11 @@ def _product(b: Block, h: float) -> str:
 
 def tell_compared(rows: Sequence[Any], folder: Path) -> None:
     """Prints what a comparison of runs in a folder found, a row a run."""
-    from sdeflow.analysis.comparison.report import plain_cells
+    from sdeflow.analysis.comparison.report import notes, plain_cells
 
-    columns = ("integrator", "ended", "fitted rate, 1e-3 a step", "predicted", "loss", "")
-    table("Comparison", columns, [plain_cells(row) for row in rows])
-    out.print(f"{folder / 'report.html'}\n{folder / 'compare.nc'}", markup=False)
+    columns = ("integrator", "ended", "fitted rate", "predicted", "loss")
+    table("Comparison, rates in 1e-3 a step", columns, [plain_cells(row) for row in rows])
+    said = [f"{', '.join(labels)}: {note}" for note, labels in notes(rows).items()]
+    out.print(shown("".join(f"{line}\n\n" for line in said)), markup=False, end="")
+    files = f"{folder / 'report.html'}\n{folder / 'compare.nc'}"
+    out.print(shown(files), markup=False, soft_wrap=True)

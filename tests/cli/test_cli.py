@@ -20,6 +20,7 @@ from safetensors import safe_open
 
 from sdeflow import terminal
 from sdeflow.cli import main
+from sdeflow.config.catalogue import integrator_named, problem_files
 from sdeflow.simulation import time_loop
 
 TINY = """
@@ -294,18 +295,23 @@ def test_a_full_disk_is_one_sentence_and_exit_1(
 # list and show ---------------------------------------------------------------------------------------
 
 
-def test_list_shows_the_whole_catalogue(cli: Cli) -> None:
-    from sdeflow.config.catalogue import integrator_named, problem_files
-
-    code, out, err = cli("list")
+@pytest.mark.parametrize("width", ["80", "200"])
+@pytest.mark.parametrize("options", [(), ("--long",)])
+def test_list_shows_the_whole_catalogue(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], width: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", width)
+    monkeypatch.setattr(terminal, "out", terminal.Console(highlight=False))
+    code, out, err = cli("list", *options)
     assert (code, err) == (0, "")
     lines = out.splitlines()
+    assert max(map(len, lines)) <= int(width)
     rows = {line.split()[0] for line in lines if line}
     for group in ("integrators", "systems", "models"):
         assert {point.name for point in entry_points(group=f"sdeflow.{group}")} <= rows
     assert set(problem_files()) <= rows
     header = next(line for line in lines if line.startswith("name"))
-    for column in ("strong", "weak", "needs", "source"):
+    for column in ("strong", "weak", "needs", *(["source"] if options else [])):
         assert column in header
     for point in entry_points(group="sdeflow.integrators"):
         scheme = integrator_named(point.name)
@@ -316,10 +322,32 @@ def test_list_shows_the_whole_catalogue(cli: Cli) -> None:
             str(scheme.evaluations),
         ]
         assert scheme.needs.split()[0] in row
-        assert scheme.source.split()[0] in row
+        assert (scheme.source.split()[0] in row) == bool(options)
 
 
-@pytest.mark.parametrize("arguments", [["list"], ["--help"], ["run", "--help"]])
+def test_list_has_a_line_for_each_name(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 80 columns a name is a line, and what schemes need and systems are stands there whole."""
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = cli("list").out.splitlines()
+    groups = ("integrators", "systems", "models")
+    names = sum(len(entry_points(group=f"sdeflow.{group}")) for group in groups) + len(problem_files())
+    assert len(lines) == names + 4 * 3 + 1  # of each table a title, a head and a line between
+    problems = lines.index(next(line for line in lines if line.startswith("Problems")))
+    assert not any("…" in line for line in lines[:problems])
+
+
+def test_list_tells_all_about_a_name(cli: Cli) -> None:
+    out = cli("list", "nag", "mpgd", "hierarchical").out
+    for part in ("v' = mu v", "order 1 strong", "source: Sutskever", "X: kinetic, T = 1", "arXiv:2312.07335"):
+        assert part in out
+    assert "hierarchical, model" in out
+    assert "hierarchical, problem" in out
+    code, out, err = cli("list", "expnt")
+    assert (code, out) == (2, "")
+    assert err == "sdeflow: the catalogue has no 'expnt': did you mean 'expint'?\n"
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["cite", "hierarchical", "ubu"], ["--help"], ["run", "--help"]])
 def test_answers_without_torch(arguments: list[str]) -> None:
     code = (
         "import sys\n"
