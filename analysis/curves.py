@@ -50,7 +50,7 @@ def curve(
                least is not; and where the greatest is past LARGEST
     """
     x = values["step"].to_numpy() * scale
-    y = values.transpose("time", ...).to_numpy().reshape(len(x), -1)
+    y = values.transpose("time", ...).to_numpy().astype(np.float64).reshape(len(x), -1)
     mean, low, high = y.mean(1), y.min(1), y.max(1)
     if positive:
         shown = (np.abs(y) < LARGEST).all(1) & (mean > 0)

@@ -39,8 +39,8 @@ tr.note td { border: 0; padding-top: 0; overflow-wrap: anywhere; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; font-size: .9rem; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 pre { background: #f5f7f9; padding: .8rem; font-size: .8rem; white-space: pre-wrap; overflow-wrap: anywhere; }
-@media (max-width: 56rem) {
-  thead, td:empty { display: none; } table, tbody, tr { display: block; }
+@media (max-width: 70rem) {
+  thead, td:empty { display: none; } table, tbody, tr { display: block; max-width: 34rem; }
   tbody th { display: block; white-space: normal; overflow-wrap: anywhere; }
   tbody td { display: flex; justify-content: space-between; gap: 1rem; border: 0; padding: .1rem .5rem; }
   td[data-label]::before { content: attr(data-label); color: var(--soft); }

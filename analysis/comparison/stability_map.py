@@ -126,6 +126,9 @@ def show(run: Run, integrators: Sequence[str], *, at: Path | None, out: Path | N
     lines.append(["continuous dynamics", f"{continuous:.6f}", _folds(continuous), "", ""])
     columns = ("integrator", "contraction a step", "steps an e-fold", "per gradient", "stable up to h times")
     table(title, columns, lines)
+    for row in found:
+        if row.refusal:
+            console.print(shown(f"{row.integrator} refused: {row.refusal}\n"), markup=False)
     if out is None:
         return
     able = [integrator_named(row.integrator) for row in found if not row.refusal]
@@ -138,7 +141,7 @@ def show(run: Run, integrators: Sequence[str], *, at: Path | None, out: Path | N
 
 def _cells(row: Row) -> list[str]:
     if row.refusal:
-        return [f"refused: {row.refusal}", "", "", ""]
+        return ["refused", "", "", ""]
     limit = "any that was tried" if np.isinf(row.limit) else f"{row.limit:.4g}"
     each, per = (f"{v:.6f}" if v < 1000 else f"{v:.3g}" for v in (row.contraction, row.per_evaluation))
     return [each, _folds(row.contraction), per, limit]

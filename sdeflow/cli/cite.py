@@ -77,7 +77,7 @@ def bibtex(names: list[str]) -> str:
 
 def _reference(entry: str) -> Reference:
     fields = dict(re.findall(r"^  (\w+) = \{(.*)\},?$", entry, flags=re.MULTILINE))
-    surname = re.sub(r"\{\\i\}", "i", fields["author"]).partition(",")[0].split()[-1]
+    surname = fields["author"].replace(r"{\i}", "i").partition(",")[0].split()[-1]
     key = entry.partition("{")[2].partition(",")[0]
     return Reference(key, entry, surname, fields["year"], fields.get("eprint", ""))
 

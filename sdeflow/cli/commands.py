@@ -116,12 +116,13 @@ def _tell(solution: Any, folder: Path, quiet: bool) -> None:
     if solution.retcode != "success":
         typer.echo(shown(f"{solution.retcode}: {solution.message}"), err=True)
     if not quiet:
-        speed = rate(attrs["steps_taken"] / max(attrs["seconds"], 1e-9))
+        taken, seconds = int(attrs["steps_taken"]), float(attrs["seconds"])
+        speed = f" ({rate(taken / max(seconds, 1e-9))})" if taken else ""
         loss = _losses(dataset, solution.diverged)
         path = folder / TRAJECTORY
         opened = f"{path}    open it with xr.open_dataset({path.as_posix()!r})" if path.exists() else folder
         console.print(
-            shown(f"{attrs['steps_taken']:,} steps in {attrs['seconds']:.1f} s ({speed}){loss}\n{opened}"),
+            shown(f"{taken:,} steps in {seconds:.1f} s{speed}{loss}\n{opened}"),
             markup=False,
             soft_wrap=True,
         )

@@ -12,13 +12,13 @@ from sdeflow.trajectory.record import BUFFER, Recorder
 def cost(run: Run) -> list[tuple[str, str]]:
     """Pairs of what and how much."""
     each = 4 if run.dtype.itemsize == 4 else 8
-    recorder = Recorder(run.system, run.save, replicas=run.all_replicas.count, steps=run.steps, buffer=BUFFER)
+    recorder = Recorder(run.system, run.save, replicas=run.replica_count, steps=run.steps, buffer=BUFFER)
     snapshot = recorder.numbers_per_snapshot * each
     disk, whole = snapshot * len(recorder.when), state_bytes(run)
     rows = [
         (
             "steps",
-            f"{run.steps:,}, {len(recorder.when):,} snapshots, {run.all_replicas.count} replica(s), "
+            f"{run.steps:,}, {len(recorder.when):,} snapshots, {run.replica_count} replica(s), "
             f"{str(run.dtype).removeprefix('torch.')}",
         ),
         ("computed by", str(run.engine)),

@@ -30,7 +30,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # a terminal in ASCII gets '?' for a Greek letter
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    warnings.showwarning = lambda message, *_, **__: typer.echo(shown(f"warning: {message}"), err=True)
+    warnings.showwarning = _warn
     try:
         app()
     except SdeflowError as error:
@@ -46,3 +46,9 @@ def main() -> None:
         typer.echo("sdeflow: the output could not be written: no space left on its device", err=True)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nothing more is tried at exit
         sys.exit(1)
+
+
+def _warn(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+    """A line; not of NumPy's arithmetic, whose overflow is told in words as what it does to the run."""
+    if not issubclass(category, RuntimeWarning):
+        typer.echo(shown(f"warning: {message}"), err=True)

@@ -174,5 +174,5 @@ def diverged_where(meta: Metadata, run: Run) -> str:
     lost = list(meta.diverged.items())
     more = len(lost) - NAMED
     return "; ".join(f"{name(r)}: {what}" for r, what in lost[:NAMED]) + (
-        f"; and {more} more of {run.all_replicas.count} replicas" if more > 0 else ""
+        f"; and {more} more of {run.replica_count} replicas" if more > 0 else ""
     )

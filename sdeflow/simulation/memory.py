@@ -68,13 +68,13 @@ def _left_in_groups(own: Path, root: Path) -> Iterator[int]:
 
 def snapshot_bytes(run: Run) -> int:
     """Bytes of all snapshots of a run that keeps them in memory."""
-    recorder = Recorder(run.system, run.save, replicas=run.all_replicas.count, steps=run.steps, buffer=BUFFER)
+    recorder = Recorder(run.system, run.save, replicas=run.replica_count, steps=run.steps, buffer=BUFFER)
     return recorder.numbers_per_snapshot * run.dtype.itemsize * len(recorder.when)
 
 
 def state_bytes(run: Run) -> int:
     """Bytes of the state of all replicas."""
-    return run.all_replicas.count * sum(prod(a.shape) for a in run.system.axes.values()) * run.dtype.itemsize
+    return run.replica_count * sum(prod(a.shape) for a in run.system.axes.values()) * run.dtype.itemsize
 
 
 def data_bytes(run: Run) -> int:
@@ -96,10 +96,10 @@ def peak_bytes(run: Run, *, folder: bool = True) -> int:
     run folder, takes three copies.
     """
     state = state_bytes(run)
-    start = state + state // run.all_replicas.count * 8 // run.dtype.itemsize
+    start = state + state // run.replica_count * 8 // run.dtype.itemsize
     kind = run.integrator.noise_spec(run.system.h).kind
     normals = (
-        run.all_replicas.count
+        run.replica_count
         * run.dtype.itemsize
         * sum((c.normals(kind) + 2) * run.integrator.substeps * prod(c.shape) for c in run.system.channels)
     )

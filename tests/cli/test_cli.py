@@ -6,6 +6,8 @@ sentence on stderr. Whatever was recorded before a divergence or an interruption
 
 import io
 import os
+import re
+import shlex
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -508,3 +510,92 @@ def test_going_on_with_another_run_is_refused(cli: Cli, options: tuple[Any, ...]
     code, _, err = cli("run", "tiny.toml", "--quiet", "--out", "run", "--steps", 4, "--resume", *options)
     assert code == 2
     assert sentence in err
+
+
+# What a stranger's file, a strange path and a large run say -------------------------------------------
+
+
+def test_a_title_s_control_characters_are_escaped(cli: Cli) -> None:
+    """In what `show` and `run` print, and in the sentence of an error."""
+    title = '"Clear \\u001b[2J the \\u0007 screen"'
+    shown = cli("show", "tiny.toml", "--set", f"title={title}")
+    run = cli("run", "tiny.toml", "--set", f"cpu_note={title}", "--device", "cpu")
+    refused = cli("run", "tiny.toml", "--set", f"run.engine={title}")
+    for result, code in ((shown, 0), (run, 0), (refused, 2)):
+        assert result.code == code
+        assert not {"\x1b", "\x07"} & {*result.out, *result.err}
+        assert r"Clear \x1b[2J the \x07 screen" in result.out + result.err.replace("\\\\", "\\")
+
+
+def test_hints_quote_paths_as_a_shell_needs_it(cli: Cli, stop_before: Any) -> None:
+    """What a hint says is what a shell then does: a path with a space, a quote and a dollar sign."""
+    folder = "it's a $run"
+    stop_before(2)
+    hint = cli("run", "tiny.toml", "--quiet", "--out", folder).err.partition("; to go on: ")[2]
+    program, *words = shlex.split(hint)
+    assert program == "sdeflow"
+    occupied = cli("run", "tiny.toml", "--quiet", "--out", folder).err.partition("; to go on with it: ")[2]
+    assert shlex.split(occupied) == ["sdeflow", "resume", folder]
+    stop_before(None)
+    code, out, _ = cli(*words)
+    assert code == 0
+    command = out.rstrip().splitlines()[-1].partition("open it with ")[2]
+    with eval(command, {"xr": xr}) as run:
+        assert run.attrs["retcode"] == "success"
+
+
+def test_a_toml_file_with_a_byte_order_mark(cli: Cli) -> None:
+    """As Windows editors write it."""
+    Path("marked.toml").write_text(TINY, encoding="utf-8-sig")
+    assert cli("run", "marked.toml", "--quiet").code == 0
+    code, out, _ = cli("show", "marked.toml")
+    assert code == 0
+    assert out.startswith("Tiny\n")
+
+
+GRID = ("--set", "grid.gamma=[0.5, 2.0]", "--set", "grid.eta=[2.0, 8e9]", "--replicas", 2, "--out", "grid")
+
+
+def test_a_grid_s_last_line_names_its_best_point(cli: Cli) -> None:
+    """eta = 8e9 is unstable: its points are left out, and of the others the one of the least loss is told."""
+    code, out, err = cli("run", "tiny.toml", "--steps", 40, *GRID)
+    assert code == 3
+    assert "(gamma=0.5, eta=8e+09)" in err
+    run = load("grid")
+    last = run.loss[-1].where(run.eta == 2.0, drop=True).groupby("gamma").mean()
+    best = float(last.gamma[int(last.argmin())])
+    assert f"2 of 4 points did not diverge, least loss {float(last.min()):.6g} at gamma={best:g}, eta=2" in out
+
+
+def test_a_diverged_replica_is_left_out_of_the_loss(cli: Cli) -> None:
+    """Of two replicas one passes a bound that lies between the largest numbers of each."""
+    options = ("run", "tiny.toml", "--steps", 40, "--replicas", 2, "--dtype", "float64")
+    assert cli(*options, "--quiet", "--out", "both").code == 0
+    run = load("both")
+    largest = np.max([abs(run[n]).max("time") for n in ("loss", "kinetic_theta", "kinetic_x")], axis=0)
+    last = run.loss[-1].values
+    code, out, _ = cli(*options, "--out", "one", "--set", f"run.bound={largest.mean()}")
+    assert code == 3
+    assert f"loss {last[int(largest.argmin())]:.6g} of 1 replicas that did not diverge\n" in out
+    code, out, _ = cli(*options, "--out", "none", "--set", "run.bound=1e-9")
+    assert code == 3
+    assert "loss" not in out
+
+
+def test_a_run_that_memory_has_no_room_for_is_refused(cli: Cli, tmp_path: Path) -> None:
+    """Before anything is drawn or written: 10^12 particles, and 10^9 replicas."""
+    for options in (("--set", "system.particles=1000000000000"), ("--replicas", 10**9)):
+        code, out, err = cli("run", "tiny.toml", "--out", "huge", *options)
+        assert (code, out) == (2, "")
+        assert re.match(r"sdeflow: the run would hold about [\d.]+ [GT]iB of memory at once, and [\d.]+ .iB", err)
+        assert "take fewer particles" in err
+        assert err.count("\n") == 1
+    assert contents(tmp_path).keys() == {"tiny.toml"}
+
+
+@pytest.mark.parametrize("key", ["data", "particles"])
+def test_indices_to_save_must_be_different(cli: Cli, key: str) -> None:
+    code, out, err = cli("run", "tiny.toml", "--set", f"save.{key}=[0, 1, 1]")
+    assert (code, out) == (2, "")
+    assert err.endswith("indices must be different, given [0, 1, 1]\n")
+    assert not Path("runs").exists()
