@@ -35,7 +35,12 @@ def shown(text: str) -> str:
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, cut: bool = False) -> None:
     """Prints a table. A row too long for the terminal is folded; with `cut` it is a line, cut with '…'."""
     grid = Table(
-        title=shown(title), title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+        title=shown(title),
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
     )
     for i, column in enumerate(columns):
         grid.add_column(column, style="cyan" if i == 0 else None, overflow="fold", no_wrap=i == 0)
@@ -118,7 +123,7 @@ def reading(file: BinaryIO, size: int, name: str) -> AbstractContextManager[Bina
 
 
 class _Pace:
-    """Rate and time left, in words, since the first report: what went before it, compiling say, is no guide."""
+    """Rate and time left, in words, from the first report on: what went before, compiling say, is no guide."""
 
     def __init__(self, unit: str) -> None:
         self._unit, self._began = unit, time.monotonic()

@@ -36,7 +36,6 @@ from sdeflow.trajectory import durable
 from sdeflow.trajectory.layout import safe_name
 from sdeflow.trajectory.segments import encode
 
-
 SNAPSHOTS = 20
 """How many a rate is fitted to at least (sdeflow.analysis.rates)."""
 
@@ -188,9 +187,7 @@ def _two_particles(config: str) -> BlockSystem | None:
     return system if isinstance(system, BlockSystem) else None
 
 
-def compare(
-    runs: Mapping[str, Run | str], out: Path, title: str, progress: Callable[..., Any]
-) -> list[Row]:
+def compare(runs: Mapping[str, Run | str], out: Path, title: str, progress: Callable[..., Any]) -> list[Row]:
     """Solves runs, by label (or notes the reason why there is none), and writes compare.nc and report.html.
 
     progress   gives a context whose value is what a solving run reports to, for a label

@@ -31,7 +31,8 @@ figure { margin: 0; } figure svg { display: block; width: 100%; height: auto; }
 .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(16rem, 100%), 1fr)); gap: .5rem; }
 figure.small svg { max-width: 32rem; }
 table { border-collapse: collapse; font-size: .9rem; width: 100%; }
-th, td { text-align: right; padding: .35rem .5rem; vertical-align: bottom; border-top: 1px solid var(--line); }
+th, td { text-align: right; padding: .35rem .5rem; vertical-align: bottom;
+         border-top: 1px solid var(--line); }
 tr > :first-child { text-align: left; } thead th { border: 0; font-weight: 600; color: var(--soft); }
 tbody th, .number { white-space: nowrap; }
 tr.bad > * { color: var(--bad); }

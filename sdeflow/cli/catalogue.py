@@ -34,18 +34,19 @@ def show_catalogue(*, long: bool = False) -> None:
     problems = [[name, *_problem(name)] for name in catalogue.problem_files()]
     told("Problems", ("name", "title", "variants"), problems, 2)
     if not long:
-        out.print("More of one: sdeflow list NAME, of all: --long. References: sdeflow cite NAME.", markup=False)
+        out.print(
+            "More of one: sdeflow list NAME, of all: --long. References: sdeflow cite NAME.", markup=False
+        )
 
 
 def show_entry(name: str) -> None:
     """Prints all that is known of a name; raises SdeflowError for one that nothing in the catalogue has."""
-    groups = ("integrators", "systems", "models")
-    entries = {group: catalogue.entries(group) for group in groups}
+    entries = {group: catalogue.entries(group) for group in catalogue.GROUPS}
     problems = catalogue.problem_files()
     known = {*problems, *(known for named in entries.values() for known in named)}
     if name not in known:
         raise SdeflowError(f"the catalogue has no '{name}': {did_you_mean(name, known)}")
-    for group in groups:
+    for group in catalogue.GROUPS:
         if name in entries[group]:
             found = catalogue.find(group, name)
             lines = [f"from {entries[group][name].value}"]
@@ -84,7 +85,9 @@ def _flowing(text: str) -> str:
 
 
 def _orders(scheme: Any) -> tuple[str, str]:
-    strong, weak = ("" if isnan(order) else f"{order:g}" for order in (scheme.strong_order, scheme.weak_order))
+    strong, weak = (
+        "" if isnan(order) else f"{order:g}" for order in (scheme.strong_order, scheme.weak_order)
+    )
     return strong, weak
 
 

@@ -1,6 +1,6 @@
 """BibTeX for what a run used: references.bib has all references, and texts name them by authors and year.
 
-A scheme and a published system have such a text in `source`, a model in its docstring, a data set in `source`.
+A scheme, a published system and a data set have such a text in `source`, a model in its docstring.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ class Use(NamedTuple):
 def references() -> list[Reference]:
     """All entries of references.bib."""
     text = (files("sdeflow") / "references.bib").read_text(encoding="utf-8")
-    return [_reference(entry.strip()) for entry in re.split(r"^(?=@)", text, flags=re.MULTILINE) if entry.strip()]
+    return [
+        _reference(entry.strip()) for entry in re.split(r"^(?=@)", text, flags=re.MULTILINE) if entry.strip()
+    ]
 
 
 def bibtex(names: list[str]) -> str:
@@ -95,7 +97,7 @@ def _uses(name: str) -> Iterator[Use]:
     elif path.suffix == ".toml":
         yield from _of_config(load_config(catalogue.problem_file(name)))
     else:
-        groups = {group: catalogue.entries(group) for group in ("integrators", "systems", "models")}
+        groups = {group: catalogue.entries(group) for group in catalogue.GROUPS}
         problems = catalogue.problem_files()
         if name in problems:
             yield from _of_config(load_config(problems[name]))
@@ -140,7 +142,7 @@ def _of_noise(source: str) -> Iterator[Use]:
 
 
 def _use(group: catalogue.Group, name: str) -> Use:
-    """What a name of the catalogue says of its source. No code of a user's file is run, and no model loaded."""
+    """What a name of the catalogue says of its source. No file of a user is run, and no model loaded."""
     known = catalogue.entries(group)
     spec = name if ".py:" in name else known[name].value if name in known else ""
     if ".py:" in name or group == "models":
@@ -149,7 +151,9 @@ def _use(group: catalogue.Group, name: str) -> Use:
         found = catalogue.find(group, name)
     except SdeflowError:  # of a scheme from Python, or of a package that is not here
         return Use(name, "")
-    return Use(name, found.source if group == "integrators" or isinstance(found, Declaration) else _docstring(spec))
+    return Use(
+        name, found.source if group == "integrators" or isinstance(found, Declaration) else _docstring(spec)
+    )
 
 
 def _docstring(spec: str) -> str:

@@ -130,7 +130,7 @@ def _tell(solution: Any, folder: Path, quiet: bool) -> None:
 
 
 def _losses(dataset: Any, diverged: frozenset[int]) -> str:
-    """The losses at the end, of what did not diverge: the mean over replicas, of a grid the least by point."""
+    """The losses at the end of what did not diverge: the mean over replicas, of a grid the least one."""
     told, attrs = "", dataset.attrs
     if attrs["grid"]:
         names = [name for name in ("gamma", "eta") if name in dataset.coords]
@@ -209,7 +209,8 @@ def list_catalogue(
 @app.command()
 def cite(
     names: Annotated[
-        list[str], typer.Argument(metavar="NAME...", help="Names from 'sdeflow list', TOML files or run folders.")
+        list[str],
+        typer.Argument(metavar="NAME...", help="Names from 'sdeflow list', TOML files or run folders."),
     ],
 ) -> None:
     """BibTeX for what a run used."""

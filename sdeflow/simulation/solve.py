@@ -24,7 +24,8 @@ def solve(
 ) -> Solution:
     """Solves a run from its start, in memory or into a run folder.
 
-    Raises SdeflowError where memory or disk have no room for it, RunError where it could not be carried through; what was recorded is in the folder then.
+    Raises SdeflowError where memory or disk have no room for it, RunError where it could not be carried
+    through; what was recorded is in the folder then.
     """
     if out is not None:
         refuse_occupied(out, overwrite)

@@ -199,15 +199,16 @@ def test_the_regime_and_the_frequency_are_those_of_the_leading_eigenvalue() -> N
 
 
 class Page(HTMLParser):
-    """The rates table of a page, its panels by width, and its rules of style by selector, narrow ones apart."""
+    """The rates table of a page, its panels, and its rules of style, those for a narrow screen apart."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.rows: list[list[tuple[str, str]]] = []
         self.spans: list[int] = []
         self.panels: list[int] = []
-        self._within: list[str] = []
-        style, narrow = text.partition("<style>")[2].partition("</style>")[0].split("@media (max-width: 70rem)")
+        style, narrow = (
+            text.partition("<style>")[2].partition("</style>")[0].split("@media (max-width: 70rem)")
+        )
         self.rules = re.findall(r"([^{}]+)\{([^{}]*)\}", style)
         self.narrow = re.findall(r"([^{}]+)\{([^{}]*)\}", narrow.strip().removeprefix("{"))
         self.feed(text)
@@ -242,9 +243,9 @@ LONG = "integrator 'ubu' cannot take this system: it needs a momentum in every b
 def test_the_page_fits_a_narrow_screen() -> None:
     """What a browser showed at 1280 and 390 pixels, as facts of structure and style.
 
-    Nothing is kept from wrapping but numbers and names, nothing has a least width or a scroll bar of its own;
-    a long sentence spans its table instead of a column; panels are figures of their own that flow; on a narrow
-    screen a row is a list, in which each cell has its column's name.
+    Nothing is kept from wrapping but numbers and names, nothing has a least width or a scroll bar of its own.
+    A long sentence spans its table instead of a column, and panels are figures of their own that flow. On a
+    narrow screen a row is a list, in which each cell has its column's name.
     """
     dataset = tiny_run()
     entries = [Entry("expint", dataset), Entry("obabo", dataset), Entry("ubu", None, LONG)]
@@ -280,13 +281,23 @@ def test_the_terminal_s_table_has_no_sentences(
     monkeypatch.setattr(terminal, "out", terminal.Console(width=width))
     monkeypatch.setattr("sdeflow.cli.show.out", terminal.out)
     dataset = tiny_run()
-    entries = [Entry("expint", dataset), Entry("nag", dataset), Entry("ubu", None, f"{LONG}. These can: expint")]
-    found = [row._replace(note=row.note.replace("no theory for this system; ", "")) for row in rows(entries, None)]
+    entries = [
+        Entry("expint", dataset),
+        Entry("nag", dataset),
+        Entry("ubu", None, f"{LONG}. These can: expint"),
+    ]
+    found = [
+        row._replace(note=row.note.replace("no theory for this system; ", "")) for row in rows(entries, None)
+    ]
     tell_compared(found, Path("out"))
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert max(map(len, lines)) <= width
     assert lines[0] == "Comparison, rates in 1e-3 a step"
-    assert [line.split()[:2] for line in lines[2:5]] == [["expint", "success"], ["nag", "success"], ["ubu", "refused"]]
+    assert [line.split()[:2] for line in lines[2:5]] == [
+        ["expint", "success"],
+        ["nag", "success"],
+        ["ubu", "refused"],
+    ]
     assert lines[5:8] == ["", "expint, nag: too short (3 of 20 snapshots)", ""]
     assert " ".join(lines[8:]).startswith(f"ubu: {LONG}  out/report.html")
 

@@ -29,7 +29,7 @@ NAMED = re.compile(r"[A-Z][\w-]+(?:, [A-Z][\w-]+)*(?: et al\.)? \d{4}")
 
 
 def parsed(text: str) -> dict[str, tuple[str, dict[str, str]]]:
-    """Kind and fields of each entry, by key, by BibTeX's grammar; raises where the text does not follow it."""
+    """Kind and fields of each entry by key, by BibTeX's grammar; raises where a text does not follow it."""
     found: dict[str, tuple[str, dict[str, str]]] = {}
     at = text.find("@")
     while at >= 0:
@@ -62,7 +62,12 @@ def test_the_parser_refuses_what_is_no_bibtex() -> None:
     """What the next tests lean on."""
     good = "@misc{key,\n  title = {A {B} c},\n  year = {2024}\n}"
     assert parsed(f"% a comment\n{good}") == {"key": ("misc", {"title": "A {B} c", "year": "2024"})}
-    for bad in (good.replace("},", "}"), good.replace("key,", ""), good + good, good.replace("{2024}", "{20")):
+    for bad in (
+        good.replace("},", "}"),
+        good.replace("key,", ""),
+        good + good,
+        good.replace("{2024}", "{20"),
+    ):
         with pytest.raises((AssertionError, IndexError)):
             parsed(bad)
 
@@ -85,7 +90,9 @@ def test_all_references_are_valid() -> None:
 def sources() -> dict[str, str]:
     """What the catalogue says of where things come from, by name."""
     schemes = {name: integrator_named(name).source for name in entries("integrators")}
-    systems = {name: found for name in entries("systems") if isinstance(found := find("systems", name), Declaration)}
+    systems = {
+        name: found for name in entries("systems") if isinstance(found := find("systems", name), Declaration)
+    }
     data = {name: dataset.source for name, dataset in DATASETS.items()}
     return schemes | {name: found.source for name, found in systems.items()} | data
 
@@ -131,7 +138,19 @@ def test_every_problem_is_cited(cli: Cli) -> None:
 def test_a_run_is_cited_by_what_it_used(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the command line and from Python, where the model and the system are not told."""
     monkeypatch.chdir(tmp_path)
-    options = ("--integrator", "baoab", "--system", "kiplmc", "--noise", "torch", "--steps", 2, "-q", "--out", "a b")
+    options = (
+        "--integrator",
+        "baoab",
+        "--system",
+        "kiplmc",
+        "--noise",
+        "torch",
+        "--steps",
+        2,
+        "-q",
+        "--out",
+        "a b",
+    )
     assert cli("run", "hierarchical", *options).code == 0
     out = cli("cite", "a b").out
     used = {"leimkuhler2013rational", "oliva2024kinetic", "lim2024momentum", "kuntz2023particle", "sdeflow"}
@@ -143,7 +162,9 @@ def test_a_run_is_cited_by_what_it_used(cli: Cli, tmp_path: Path, monkeypatch: p
     assert {*keys(cli("cite", "python").out)} == {"bussi2007accurate", "sdeflow"}
 
 
-def test_a_file_of_a_user_is_read_and_not_run(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_of_a_user_is_read_and_not_run(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text(
         'open("ran", "w")\n\nclass Mine:\n    """As Pang et al. 2020, by me@home."""\n', encoding="utf-8"
@@ -161,7 +182,10 @@ def test_a_file_of_a_user_is_read_and_not_run(cli: Cli, tmp_path: Path, monkeypa
 def test_what_is_nothing_is_refused(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name, sentence in (
-        ("expnt", "'expnt' is no integrator, system, model or problem, and no run folder: did you mean 'expint'?"),
+        (
+            "expnt",
+            "'expnt' is no integrator, system, model or problem, and no run folder: did you mean 'expint'?",
+        ),
         (".", ". is no run folder"),
         ("no.toml", "there is no file no.toml"),
     ):

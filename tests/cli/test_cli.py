@@ -349,7 +349,9 @@ def test_list_tells_all_about_a_name(cli: Cli) -> None:
     assert err == "sdeflow: the catalogue has no 'expnt': did you mean 'expint'?\n"
 
 
-@pytest.mark.parametrize("arguments", [["list"], ["cite", "hierarchical", "ubu"], ["--help"], ["run", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["list"], ["cite", "hierarchical", "ubu"], ["--help"], ["run", "--help"]]
+)
 def test_answers_without_torch(arguments: list[str]) -> None:
     code = (
         "import sys\n"
@@ -554,8 +556,17 @@ def test_a_toml_file_with_a_byte_order_mark(cli: Cli) -> None:
 
 
 def test_a_grid_s_last_line_names_its_best_point(cli: Cli) -> None:
-    """Without friction eta = 8e9 is unstable: that point is left out; of the others that of the least loss."""
-    grid = ("--set", "grid.gamma=[0.0, 0.5]", "--set", "grid.eta=[2.0, 8e9]", "--replicas", 2, "--out", "grid")
+    """Without friction eta = 8e9 is unstable, and left out; of the others that of the least loss is told."""
+    grid = (
+        "--set",
+        "grid.gamma=[0.0, 0.5]",
+        "--set",
+        "grid.eta=[2.0, 8e9]",
+        "--replicas",
+        2,
+        "--out",
+        "grid",
+    )
     code, out, err = cli("run", "tiny.toml", "--steps", 40, *grid)
     assert code == 3
     assert "(gamma=0, eta=8e+09)" in err
@@ -588,7 +599,9 @@ def test_a_run_that_memory_has_no_room_for_is_refused(cli: Cli, tmp_path: Path) 
     for options in (("--set", "system.particles=1000000000000"), ("--replicas", 10**9)):
         code, out, err = cli("run", "tiny.toml", "--out", "huge", *options)
         assert (code, out) == (2, "")
-        assert re.match(r"sdeflow: the run would hold about [\d.]+ [GT]iB of memory at once, and [\d.]+ .iB", err)
+        assert re.match(
+            r"sdeflow: the run would hold about [\d.]+ [GT]iB of memory at once, and [\d.]+ .iB", err
+        )
         assert "take fewer particles" in err
         assert err.count("\n") == 1
     assert contents(tmp_path).keys() == {"tiny.toml"}

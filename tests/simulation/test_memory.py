@@ -51,7 +51,9 @@ def test_free_memory_is_some_of_the_machine_s() -> None:
     import os
 
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    swap = sum(int(line.split()[1]) for line in Path("/proc/meminfo").read_text().splitlines() if "SwapTotal" in line)
+    swap = sum(
+        int(line.split()[1]) for line in Path("/proc/meminfo").read_text().splitlines() if "SwapTotal" in line
+    )
     assert 0 < free_memory() <= whole + 1024 * swap < inf
 
 
@@ -83,7 +85,9 @@ def test_free_memory_is_some_of_the_machine_s() -> None:
         ("4:memory:/not/seen/here\n", {}, []),
     ],
 )
-def test_limits_of_control_groups(tmp_path: Path, own: str, files: dict[str, str], expected: list[int]) -> None:
+def test_limits_of_control_groups(
+    tmp_path: Path, own: str, files: dict[str, str], expected: list[int]
+) -> None:
     """Of both versions, nested; what a group holds of files that can be dropped counts as free."""
     (tmp_path / "own").write_text(own)
     for name, text in files.items():
