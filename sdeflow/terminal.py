@@ -123,7 +123,7 @@ def reading(file: BinaryIO, size: int, name: str) -> AbstractContextManager[Bina
 
 
 class _Pace:
-    """Rate and time left, in words, from the first report on: what went before, compiling say, is no guide."""
+    """Rate and time left, in words, from the first report on: compiling, say, went before it."""
 
     def __init__(self, unit: str) -> None:
         self._unit, self._began = unit, time.monotonic()
