@@ -106,7 +106,7 @@ def load_config(
     Raises SdeflowError for what is not TOML, an unknown key, a wrong type, or a value out of range.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise SdeflowError(f"{path} cannot be read: {error}") from error
     return parse_config(text, path, variant=variant, overrides=overrides)

@@ -16,9 +16,9 @@ from sdeflow.cli import cost
 MEASURE = """
 import sys, torch
 from sdeflow import Batch, Model, Save, mpgd, simulate
-from sdeflow.cli.cost import peak_bytes
 from sdeflow.config.run import Run
 from sdeflow.config.schema import RunSection
+from sdeflow.simulation.memory import peak_bytes
 
 class Gaussian(Model):
     def __init__(self, data):
