@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+LARGEST = 1e100
+"""Of a run that diverges, the largest number that a log axis is drawn for."""
+
+
 def opened(path: str | Path) -> xr.Dataset:
     """The trajectory in a run folder, also an unfinished one, or in a file."""
     return open_run(path) if Path(path).is_dir() else xr.open_dataset(path)
@@ -43,13 +47,13 @@ def curve(
     """A series (time[, replica]) against steps times `scale`: mean over replicas, and their range as a band.
 
     positive   for a log axis: left out where the mean is not positive, the band cut at the mean where the
-               least is not
+               least is not; and where the greatest is past LARGEST
     """
     x = values["step"].to_numpy() * scale
-    y = values.transpose("time", ...).to_numpy().reshape(len(x), -1)
+    y = values.transpose("time", ...).to_numpy().astype(np.float64).reshape(len(x), -1)
     mean, low, high = y.mean(1), y.min(1), y.max(1)
     if positive:
-        shown = np.isfinite(y).all(1) & (mean > 0)
+        shown = (np.abs(y) < LARGEST).all(1) & (mean > 0)
         low = np.where(low > 0, low, mean)
         mean, low, high = (np.where(shown, part, np.nan) for part in (mean, low, high))
     (line,) = panel.plot(x, mean, label=label, lw=1.4, color=colour, ls=style)

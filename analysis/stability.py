@@ -219,7 +219,7 @@ def contraction(system: BlockSystem, integrator: Integrator, z: State, factor: f
     """rho(M), the factor by which the slowest error shrinks a step; inf where the step overflows."""
     try:
         return float(abs(step_map(system, integrator, z, factor).eigenvalues()[0]))
-    except (ValueError, np.linalg.LinAlgError):  # not finite
+    except (ValueError, OverflowError, np.linalg.LinAlgError):  # not finite
         return np.inf
 
 
@@ -248,7 +248,8 @@ def stability_limit(system: BlockSystem, integrator: Integrator, z: State, *, la
 
 def continuous_contraction(system: BlockSystem, z: State) -> float:
     """exp(a h): what a reference step contracts in the dynamics themselves, a the spectral abscissa."""
-    return float(np.exp(drift_map(system, z).eigenvalues("LR")[0].real * system.h))
+    with np.errstate(over="ignore"):  # to infinity
+        return float(np.exp(drift_map(system, z).eigenvalues("LR")[0].real * system.h))
 
 
 def with_friction(system: BlockSystem, factor: float) -> BlockSystem:

@@ -19,7 +19,7 @@ class NAG(Integrator[BlockSystem]):
     name = "nag"
     strong_order, weak_order, evaluations = 1.0, 1.0, 2
     increments = "PQ"
-    needs = "blocks; parameters with momentum, T = 0"
+    needs = "theta with momentum, T = 0"
     source = "Sutskever, Martens, Dahl, Hinton 2013"
 
     def refuses(self, system: System) -> str | None:

@@ -28,7 +28,8 @@ class Decoder(Model):
     images    use the first so many images (default: all but those held out)
     held_out  keep the last so many images aside, for a loss on images that were not learned
 
-    Source of the model class: Lim et al. 2024, arXiv:2312.07335; Kuntz et al. 2023, arXiv:2204.12965.
+    Source of the model class: Lim et al. 2024, arXiv:2312.07335; Kuntz et al. 2023, arXiv:2204.12965; of the
+    data: Alpaydin, Kaynak 1998.
     """
 
     joint_maximum = False  # the first layer's weights grow while latents shrink

@@ -1,4 +1,4 @@
-"""Decoder models of the image data sets that `sdeflow fetch` brings."""
+"""Decoder models of the image data sets, which are fetched at first use."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Images(Model):
     Pixels v in 0..255 become 2 v/255 - 1, then U(0, 1/256) is added once (dequantisation, from
     `data_seed`), then they are clipped to [-1, 1].
 
-    dataset         cifar10, mnist or fashion_mnist; see `sdeflow fetch`
+    dataset         cifar10, mnist or fashion_mnist; fetched where it is not there (see problems/README.md)
     images          use the first so many training images (default: all)
     held_out        the first so many test images, for a loss on images that were not learned
     latent          d, dimension of a latent

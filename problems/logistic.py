@@ -31,7 +31,8 @@ class Logistic(Model):
     held_out    share of the observations that is kept from training
     split_seed  seed of the random split
 
-    Source: Kuntz, Lim, Johansen 2023, arXiv:2204.12965 (there on the older data set with 9 features).
+    Source: Kuntz, Lim, Johansen 2023, arXiv:2204.12965 (there on the older data set with 9 features); of the
+    data: Street, Wolberg, Mangasarian 1993.
     """
 
     def __init__(self, variance: float = 5.0, held_out: float = 0.2, split_seed: int = 0) -> None:

@@ -154,6 +154,8 @@ class Save(Options):
         chosen = np.asarray(choice, dtype=np.int64)
         if chosen.size == 0 or chosen.min() < 0 or chosen.max() >= size:
             raise SdeflowError(f"save: {dim} indices must lie in 0..{size - 1}, given {list(choice)}")
+        if len(set(chosen.tolist())) < chosen.size:
+            raise SdeflowError(f"save: {dim} indices must be different, given {list(choice)}")
         return chosen
 
 

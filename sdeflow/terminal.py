@@ -6,8 +6,10 @@ import inspect
 import signal
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from itertools import count
 from typing import Any, BinaryIO
 
 from rich.console import Console
@@ -20,15 +22,31 @@ STOP_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 """By which a terminal or a scheduler asks a run to stop; Windows has no SIGHUP."""
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints a table."""
+def shown(text: str) -> str:
+    """The text with control characters escaped: a stranger's title moves no cursor and hides no line."""
+    if text.isprintable():
+        return text
+    good = (c in "\n\t" or not unicodedata.category(c).startswith("C") for c in text)
+    return "".join(
+        c if fine else c.encode("unicode_escape").decode() for c, fine in zip(text, good, strict=True)
+    )
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, cut: bool = False) -> None:
+    """Prints a table. A row too long for the terminal is folded; with `cut` it is a line, cut with '…'."""
     grid = Table(
-        title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+        title=shown(title),
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
     )
     for i, column in enumerate(columns):
         grid.add_column(column, style="cyan" if i == 0 else None, overflow="fold", no_wrap=i == 0)
     for row in rows:
-        grid.add_row(*map(Text, row))
+        how: Any = {"no_wrap": True, "overflow": "ellipsis"} if cut else {}
+        grid.add_row(*(Text(shown(cell), **how) for cell in row))
     out.print(grid)
     out.print()
 
@@ -38,18 +56,18 @@ def first_line(thing: Any) -> str:
     return (inspect.getdoc(thing) or "").partition("\n")[0]
 
 
-def rate(speed: float) -> str:
+def rate(speed: float, unit: str = "step") -> str:
     """Steps a second, or seconds a step, for people."""
     if speed < 0.5:
-        return f"{duration(1 / speed)} a step"
-    return f"{speed:,.0f} steps/s" if speed >= 10 else f"{speed:.2g} steps/s"
+        return f"{duration(1 / speed)} a {unit}"
+    return f"{speed:,.0f} {unit}s/s" if speed >= 10 else f"{speed:.2g} {unit}s/s"
 
 
 def duration(seconds: float) -> str:
     """A time for people."""
     for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
-            return f"{seconds / size:,.1f} {unit}"
+            return f"{seconds / size:,.{1 if seconds < 10 * size else 0}f} {unit}"
     return f"{seconds:,.0f} s"
 
 
@@ -70,30 +88,30 @@ _SLOW_START = 2.0
 
 
 @contextmanager
-def progress_bar() -> Iterator[Progress]:
+def progress_bar(unit: str = "step") -> Iterator[Progress]:
     """On stderr, a bar with rate, time left and loss; where that is no terminal, a line now and then."""
     if not sys.stderr.isatty():
-        yield _lines()
+        yield _lines(unit)
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
     from rich.progress import Progress as Bar
 
-    columns = (
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        TextColumn("left{task.fields[loss]}"),
-    )
+    columns = (BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn("{task.fields[more]}"))
     with Bar(*columns, console=Console(stderr=True, highlight=False), transient=True) as bar:
-        task = bar.add_task("", total=None, rate="", loss="")
+        task, pace = bar.add_task("", total=None, more=""), _Pace(unit)
 
         def report(step: int, steps: int, loss: float | None) -> None:
-            speed = bar.tasks[0].speed
-            shown = rate(speed) if speed else ""
-            bar.update(task, completed=step, total=steps, rate=shown, loss=_loss(loss))
+            bar.update(task, completed=step, total=steps, more=f"{pace(step, steps)}{_loss(loss)}")
 
         yield report
+
+
+@contextmanager
+def counted(unit: str, total: int) -> Iterator[Callable[[], None]]:
+    """Progress through so many things that are no steps of a run: what it gives is called after each."""
+    done = count(1)
+    with progress_bar(unit) as report:
+        yield lambda: report(next(done), total, None)
 
 
 def reading(file: BinaryIO, size: int, name: str) -> AbstractContextManager[BinaryIO]:
@@ -104,25 +122,37 @@ def reading(file: BinaryIO, size: int, name: str) -> AbstractContextManager[Bina
     return wrap_file(file, size, description=name, console=console, transient=True, disable=hidden)
 
 
-def _lines() -> Progress:
-    """A line at the first report, where steps are slow, and then now and then."""
-    began, last, first = time.monotonic(), -float("inf"), None
+class _Pace:
+    """Rate and time left, in words, from the first report on: compiling, say, went before it."""
+
+    def __init__(self, unit: str) -> None:
+        self._unit, self._began = unit, time.monotonic()
+        self.first: tuple[int, float] | None = None
+
+    def __call__(self, step: int, steps: int) -> str:
+        now = time.monotonic()
+        if self.first is None:
+            self.first = step, now
+            return f"after {duration(now - self._began)}"
+        taken, seconds = step - self.first[0], now - self.first[1]
+        if taken <= 0 or seconds <= 0:
+            return ""
+        speed = taken / seconds
+        return f"{rate(speed, self._unit)}, {duration((steps - step) / speed)} left"
+
+
+def _lines(unit: str) -> Progress:
+    """A line at the first report, where it took long, and then now and then."""
+    pace, due = _Pace(unit), time.monotonic() + _SLOW_START
 
     def report(step: int, steps: int, loss: float | None) -> None:
-        nonlocal last, first, began
-        now = time.monotonic()
-        if first is None:
-            first = step - 1
-            if now - began < _SLOW_START:
-                last = now
-                return
-        if now - last < _SECONDS_BETWEEN_LINES:
-            return
-        last = now
-        speed = (step - first) / (now - began)
-        left = duration((steps - step) / speed)
-        line = f"step {step:,} of {steps:,}, {rate(speed)}, {left} left{_loss(loss)}"
-        print(line, file=sys.stderr, flush=True)
+        nonlocal due
+        now, begins = time.monotonic(), pace.first is None
+        told = pace(step, steps)
+        if now >= due and told:
+            print(f"{unit} {step:,} of {steps:,}, {told}{_loss(loss)}", file=sys.stderr, flush=True)
+        if now >= due or begins:
+            due = now + _SECONDS_BETWEEN_LINES
 
     return report
 

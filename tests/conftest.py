@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from valid import VALID, Refused
 
 from sdeflow.cli import main
 
+os.environ["SDEFLOW_OFFLINE"] = "1"  # no test fetches data by itself
 torch.set_num_threads(1)
 threadpool_limits(1)
 

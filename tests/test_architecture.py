@@ -25,10 +25,11 @@ ALLOWED = {
     "system": GROUND | {"options", "model"},
     "noise": GROUND | {"system"},
     "engine": GROUND | {"options", "system", "noise"},
+    "tuning": GROUND | {"options", "system"},
     "config": GROUND | {"options", "model", "system", "engine"},
     "trajectory": GROUND | {"options", "model", "system"},
     "simulation": GROUND
-    | {"options", "terminal", "model", "system", "noise", "engine", "config", "trajectory"},
+    | {"options", "terminal", "model", "system", "noise", "engine", "tuning", "config", "trajectory"},
     "data": {"errors", "terminal"},
     "integrators": {"system"},
     "problems": {"errors", "model", "data"},

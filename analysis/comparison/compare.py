@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from itertools import count
 from pathlib import Path
 from statistics import mode
 from typing import Any
@@ -34,6 +36,9 @@ from sdeflow.trajectory import durable
 from sdeflow.trajectory.layout import safe_name
 from sdeflow.trajectory.segments import encode
 
+SNAPSHOTS = 20
+"""How many a rate is fitted to at least (sdeflow.analysis.rates)."""
+
 
 def problem_of(entries: Sequence[Entry]) -> BlockSystem | None:
     """The entries' system with two particles a datum, which carry all modes; None where none is stated."""
@@ -46,15 +51,21 @@ def problem_of(entries: Sequence[Entry]) -> BlockSystem | None:
     return None
 
 
-def rows(entries: Sequence[Entry], system: BlockSystem | None) -> list[Row]:
-    """A row for each entry; `system` is what theory is asked about, None for no theory."""
+def rows(
+    entries: Sequence[Entry], system: BlockSystem | None, tick: Callable[[], None] = lambda: None
+) -> list[Row]:
+    """A row for each entry, after which `tick` is called; `system` is what theory is asked about, if any."""
     z, why = None, "no theory for this system"
     if system is not None:
         try:
             z = equilibrium(system)
         except SdeflowError as error:
             why = str(error)
-    return [_row(entry, system, z, why) for entry in entries]
+    found = []
+    for entry in entries:
+        found.append(_row(entry, system, z, why))
+        tick()
+    return found
 
 
 def excess_energy(entry: Entry, model: Model | None) -> xr.DataArray | None:
@@ -65,7 +76,11 @@ def excess_energy(entry: Entry, model: Model | None) -> xr.DataArray | None:
     if dataset.sizes["datum"] != len(model.data) or dataset.sizes["particle"] < 8:
         return None
     least = toy_minimum(model.data.numpy(), model.variance**0.5)
-    return energy_along(dataset, model) - least
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return energy_along(dataset, model) - least
+    except SdeflowError:  # where the run diverged
+        return None
 
 
 def joined(
@@ -119,10 +134,11 @@ def joined(
 
 def _row(entry: Entry, system: BlockSystem | None, z: State | None, why: str) -> Row:
     if entry.dataset is None:
-        return Row(entry.label, "refused", 0, np.nan, None, None, np.nan, entry.refusal)
+        why = entry.refusal.partition(". These can: ")[0]
+        return Row(entry.label, "refused", 0, np.nan, None, None, np.nan, why)
     dataset, notes = entry.dataset, []
     loss = None
-    if "loss" in dataset:
+    if "loss" in dataset and entry.retcode != "diverged":
         last = np.atleast_1d(dataset["loss"].isel(time=-1).to_numpy())
         if last.size > 1 and np.isfinite(last).all():
             loss = over_replicas(last)
@@ -137,7 +153,8 @@ def _row(entry: Entry, system: BlockSystem | None, z: State | None, why: str) ->
         notes.append(why)
     fitted, frequency, regime = None, None, ""
     if entry.retcode == "diverged":
-        notes.append(str(dataset.attrs["message"]).partition(". ")[0])
+        first, *others = str(dataset.attrs["message"]).partition(". ")[0].split("; ")
+        notes.append(f"{first}{', and others' if others else ''}")
     else:
         if entry.retcode != "success":
             notes.append(f"{entry.retcode} after {dataset.attrs['steps_taken']:,} steps")
@@ -147,7 +164,9 @@ def _row(entry: Entry, system: BlockSystem | None, z: State | None, why: str) ->
             frequency = interval([decay.frequency for decay in found])
             regime = mode(decay.regime for decay in found)
         except SdeflowError as error:
-            notes.append(str(error))
+            short = dataset.sizes["time"] < SNAPSHOTS
+            told = f"too short ({dataset.sizes['time']} of {SNAPSHOTS} snapshots)"
+            notes.append(told if short else str(error))
     return Row(
         entry.label,
         entry.retcode,
@@ -168,9 +187,7 @@ def _two_particles(config: str) -> BlockSystem | None:
     return system if isinstance(system, BlockSystem) else None
 
 
-def compare(
-    runs: Mapping[str, Run | str], out: Path, title: str, progress: Callable[[str], Any]
-) -> list[Row]:
+def compare(runs: Mapping[str, Run | str], out: Path, title: str, progress: Callable[..., Any]) -> list[Row]:
     """Solves runs, by label (or notes the reason why there is none), and writes compare.nc and report.html.
 
     progress   gives a context whose value is what a solving run reports to, for a label
@@ -187,13 +204,19 @@ def compare(
         if solution.retcode == "interrupted":
             raise KeyboardInterrupt(solution.message)
         entries.append(Entry(label, solution.dataset))
-    return write(entries, out, title)
+    return write(entries, out, title, progress)
 
 
-def write(entries: Sequence[Entry], out: Path, title: str) -> list[Row]:
-    """Measures, predicts, and writes compare.nc and report.html into a folder, each whole or not at all."""
-    system = problem_of(entries)
-    found = rows(entries, system)
+def write(
+    entries: Sequence[Entry], out: Path, title: str, progress: Callable[..., Any] = lambda *_: nullcontext()
+) -> list[Row]:
+    """Measures, predicts, and writes compare.nc and report.html into a folder, each whole or not at all.
+
+    progress   as in `compare`, and told the unit that is counted
+    """
+    system, done = problem_of(entries), count(1)
+    with progress("rates, fitted and predicted", "scheme") as report:
+        found = rows(entries, system, lambda: report(next(done), len(entries), None) if report else None)
     model = None if system is None or system.model_forces is None else system.model_forces.model
     energies = {entry.label: value for entry in entries if (value := excess_energy(entry, model)) is not None}
     text = page(title, entries, found, energies)

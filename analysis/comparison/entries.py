@@ -39,7 +39,8 @@ class Entry:
     @property
     def seconds_a_step(self) -> float:
         assert self.dataset is not None
-        return float(self.dataset.attrs["seconds"] / max(1, self.dataset.attrs["steps_taken"]))
+        seconds = float(self.dataset.attrs["seconds"] / max(1, self.dataset.attrs["steps_taken"]))
+        return seconds or np.nan
 
     @property
     def retcode(self) -> str:

@@ -23,20 +23,29 @@ if TYPE_CHECKING:
 STYLE = """
 :root { color-scheme: light; --ink: #1c2733; --soft: #5b6b7a; --line: #d9e0e6; --bad: #a4262c; }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 62rem; padding: 1.5rem 1rem 4rem; color: var(--ink); background: #fff;
+body { margin: 0 auto; max-width: 68rem; padding: 1.5rem 1rem 4rem; color: var(--ink); background: #fff;
        font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.5rem; margin: 0 0 .25rem; } h2 { font-size: 1.1rem; margin: 2.2rem 0 .5rem; }
 p.sub, figcaption, footer { color: var(--soft); font-size: .9rem; }
-figure { margin: 0; overflow-x: auto; } figure svg { width: 100%; min-width: 34rem; height: auto; }
-figure.small svg { max-width: 32rem; min-width: 0; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; width: 100%; }
-th, td { text-align: right; padding: .35rem .6rem; border-bottom: 1px solid var(--line);
-         white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; } td.note { white-space: normal; text-align: left; }
-th { font-weight: 600; color: var(--soft); } tr.bad td { color: var(--bad); }
+figure { margin: 0; } figure svg { display: block; width: 100%; height: auto; }
+.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(16rem, 100%), 1fr)); gap: .5rem; }
+figure.small svg { max-width: 32rem; }
+table { border-collapse: collapse; font-size: .9rem; width: 100%; }
+th, td { text-align: right; padding: .35rem .5rem; vertical-align: bottom;
+         border-top: 1px solid var(--line); }
+tr > :first-child { text-align: left; } thead th { border: 0; font-weight: 600; color: var(--soft); }
+tbody th, .number { white-space: nowrap; }
+tr.bad > * { color: var(--bad); }
+tr.note td { border: 0; padding-top: 0; overflow-wrap: anywhere; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; font-size: .9rem; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
-pre { background: #f5f7f9; padding: .8rem; overflow-x: auto; font-size: .8rem; }
+pre { background: #f5f7f9; padding: .8rem; font-size: .8rem; white-space: pre-wrap; overflow-wrap: anywhere; }
+@media (max-width: 70rem) {
+  thead, td:empty { display: none; } table, tbody, tr { display: block; max-width: 34rem; }
+  tbody th { display: block; white-space: normal; overflow-wrap: anywhere; }
+  tbody td { display: flex; justify-content: space-between; gap: 1rem; border: 0; padding: .1rem .5rem; }
+  td[data-label]::before { content: attr(data-label); color: var(--soft); }
+}
 """
 
 AXES = ("steps", "gradient evaluations", "seconds")
@@ -53,13 +62,13 @@ def page(
         f"{_counted(shown, 'steps')} steps</p>",
         _section("Rates", _table(rows), _RATES),
     ]
-    if shown:
-        parts.append(_section("Loss", _svg(curves(shown, _loss, "loss")), _LOSS))
+    if any(_loss(entry) is not None for entry in shown):
+        parts.append(_section("Loss", _panels(curves(shown, _loss, "loss")), _LOSS))
     if energies:
         parts.append(
             _section(
                 "Free energy above its minimum",
-                _svg(curves(shown, lambda e: energies.get(e.label), "E − E*")),
+                _panels(curves(shown, lambda e: energies.get(e.label), "E − E*")),
                 _ENERGY,
             )
         )
@@ -85,25 +94,33 @@ _ENERGY = "From the particles' moments; below the noise of the estimate the curv
 _AGAINST = "One point a scheme, with its 95% interval; on the line theory and measurement agree."
 
 
-def curves(entries: Sequence[Entry], series: Callable[[Entry], xr.DataArray | None], label: str) -> Figure:
-    """The series of each entry against steps, gradient evaluations and seconds, where it is positive."""
+def curves(
+    entries: Sequence[Entry], series: Callable[[Entry], xr.DataArray | None], label: str
+) -> list[Figure]:
+    """The series of each entry against steps, gradient evaluations and seconds, where it is positive.
+
+    A figure each, on one scale, so that a narrow page can put them one below the other.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 3.3), layout="constrained")
-    panels = figure.subplots(1, 3, sharey=True)
+    figures = [Figure(figsize=(3.5, 3.2), layout="constrained") for _ in AXES]
+    panels = [figure.subplots() for figure in figures]
     for number, entry in enumerate(entries):
-        if (values := series(entry)) is None:
+        values = series(entry)
+        if values is None or values.sizes["time"] < 2:
             continue
         scales = (1.0, float(entry.evaluations), entry.seconds_a_step)
         for panel, scale in zip(panels, scales, strict=True):
             later = values.isel(time=slice(1, None))  # at no cost the log axes have no place
             curve(panel, later, entry.label, colour=f"C{number}", scale=scale, positive=True)
     for panel, name in zip(panels, AXES, strict=True):
-        panel.set(xlabel=name, yscale="log", xscale="linear" if name == "steps" else "log")
+        panel.set(xlabel=name, ylabel=label, yscale="log", xscale="linear" if name == "steps" else "log")
         open_frame(panel)
-    panels[0].set_ylabel(label)
-    panels[0].legend(frameon=False, fontsize="small")
-    return figure
+    for panel in panels:
+        panel.set_ylim(panels[0].get_ylim())
+    if panels[0].get_lines():
+        panels[0].legend(frameon=False, fontsize="small")
+    return figures
 
 
 def against(rows: Sequence[Row]) -> Figure:
@@ -142,6 +159,11 @@ def _section(title: str, content: str, caption: str, size: str = "wide") -> str:
     return f"<h2>{title}</h2>\n<figure class={size}>{content}{shown}</figure>"
 
 
+def _panels(figures: Sequence[Figure]) -> str:
+    """Figures side by side, or below each other where there is no room."""
+    return f"<div class=panels>{''.join(map(_svg, figures))}</div>"
+
+
 def _svg(figure: Figure) -> str:
     """The figure as an SVG element, its text as text."""
     import matplotlib
@@ -156,31 +178,41 @@ def _svg(figure: Figure) -> str:
 
 
 def plain_cells(row: Row) -> list[str]:
-    """A row for a terminal: label, ending, fitted and predicted rate, loss, note."""
+    """A row for a terminal: label, ending, fitted and predicted rate, loss."""
     fitted = "" if row.fitted is None else _pm(1e3 * row.fitted.mean, 1e3 * row.fitted.error)
     loss = "" if row.loss is None else _pm(row.loss.mean, row.loss.error)
-    return [row.label, row.retcode, fitted, _rate(row.predicted), loss, row.note]
+    return [row.label, row.retcode, fitted, _rate(row.predicted), loss]
+
+
+def notes(rows: Sequence[Row]) -> dict[str, list[str]]:
+    """What is to say of rows, each with the labels of those that it is said of."""
+    said: dict[str, list[str]] = {}
+    for row in rows:
+        if row.note:
+            said.setdefault(row.note, []).append(row.label)
+    return said
+
+
+HEAD = (
+    "integrator",
+    "ended",
+    "fitted",
+    "predicted",
+    "regime",
+    "turns a 1000 steps",
+    "fitted per gradient",
+    "e-folds a second",
+    "loss",
+)
 
 
 def _table(rows: Sequence[Row]) -> str:
-    head = (
-        "integrator",
-        "ended",
-        "fitted",
-        "predicted",
-        "regime",
-        "turns a 1000 steps",
-        "fitted per gradient",
-        "e-folds a second",
-        "loss",
-        "",
-    )
-    lines = ["<tr>" + "".join(f"<th>{name}</th>" for name in head) + "</tr>"]
+    """A row an integrator, and what is to say of it below; on a narrow page each becomes a list."""
+    lines = []
     for row in rows:
         turns = None if row.frequency is None else 1e3 * row.frequency.mean / (2 * np.pi)
-        label, ended, fitted, predicted, loss, shown = plain_cells(row)
+        label, ended, fitted, predicted, loss = plain_cells(row)
         cells = [
-            escape(label),
             ended,
             fitted,
             predicted,
@@ -189,10 +221,19 @@ def _table(rows: Sequence[Row]) -> str:
             *("" if np.isnan(rate) else shown for rate, shown in _per(row)),
             loss,
         ]
-        note = f"<td class=note>{escape(shown)}</td>"
-        bad = "" if row.retcode == "success" else " class=bad"
-        lines.append(f"<tr{bad}>" + "".join(f"<td>{cell}</td>" for cell in cells) + note + "</tr>")
-    return f"<div class=scroll><table>{''.join(lines)}</table></div>"
+        bad = "" if row.retcode == "success" else "bad"
+        named = zip(HEAD[1:], cells, strict=True)
+        shown = "".join(f'<td data-label="{name}"{_unbroken(cell)}>{cell}</td>' for name, cell in named)
+        lines.append(f'<tr class="{bad}"><th scope=row>{escape(label)}</th>{shown}</tr>')
+        if row.note:
+            lines.append(f'<tr class="note {bad}"><td colspan={len(HEAD)}>{escape(row.note)}</td></tr>')
+    head = "".join(f"<th scope=col>{name}</th>" for name in HEAD)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+
+
+def _unbroken(cell: str) -> str:
+    """The class of a number, which is kept on a line."""
+    return " class=number" if cell[:1].isdigit() else ""
 
 
 def _per(row: Row) -> list[tuple[float, str]]:

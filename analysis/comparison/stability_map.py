@@ -6,7 +6,6 @@ and sdeflow.analysis.stationary.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -119,14 +118,15 @@ def draw(maps: Sequence[Map], title: str) -> Figure:
 
 def show(run: Run, integrators: Sequence[str], *, at: Path | None, out: Path | None, title: str) -> None:
     """Prints the table and, given `out`, writes the picture."""
-    from rich.console import Console
-    from rich.progress import Progress
-
+    from sdeflow.terminal import counted, shown, table
     from sdeflow.terminal import out as console
-    from sdeflow.terminal import table
 
-    system, z = linearised(run, at)
-    found = list(rows(system, z, integrators))
+    found = []
+    with counted("scheme", len(integrators)) as tick:
+        system, z = linearised(run, at)
+        for row in rows(system, z, integrators):
+            found.append(row)
+            tick()
     lines = [[row.integrator, *_cells(row)] for row in found]
     continuous = continuous_contraction(system, z)
     lines.append(["continuous dynamics", f"{continuous:.6f}", _folds(continuous), "", "", ""])
@@ -134,25 +134,25 @@ def show(run: Run, integrators: Sequence[str], *, at: Path | None, out: Path | N
         "integrator", "contraction a step", "steps an e-fold", "per gradient", "stable up to h times", "bias"
     )  # fmt: skip
     table(title, columns, lines)
+    for row in found:
+        if row.refusal:
+            console.print(shown(f"{row.integrator} refused: {row.refusal}\n"), markup=False)
     if out is None:
         return
     able = [integrator_named(row.integrator) for row in found if not row.refusal]
-    progress = Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
-    with progress:
-        task = progress.add_task("map", total=len(able) * len(FRICTIONS) * len(STEPS))
-        maps = [friction_step_map(system, z, s, lambda: progress.advance(task)) for s in able]
+    with counted("point", len(able) * len(FRICTIONS) * len(STEPS)) as tick:
+        maps = [friction_step_map(system, z, scheme, tick) for scheme in able]
     draw(maps, title).savefig(out)
-    console.print(f"{out}    circle: as given, star: fastest, red line: the edge of stability", markup=False)
+    marks = "circle: as given, star: fastest, red line: the edge of stability"
+    console.print(shown(f"{out}    {marks}"), markup=False, soft_wrap=True)
 
 
 def _cells(row: Row) -> list[str]:
     if row.refusal:
-        return [f"refused: {row.refusal}", "", "", "", ""]
+        return ["refused", "", "", "", ""]
     limit = "any that was tried" if np.isinf(row.limit) else f"{row.limit:.4g}"
-    return [
-        f"{row.contraction:.6f}", _folds(row.contraction), f"{row.per_evaluation:.6f}", limit,
-        _percent(row.bias),
-    ]  # fmt: skip
+    each, per = (f"{v:.6f}" if v < 1000 else f"{v:.3g}" for v in (row.contraction, row.per_evaluation))
+    return [each, _folds(row.contraction), per, limit, _percent(row.bias)]
 
 
 def _folds(contraction: float) -> str:

@@ -16,7 +16,6 @@ that swings, to a real one. Theory is of all modes of the system, and theta show
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -33,6 +32,7 @@ from sdeflow.config.build import build
 from sdeflow.config.schema import Config, parse_config
 from sdeflow.errors import SdeflowError
 from sdeflow.simulation.ending import past_bound
+from sdeflow.terminal import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,6 +74,8 @@ def configuration(dataset: xr.Dataset) -> Config:
         raise SdeflowError(
             f"a map takes two values of gamma and of eta or more, given {counts['gamma']} and {counts['eta']}"
         )
+    if float(dataset["gamma"].min()) == 0:
+        raise SdeflowError("a map has a logarithmic axis of gamma: run a grid without gamma = 0")
     if not dataset.attrs["config"]:
         raise SdeflowError("a run from Python does not tell its model: run it from a TOML file")
     return parse_config(dataset.attrs["config"], Path("config.toml"))
@@ -249,24 +251,19 @@ def _on_grid(gammas: Values, etas: Values, **values: NDArray[Any]) -> xr.Dataset
 
 def main() -> None:
     """The script."""
-    from rich.console import Console
-    from rich.progress import Progress
-
     options = parser(__doc__)
     options.add_argument("run", metavar="RUN", type=Path)
     options.add_argument("--out", type=Path, default=Path("momentum_map.svg"), help=".svg, .png or .pdf")
     given = options.parse_args()
     if not given.run.exists():
         options.error(f"there is no run {given.run}")
-    progress = Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
     try:
-        with opened(given.run) as dataset, progress:
+        with opened(given.run) as dataset:
             config = configuration(dataset)
             points = len(np.unique(dataset["gamma"])) * len(np.unique(dataset["eta"]))
-            task = progress.add_task("points", total=2 * points)
-            found = measured(dataset, config.run.bound, lambda: progress.advance(task))
-            axes = found["gamma"].to_numpy(), found["eta"].to_numpy()
-            theory = predicted(config, *axes, lambda: progress.advance(task))
+            with counted("point", 2 * points) as tick:
+                found = measured(dataset, config.run.bound, tick)
+                theory = predicted(config, found["gamma"].to_numpy(), found["eta"].to_numpy(), tick)
             title = f"{config.title}: {dataset.attrs['integrator']}"
         print(summary(found, theory))
     except SdeflowError as error:

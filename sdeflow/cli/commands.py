@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from math import inf
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +12,7 @@ from sdeflow import __version__
 from sdeflow.cli import app as cli
 from sdeflow.cli.app import app, configured
 from sdeflow.errors import SdeflowError
+from sdeflow.terminal import shown
 
 EXIT = {"success": 0, "diverged": 3, "interrupted": 130}
 
@@ -49,13 +49,18 @@ def run(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in its folder where there is one.")
     ] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Fetch no data set, as with SDEFLOW_OFFLINE=1.")
+    ] = False,
     quiet: cli.QuietOption = False,
 ) -> None:
     """Run a problem; writes a run folder with trajectory.nc and final.safetensors."""
     from contextlib import nullcontext
 
+    from sdeflow.cli.cost import cpu_cost
     from sdeflow.config.build import build
     from sdeflow.config.catalogue import problem_file
+    from sdeflow.data.cache import fetching
     from sdeflow.simulation.resume import resume_from, with_engine_of
     from sdeflow.simulation.solve import solve
     from sdeflow.terminal import progress_bar
@@ -64,7 +69,8 @@ def run(
 
     path = problem_file(problem)
     config = configured(path, ctx.params)
-    built = build(config)
+    with fetching(offline=offline, quiet=quiet):
+        built = build(config)
     names = [path.stem, variant, system, built.integrator.name]
     safe = [safe_name(name.rpartition(":")[2]) for name in names if name]
     folder = out or Path("runs") / "-".join([*safe, f"s{config.run.seed}"])
@@ -73,8 +79,8 @@ def run(
         raise SdeflowError("give --resume or --overwrite, not both")
     if not again:
         refuse_occupied(folder, overwrite)
-    if config.cpu_note and not quiet and built.device.type == "cpu":
-        typer.echo(f"note: {config.cpu_note}", err=True)
+    if config.cpu_note and built.device.type == "cpu" and not quiet and not again:
+        typer.echo(shown(f"note: {cpu_cost(built)}{config.cpu_note}"), err=True)
     if built.engine.name == "compiled" and not quiet:
         typer.echo("note: torch compiles the step first, which can take a minute", err=True)
     with nullcontext() if quiet else progress_bar() as progress:
@@ -98,10 +104,11 @@ def resume(
     """Go on with a run that was stopped, or further with one that had ended, to the same numbers."""
     from contextlib import nullcontext
 
+    from sdeflow.data.cache import fetching
     from sdeflow.simulation.resume import resume as resume_run
     from sdeflow.terminal import progress_bar
 
-    with nullcontext() if quiet else progress_bar() as progress:
+    with fetching(quiet=quiet), nullcontext() if quiet else progress_bar() as progress:
         solution = resume_run(folder, steps, progress=progress)
     _tell(solution, folder, quiet)
 
@@ -114,25 +121,50 @@ def _tell(solution: Any, folder: Path, quiet: bool) -> None:
 
     dataset, attrs = solution.dataset, solution.dataset.attrs
     if solution.retcode != "success":
-        typer.echo(f"{solution.retcode}: {solution.message}", err=True)
+        typer.echo(shown(f"{solution.retcode}: {solution.message}"), err=True)
     if not quiet:
-        speed = rate(attrs["steps_taken"] / max(attrs["seconds"], 1e-9))
-        loss = ""
-        if "loss" in dataset:
-            last = dataset["loss"][-1]
-            loss = f", loss {float(last.where(abs(last) < inf).mean()):.6g}"
-        if attrs["evaluate"]:
-            measured = dataset["held_out_loss"].dropna("time", how="all")
-            held_out = float(measured[-1].mean()) if measured.size else float("nan")
-            loss += f", held-out loss {held_out:.6g} ({attrs['evaluate_seconds']:.1f} s of them)"
+        taken, seconds = int(attrs["steps_taken"]), float(attrs["seconds"])
+        speed = f" ({rate(taken / max(seconds, 1e-9))})" if taken else ""
+        loss = _losses(dataset, solution.diverged)
         path = folder / TRAJECTORY
-        opened = f"{path}    open it with xr.open_dataset('{path.as_posix()}')" if path.exists() else folder
+        opened = f"{path}    open it with xr.open_dataset({path.as_posix()!r})" if path.exists() else folder
         console.print(
-            f"{attrs['steps_taken']:,} steps in {attrs['seconds']:.1f} s ({speed}){loss}\n{opened}",
+            shown(f"{taken:,} steps in {seconds:.1f} s{speed}{loss}\n{opened}"),
             markup=False,
             soft_wrap=True,
         )
     raise typer.Exit(EXIT[solution.retcode])
+
+
+def _losses(dataset: Any, diverged: frozenset[int]) -> str:
+    """The losses at the end of what did not diverge: the mean over replicas, of a grid the least one."""
+    told, attrs = "", dataset.attrs
+    if attrs["grid"]:
+        names = [name for name in ("gamma", "eta") if name in dataset.coords]
+        points: dict[tuple[float, ...], list[int]] = {}
+        for replica, point in enumerate(zip(*(dataset[name].values.tolist() for name in names), strict=True)):
+            points.setdefault(point, []).append(replica)
+        good = {point: at for point, at in points.items() if not diverged.intersection(at)}
+        told = f", {len(good):,} of {len(points):,} points did not diverge"
+        if "loss" in dataset and good:
+            last = dataset["loss"][-1]
+            losses = {point: float(last[at].mean()) for point, at in good.items()}
+            best = min(losses, key=lambda point: losses[point])
+            where = ", ".join(f"{name}={value:g}" for name, value in zip(names, best, strict=True))
+            told += f", least loss {losses[best]:.6g} at {where}"
+        return told
+    for name, label in (("loss", "loss"), ("held_out_loss", "held-out loss")):
+        if name not in dataset:
+            continue
+        values = dataset[name].dropna("time", how="all")
+        last = values[-1].values.ravel() if values.size else []
+        kept = [float(value) for replica, value in enumerate(last) if replica not in diverged]
+        if kept:
+            told += f", {label} {sum(kept) / len(kept):.6g}"
+            told += f" of {len(kept)} replicas that did not diverge" if len(kept) < len(last) else ""
+    if attrs["evaluate"]:
+        told += f" ({attrs['evaluate_seconds']:.1f} s of them to measure it)"
+    return told
 
 
 @app.command()
@@ -166,11 +198,32 @@ def sample(
 
 
 @app.command("list")
-def list_catalogue() -> None:
+def list_catalogue(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME...]", help="Names to tell all about.")
+    ] = None,
+    long: Annotated[bool, typer.Option("--long", help="With sources, variants and whole titles.")] = False,
+) -> None:
     """The catalogue: integrators, systems, models and packaged problems."""
-    from sdeflow.cli.catalogue import show_catalogue
+    from sdeflow.cli.catalogue import show_catalogue, show_entry
 
-    show_catalogue()
+    for name in names or []:
+        show_entry(name)
+    if not names:
+        show_catalogue(long=long)
+
+
+@app.command()
+def cite(
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME...", help="Names from 'sdeflow list', TOML files or run folders."),
+    ],
+) -> None:
+    """BibTeX for what a run used."""
+    from sdeflow.cli.cite import bibtex
+
+    typer.echo(bibtex(names))
 
 
 @app.command()
@@ -195,7 +248,10 @@ def show(
     from sdeflow.config.build import build
     from sdeflow.config.catalogue import problem_file
     from sdeflow.config.schema import variant_tables
+    from sdeflow.data.cache import fetching
 
     path = problem_file(problem)
     config = configured(path, ctx.params)
-    describe(config, build(config), list(variant_tables(tomllib.loads(path.read_text(encoding="utf-8")))))
+    with fetching(offline=True):  # a question fetches nothing
+        built = build(config)
+    describe(config, built, list(variant_tables(tomllib.loads(path.read_text(encoding="utf-8-sig")))))

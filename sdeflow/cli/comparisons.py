@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +12,7 @@ import typer
 from sdeflow.cli import app as cli
 from sdeflow.cli.app import app, configured, names_in
 from sdeflow.errors import Incompatible, SdeflowError
+from sdeflow.terminal import progress_bar, shown
 
 
 @app.command()
@@ -68,13 +71,11 @@ def compare(
     quiet: cli.QuietOption = False,
 ) -> None:
     """Run a problem by several integrators, on common noise where they allow it; writes a report."""
-    from contextlib import nullcontext
-
     from sdeflow.analysis.comparison.compare import compare as compare_runs
     from sdeflow.cli.show import tell_compared
     from sdeflow.config.build import build
     from sdeflow.config.catalogue import problem_file
-    from sdeflow.terminal import progress_bar
+    from sdeflow.data.cache import fetching
     from sdeflow.trajectory.layout import safe_name
 
     if out.exists():
@@ -84,7 +85,8 @@ def compare(
     for name in names_in(integrators):
         label = safe_name(name.rpartition(":")[2]) if ".py:" in name else name
         try:
-            built = runs[label] = build(configured(path, ctx.params | {"integrator": name}))
+            with fetching(quiet=quiet):
+                built = runs[label] = build(configured(path, ctx.params | {"integrator": name}))
             if built.grid is not None:
                 raise SdeflowError("a comparison is of one point of gamma and eta: remove [grid]")
         except Incompatible as error:
@@ -92,13 +94,8 @@ def compare(
     if not any(not isinstance(run, str) for run in runs.values()):
         raise SdeflowError("; ".join(runs.values()) or "give --integrators, names separated by commas")
 
-    def reporting(label: str) -> Any:
-        if not quiet:
-            typer.echo(label, err=True)
-        return nullcontext() if quiet else progress_bar()
-
     title = " ".join(filter(None, [path.stem, variant, system]))
-    rows = compare_runs(runs, out, title, reporting)
+    rows = compare_runs(runs, out, title, partial(_reporting, quiet))
     if not quiet:
         tell_compared(rows, out)
 
@@ -118,6 +115,14 @@ def report(
     if (out / "report.html").exists():
         raise SdeflowError(f"{out / 'report.html'} exists: give another --out")
     title = next(str(entry.dataset.attrs["title"]) for entry in entries if entry.dataset is not None)
-    rows = write(entries, out, title)
+    rows = write(entries, out, title, partial(_reporting, quiet))
     if not quiet:
         tell_compared(rows, out)
+
+
+def _reporting(quiet: bool, label: str, unit: str = "step") -> Any:
+    """A context for something that takes long: says what it is, and gives what it reports to."""
+    if quiet:
+        return nullcontext()
+    typer.echo(shown(label), err=True)
+    return progress_bar(unit)

@@ -16,7 +16,7 @@ import typer
 from sdeflow.cli import commands, comparisons, tuning  # noqa: F401 (their commands join the app)
 from sdeflow.cli.app import app
 from sdeflow.errors import SdeflowError
-from sdeflow.terminal import STOP_SIGNALS
+from sdeflow.terminal import STOP_SIGNALS, shown
 
 
 def main() -> None:
@@ -30,11 +30,11 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # a terminal in ASCII gets '?' for a Greek letter
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    warnings.showwarning = lambda message, *_, **__: typer.echo(f"warning: {message}", err=True)
+    warnings.showwarning = _warn
     try:
         app()
     except SdeflowError as error:
-        typer.echo(f"sdeflow: {error}", err=True)
+        typer.echo(shown(f"sdeflow: {error}"), err=True)
         sys.exit(error.exit_code)
     except ImportError as error:  # of a dask, say, that lacks what it needs: xarray loads it where it is
         asking = traceback.extract_tb(error.__traceback__)[-1].filename
@@ -46,3 +46,9 @@ def main() -> None:
         typer.echo("sdeflow: the output could not be written: no space left on its device", err=True)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nothing more is tried at exit
         sys.exit(1)
+
+
+def _warn(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+    """A line; not of NumPy's arithmetic, whose overflow is told in words as what it does to the run."""
+    if not issubclass(category, RuntimeWarning):
+        typer.echo(shown(f"warning: {message}"), err=True)

@@ -12,7 +12,7 @@ from sdeflow.cli.cost import cost
 from sdeflow.config.run import Run
 from sdeflow.system.block import Block
 from sdeflow.system.system import System
-from sdeflow.terminal import first_line, out, table
+from sdeflow.terminal import first_line, out, shown, table
 
 if TYPE_CHECKING:
     from sdeflow.config.schema import Config
@@ -32,14 +32,15 @@ def equations(b: Block) -> list[str]:
 
 def describe(config: Config, run: Run, variants: Sequence[str]) -> None:
     """Prints what a problem is and what a run of it takes."""
-    out.print(Text(config.title or config.system.use, style="bold"))
+    out.print(Text(shown(config.title or config.system.use), style="bold"))
     if config.cpu_note:
-        out.print(f"on a CPU: {config.cpu_note}", markup=False)
+        out.print(shown(f"note: {config.cpu_note}"), markup=False)
     if config.model is not None:
         from sdeflow.config.catalogue import find
 
-        out.print(f"model   {config.model.use}: {first_line(find('models', config.model.use))}", markup=False)
-    out.print(f"system  {config.system.use}", markup=False)
+        model = f"{config.model.use}: {first_line(find('models', config.model.use))}"
+        out.print(shown(f"model   {model}"), markup=False)
+    out.print(shown(f"system  {config.system.use}"), markup=False)
     out.print(f"scheme  {run.integrator.name}: {first_line(run.integrator)}\n", markup=False)
     if run.system.blocks:
         _describe_blocks(run.system)
@@ -47,7 +48,7 @@ def describe(config: Config, run: Run, variants: Sequence[str]) -> None:
     table("State of one replica", ("variable", "shape", "axes"), shapes)
     table("What a run takes", ("", ""), cost(run))
     if variants:
-        out.print(f"variants (--variant NAME): {', '.join(variants)}", markup=False)
+        out.print(shown(f"variants (--variant NAME): {', '.join(variants)}"), markup=False)
 
 
 def _describe_blocks(system: System) -> None:
@@ -74,8 +75,11 @@ def _product(b: Block, h: float) -> str:
 
 def tell_compared(rows: Sequence[Any], folder: Path) -> None:
     """Prints what a comparison of runs in a folder found, a row a run."""
-    from sdeflow.analysis.comparison.report import plain_cells
+    from sdeflow.analysis.comparison.report import notes, plain_cells
 
-    columns = ("integrator", "ended", "fitted rate, 1e-3 a step", "predicted", "loss", "")
-    table("Comparison", columns, [plain_cells(row) for row in rows])
-    out.print(f"{folder / 'report.html'}\n{folder / 'compare.nc'}", markup=False)
+    columns = ("integrator", "ended", "fitted rate", "predicted", "loss")
+    table("Comparison, rates in 1e-3 a step", columns, [plain_cells(row) for row in rows])
+    said = [f"{', '.join(labels)}: {note}" for note, labels in notes(rows).items()]
+    out.print(shown("".join(f"{line}\n\n" for line in said)), markup=False, end="")
+    files = f"{folder / 'report.html'}\n{folder / 'compare.nc'}"
+    out.print(shown(files), markup=False, soft_wrap=True)

@@ -127,8 +127,8 @@ def _tell(run: Run, tuned: Tuned, out: Path | None) -> None:
     joint = (
         f"Their joint curvature lies between {s.lo:.3g} and {s.hi:.3g}: friction suits the slowest error."
         if s.known
-        else "Their joint curvature is not positive, so what is slowest is not known: friction suits 1/400 of "
-        "the largest curvature."
+        else "Their joint curvature is not positive, so what is slowest is not known: friction suits 1/400 "
+        "of the largest curvature."
     )
     console.print(f"{_why(run, tuned)[0].upper()}{_why(run, tuned)[1:]}. {joint}\n", markup=False)
     title = "Gradient evaluations an e-fold" + ("" if s.known else " at 1/400 of the largest curvature")

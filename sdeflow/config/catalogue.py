@@ -12,13 +12,14 @@ from contextlib import suppress
 from importlib.metadata import EntryPoint, entry_points
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from sdeflow.errors import SdeflowError, attempt, did_you_mean
 from sdeflow.system.integrator import Integrator
 from sdeflow.system.system import System
 
 Group = Literal["integrators", "systems", "models"]
+GROUPS: tuple[Group, ...] = get_args(Group)
 
 
 def entries(group: Group) -> dict[str, EntryPoint]:

@@ -146,10 +146,14 @@ class Run(RunOptions):
         return evaluations(self.integrator, self.batch)
 
     @property
+    def replica_count(self) -> int:
+        """R, at all points of the grid."""
+        return self.replicas * (1 if self.grid is None else len(self.grid.points))
+
+    @property
     def all_replicas(self) -> Replicas:
         """Of all points of the grid, with the same seeds at each."""
-        points = 1 if self.grid is None else len(self.grid.points)
-        seeds = [*range(self.seed, self.seed + self.replicas)] * points
+        seeds = [*range(self.seed, self.seed + self.replicas)] * (self.replica_count // self.replicas)
         return Replicas(seeds, self.dtype, self.device)
 
     @property

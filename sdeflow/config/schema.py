@@ -1,6 +1,6 @@
 """The TOML schema of a problem, and its errors.
 
-title = "...", cpu_note = "..." (what to know before running it on a CPU)
+title = "...", cpu_note = "..." (what is made for a CPU: a run on one says it, with what a step costs)
 [model]      use = name or file.py:Name; the rest are the model's own arguments
 [system]     use = name or file.py:Name
              of a model: particles, optionally h, and a table [system.BLOCK] with h, eta, gamma a block
@@ -113,7 +113,7 @@ def load_config(
     Raises SdeflowError for what is not TOML, an unknown key, a wrong type, or a value out of range.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise SdeflowError(f"{path} cannot be read: {error}") from error
     return parse_config(text, path, variant=variant, overrides=overrides)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from sdeflow.data.datasets import CacheFile, DataSet, dataset_named
-from sdeflow.data.sources import Say, from_outside, from_user
+from sdeflow.data.sources import Say, from_outside, from_user, silent
 from sdeflow.errors import RunError, SdeflowError
+from sdeflow.terminal import human
 
 
 def cache_folder() -> Path:
@@ -21,6 +26,38 @@ def cache_folder() -> Path:
     return (cache if cache.is_absolute() else Path.home() / ".cache") / "sdeflow"
 
 
+def _on_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+_say: ContextVar[Say | None] = ContextVar("say", default=_on_stderr)  # of a fetch; None where there is none
+
+
+@contextmanager
+def fetching(*, offline: bool = False, quiet: bool = False) -> Iterator[None]:
+    """A context in which `at_hand` fetches nothing, or says nothing of it."""
+    token = _say.set(None if offline else silent if quiet else _on_stderr)
+    try:
+        yield
+    finally:
+        _say.reset(token)
+
+
+def at_hand(name: str) -> Path:
+    """The folder of a data set, which is fetched where it is not there, or not as published.
+
+    With SDEFLOW_OFFLINE set, or within `fetching(offline=True)`, nothing is fetched.
+
+    Raises:
+        SdeflowError, RunError: what `fetch` raises, and offline what `stored` does.
+    """
+    say = _say.get()
+    if say is None or os.environ.get("SDEFLOW_OFFLINE", "0") not in ("", "0"):
+        return stored(name)
+    dataset, folder = dataset_named(name), cache_folder() / name
+    return fetch(name, say=say) if _flawed(dataset, folder) else folder
+
+
 def stored(name: str) -> Path:
     """The folder of a data set that has been fetched; every file of it is read and its checksums compared.
 
@@ -29,7 +66,9 @@ def stored(name: str) -> Path:
     """
     dataset, folder = dataset_named(name), cache_folder() / name
     if not any((folder / file.name).exists() for file in dataset.files):
-        raise SdeflowError(f"{name} is not in {folder.parent}: get it with 'sdeflow fetch {name}'")
+        raise SdeflowError(
+            f"{name} is not in {folder.parent}: get it with 'sdeflow fetch {name}' ({human(dataset.size)})"
+        )
     if wrong := _flawed(dataset, folder):
         names = ", ".join(path.name for path in wrong)
         raise SdeflowError(
@@ -38,7 +77,7 @@ def stored(name: str) -> Path:
     return folder
 
 
-def fetch(name: str, *, source: Path | None = None, say: Say = lambda line: None) -> Path:
+def fetch(name: str, *, source: Path | None = None, say: Say = silent) -> Path:
     """Puts a data set into the cache, unless it is there with the right checksums, and returns its folder.
 
     It comes from `source`, a folder or tar archive, when one is given; else from where it is published;
@@ -84,6 +123,7 @@ def _replace(dataset: DataSet, folder: Path, source: Path | None, say: Say) -> N
         if source is not None:
             from_user(dataset, source.expanduser(), work)
         else:
+            say(f"fetching {dataset.name}, {human(dataset.size)}, into {folder}")
             from_outside(dataset, work, say)
         for file in dataset.files:
             joined = work / "joined"

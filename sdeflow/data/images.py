@@ -1,4 +1,4 @@
-"""Images of the data sets that `sdeflow fetch` brings, read in the formats they are published in.
+"""Images of the data sets, which are fetched at first use, read in the formats they are published in.
 
 Arrays are memory-mapped copy-on-write: nothing is read before it is used, and a change stays in memory.
 What a file holds was checked when it was fetched.
@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sdeflow.data.cache import stored
+from sdeflow.data.cache import at_hand
 from sdeflow.data.datasets import dataset_named
 from sdeflow.errors import SdeflowError, did_you_mean
 
@@ -21,16 +21,17 @@ Bytes = NDArray[np.uint8]
 
 
 def load_images(name: str, split: Literal["train", "test"] = "train") -> tuple[Bytes, Bytes]:
-    """Images [n, channels, height, width] and labels [n] of a fetched data set, in the published order.
+    """Images [n, channels, height, width] and labels [n] of a data set, in the published order.
 
     Raises:
-        SdeflowError: no such data set or split, it has not been fetched, or a file of it has another size.
+        SdeflowError: no such data set or split, or it is not there and cannot or must not be fetched.
+        RunError: the disk does not take it.
     """
     dataset = dataset_named(name)
     splits = {"train": dataset.train, "test": dataset.test}
     if split not in splits:
         raise SdeflowError(f"'{split}' is not a split of {name}: {did_you_mean(split, splits)}")
-    folder = stored(name)
+    folder = at_hand(name)
     paths = [folder / file.name for file in splits[split]]
     if len(paths) == 1:
         return _records(paths[0], dataset.image)

@@ -12,7 +12,7 @@ import subprocess
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
@@ -27,6 +27,11 @@ from sdeflow.terminal import reading
 
 Say = Callable[[str], None]
 """Takes a line meant for people."""
+
+
+def silent(line: str) -> None:
+    """Says nothing; nor is a bar shown then."""
+
 
 _TAR = (".tar", ".tar.gz", ".tgz")
 _DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError)
@@ -71,7 +76,7 @@ def _from_mirror(mirror: str, dataset: DataSet, work: Path, say: Say) -> None:
         try:
             with urlopen(mirror + archive, timeout=_SECONDS_OF_SILENCE) as response:
                 size = int(response.headers.get("Content-Length", 0))
-                with reading(response, size, archive) as file:
+                with nullcontext(response) if say is silent else reading(response, size, archive) as file:
                     _take(dataset, archive, file, work)
         except HTTPError as error:
             error.close()

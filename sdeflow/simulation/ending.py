@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sdeflow.errors import SdeflowError
 from sdeflow.terminal import STOP_SIGNALS
+from sdeflow.trajectory.layout import resuming
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -105,7 +106,7 @@ def past_bound(observed: Mapping[str, NDArray[np.floating]], bound: float) -> di
     found: dict[int, str] = {}
     for name, values in observed.items():
         if name == "loss" or name.startswith(("kinetic_", "energy_")):
-            for replica in np.flatnonzero(~(np.abs(values) <= bound)).tolist():
+            for replica in np.flatnonzero(~(np.abs(values.astype(np.float64)) <= bound)).tolist():
                 found.setdefault(
                     replica, f"{name} is {values[replica]:.3g}, past the bound of {bound:g} (run.bound)"
                 )
@@ -138,18 +139,20 @@ class Solution:
     """A finished run: the trajectory, the full last state, and how it ended.
 
     retcode   'success', 'diverged' or 'interrupted'; `message` tells more
+    diverged  the replicas that did
     """
 
     dataset: xr.Dataset
     state: State
     retcode: str
     message: str
+    diverged: frozenset[int] = frozenset()
 
 
 def ending_message(meta: Metadata, run: Run, error: Exception | None, folder: RunFolder | None) -> str:
     """How a run ended, in a sentence, and what can be done."""
     if meta.retcode == "interrupted":
-        again = "" if folder is None else f"; 'sdeflow resume {folder.path}' goes on"
+        again = "" if folder is None else f"; to go on: {resuming(folder.path)}"
         return f"stopped after {meta.step} of {run.steps} steps{again}"
     if error is not None:
         kind = type(error).__name__
@@ -171,5 +174,5 @@ def diverged_where(meta: Metadata, run: Run) -> str:
     lost = list(meta.diverged.items())
     more = len(lost) - NAMED
     return "; ".join(f"{name(r)}: {what}" for r, what in lost[:NAMED]) + (
-        f"; and {more} more of {run.all_replicas.count} replicas" if more > 0 else ""
+        f"; and {more} more of {run.replica_count} replicas" if more > 0 else ""
     )

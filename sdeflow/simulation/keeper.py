@@ -14,7 +14,7 @@ from sdeflow.errors import SdeflowError
 from sdeflow.terminal import human
 from sdeflow.trajectory.dataset import final_state, to_dataset
 from sdeflow.trajectory.durable import DiskFull
-from sdeflow.trajectory.layout import TRAJECTORY
+from sdeflow.trajectory.layout import TRAJECTORY, resuming
 from sdeflow.trajectory.opening import open_run
 from sdeflow.trajectory.provenance import provenance
 from sdeflow.trajectory.record import BUFFER, Recorder
@@ -34,8 +34,6 @@ class Keeper:
 
     folder   None keeps everything in memory
     taken    snapshots that are in the folder already
-
-    Raises SdeflowError where memory has no room for the snapshots to come.
     """
 
     def __init__(self, run: Run, prepared: Prepared, folder: RunFolder | None, *, taken: int = 0) -> None:
@@ -100,7 +98,7 @@ class Keeper:
             with self._naming_the_safe_step(), stop.joining():
                 folder.finish(meta, state, attrs, final)
         except KeyboardInterrupt:
-            message = f"{TRAJECTORY} was not finished; 'sdeflow resume {folder.path}' does that"
+            message = f"{TRAJECTORY} was not finished; to finish it: {resuming(folder.path)}"
             meta = replace(meta, retcode="interrupted", message=message)
         return open_run(folder.path), state, meta
 
@@ -166,7 +164,7 @@ class Keeper:
             step = self.folder.meta.step
             self.log(f"{error}; acknowledged: step {step:,}")
             raise DiskFull(
-                f"{error}. Steps up to {step:,} are safe: make room, then 'sdeflow resume {self.folder.path}'"
+                f"{error}. Steps up to {step:,} are safe: make room, then {resuming(self.folder.path)}"
             ) from error
 
 

@@ -87,7 +87,7 @@ class Prepared:
         return z
 
     def restore(self, state: State, n: int) -> None:
-        """Goes on from a state stored after step n; raises SdeflowError where it is that of another system."""
+        """Goes on from a state that was stored after step n; raises SdeflowError for another system's."""
         for name in sorted(state.keys() | self.state.keys()):
             if name.startswith(TUNING):
                 continue

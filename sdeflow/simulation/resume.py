@@ -15,6 +15,7 @@ from sdeflow.engine.engine import resolve_engine
 from sdeflow.errors import SdeflowError, is_number, plain
 from sdeflow.simulation.ending import Solution, diverged_where
 from sdeflow.simulation.keeper import Keeper
+from sdeflow.simulation.memory import require_memory
 from sdeflow.simulation.prepare import prepare
 from sdeflow.simulation.solve import environment_of, solve, solve_from
 from sdeflow.terminal import Progress
@@ -66,15 +67,16 @@ def resume_from(
         run = declare(meta)
         _refuse_another(run, meta, out)
         if meta.whole and meta.steps == run.steps:
-            return Solution(open_run(out), state, meta.retcode, meta.message)
+            return Solution(open_run(out), state, meta.retcode, meta.message, frozenset(meta.diverged))
         if meta.step == 0 and not meta.ended:
             folder.close()
             return solve(_not_tried(run), out=out, overwrite=True, progress=progress)
+        require_memory(run, folder=True)
         prepared = prepare(run)
         prepared.restore(state, meta.step)
         if meta.ended and meta.steps == run.steps:
             dataset = Keeper(run, prepared, folder, taken=meta.snapshots).join(meta, prepared.state)
-            return Solution(dataset, prepared.state, meta.retcode, meta.message)
+            return Solution(dataset, prepared.state, meta.retcode, meta.message, frozenset(meta.diverged))
         del state  # so that it can be freed when there is a next one
         meta = _resumed(meta, run, folder.damage)
         keeper = Keeper(run, prepared, folder, taken=meta.snapshots)

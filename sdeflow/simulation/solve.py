@@ -11,6 +11,7 @@ from sdeflow.engine.compiled import Uncompilable
 from sdeflow.errors import RunError, StabilityWarning
 from sdeflow.simulation.ending import Solution, Stop, ending_message
 from sdeflow.simulation.keeper import Keeper
+from sdeflow.simulation.memory import require_memory
 from sdeflow.simulation.prepare import Prepared, prepare, threads, threads_for
 from sdeflow.simulation.time_loop import TimeLoop
 from sdeflow.terminal import Progress
@@ -24,7 +25,8 @@ def solve(
 ) -> Solution:
     """Solves a run from its start, in memory or into a run folder.
 
-    By its engine's fallback where torch cannot compile the step. Raises RunError where it was not carried
+    By its engine's fallback where torch cannot compile the step. Raises SdeflowError where memory or disk
+    have no room for it, RunError where it could not be carried
     through; what was recorded is in the folder then.
     """
     try:
@@ -39,6 +41,7 @@ def solve(
 def _solve_once(run: Run, out: Path | None, overwrite: bool, progress: Progress | None) -> Solution:
     if out is not None:
         refuse_occupied(out, overwrite)
+    require_memory(run, folder=out is not None)
     prepared = prepare(run)
     folder = None if out is None else RunFolder(out, config=run.toml, overwrite=overwrite)
     if prepared.warning:
@@ -79,7 +82,7 @@ def solve_from(
         dataset, state, meta = keeper.finish(meta, loop.hand_over(), stop)
     if loop.error is not None:
         raise RunError(meta.message) from loop.error
-    return Solution(dataset, state, meta.retcode, meta.message)
+    return Solution(dataset, state, meta.retcode, meta.message, frozenset(meta.diverged))
 
 
 def environment_of(run: Run, threads: int) -> dict[str, str | int]:

@@ -25,7 +25,17 @@ from sdeflow.errors import RunError, SdeflowError
 from sdeflow.state import State
 from sdeflow.trajectory import checkpoint, durable, segments
 from sdeflow.trajectory.checkpoint import Damaged, Metadata, Segment
-from sdeflow.trajectory.layout import CHECKPOINT, CONFIG, FINAL, LOCK, LOG, PREVIOUS, SEGMENTS, TRAJECTORY
+from sdeflow.trajectory.layout import (
+    CHECKPOINT,
+    CONFIG,
+    FINAL,
+    LOCK,
+    LOG,
+    PREVIOUS,
+    SEGMENTS,
+    TRAJECTORY,
+    resuming,
+)
 
 
 class RunFolder:
@@ -300,9 +310,9 @@ def refuse_occupied(folder: Path, overwrite: bool) -> None:
             raise SdeflowError(f"{folder} cannot be made: {above} is not a folder that you may write to")
         return
     if not overwrite:
-        again = f", 'sdeflow resume {folder}' to go on with it" if (folder / CHECKPOINT).exists() else ""
+        again = f"; to go on with it: {resuming(folder)}" if (folder / CHECKPOINT).exists() else ""
         raise SdeflowError(
-            f"{folder} exists: give --overwrite to replace it{again}, or --out to write elsewhere"
+            f"{folder} exists: give --overwrite to replace it, or --out to write elsewhere{again}"
         )
     if not (folder.is_dir() and ((folder / CHECKPOINT).exists() or (folder / PREVIOUS).exists())):
         raise SdeflowError(f"{folder} is not a run folder, so it is not overwritten: choose another --out")

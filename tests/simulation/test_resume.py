@@ -175,7 +175,7 @@ def test_a_changed_configuration_is_refused_by_key(
     assert "nowhere has no checkpoint: give the folder of a run" in capsys.readouterr().err
     assert command("resume", "run", "--steps", "-2") == 2
     assert command("run", "tiny.toml", "-q", "--out", "run") == 2
-    assert "'sdeflow resume run' to go on with it" in capsys.readouterr().err
+    assert "; to go on with it: sdeflow resume run" in capsys.readouterr().err
 
 
 def test_changed_code_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,7 +275,7 @@ def test_joining_that_is_stopped_is_done_later(tmp_path: Path, monkeypatch: pyte
     out, whole = tmp_path / "run", simulate(toy(), "expint", **WHOLE)
     monkeypatch.setattr("sdeflow.trajectory.segments.join", stopped)
     with pytest.raises(
-        KeyboardInterrupt, match=r"trajectory\.nc was not finished; 'sdeflow resume .*run' does that"
+        KeyboardInterrupt, match=r"trajectory\.nc was not finished; to finish it: sdeflow resume .*run"
     ):
         simulate(toy(), "expint", out=out, **WHOLE)
     assert not (out / "trajectory.nc").exists()
