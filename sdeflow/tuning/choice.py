@@ -153,10 +153,8 @@ def _with(b: Block, numbers: Mapping[str, float], reference: float, restart: boo
     restart = b.restart or (restart and can_restart(b) and "gamma" in b.auto)
     rate = numbers["h"] / reference
     if isinstance(b, Spread):
-        each = tuple(
-            replace(one, rate=rate, **{name: numbers[name] for name in b.auto if name != "h"})
-            for one in b.each
-        )
+        chosen: dict[str, Any] = {name: numbers[name] for name in b.auto if name != "h"}
+        each = tuple(replace(one, rate=rate, **chosen) for one in b.each)
         return replace(b, rate=rate, restart=restart, auto=(), each=each)
     return replace(b, rate=rate, restart=restart, auto=(), eta=numbers["eta"], gamma=numbers["gamma"])
 
