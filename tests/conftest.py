@@ -32,12 +32,13 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
 @pytest.fixture
 def stop_before(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
     """Makes runs stop before step n, as Ctrl-C in the middle of a step does; None for no longer."""
-    from sdeflow.simulation.prepare import prepare
+    from sdeflow.simulation.prepare import Prepared
 
     at: list[int | None] = [None]
+    move = Prepared._move
 
-    def stopping(run: Any) -> Any:
-        ready = prepare(run)
+    def stopping(ready: Prepared, *arguments: Any) -> None:
+        move(ready, *arguments)
         step = ready.stepper
 
         class Stopping:
@@ -49,10 +50,8 @@ def stop_before(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]
                 return step(z, n, count)
 
         ready.stepper = Stopping()
-        return ready
 
-    for caller in ("solve", "resume"):
-        monkeypatch.setattr(f"sdeflow.simulation.{caller}.prepare", stopping)
+    monkeypatch.setattr(Prepared, "_move", stopping)
 
     def set_to(n: int | None) -> None:
         at[0] = n

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from sdeflow.config.run import Run
-from sdeflow.engine.engine import Engine
 from sdeflow.engine.minibatch import MiniBatches
 from sdeflow.engine.step import Stepper
 from sdeflow.errors import SdeflowError, attempt
@@ -50,7 +49,7 @@ class Prepared:
         self.warm_up, self.held_out, self.warning = None, None, ""
         z = initial_state(system, run.all_replicas)
         self._move(system)
-        batches = self.stepper if isinstance(self.stepper, MiniBatches) else None
+        batches = self._batches
         (system if batches is None else batches).check(z)
         if any(b.auto for b in system.blocks):
             part = None if batches is None else batches.part
@@ -59,15 +58,15 @@ class Prepared:
             z = self.warm_up.begin(z)
             self._move(self.warm_up.system)
         with torch.no_grad():
-            if isinstance(self.stepper, MiniBatches):
-                self.warning = self.stepper.warning(z)
-                z = self.stepper.start(z)
+            if self._batches is not None:
+                self.warning = self._batches.warning(z)
+                z = self._batches.start(z)
             else:
                 scheme = run.integrator
                 z |= attempt(f"{type(scheme).__name__}.init", scheme.init, self.system, z)
         if self.held_out is not None:
             z |= self.held_out.start()
-        self.state = z
+        self.state = z if self.warm_up is None else self.warm_up.keep(z, 0)
 
     def times(self, n: int) -> dict[str, float]:
         """Time after step n on the reference clock, '', and on the blocks' own."""
@@ -109,30 +108,23 @@ class Prepared:
         state, self.state = self.state, {}
         return state
 
-    def stepper_by(self, engine: Engine) -> Stepper:
-        """What takes steps of the system as it moves now."""
-        run, scheme, replicas, every = (
-            self._run,
-            self._run.integrator,
-            self._run.all_replicas,
-            self._run.save.every,
-        )
-        if run.batch is None:
-            noise = engine.source(self.system.channels, scheme.noise_spec(self.system.h), replicas)
-            return engine.stepper(self.system, scheme, noise, every=every)
-        of_blocks = cast(BlockSystem, self.system)  # as a Run with minibatches has it
-        return MiniBatches(of_blocks, scheme, run.batch, replicas, engine, every=every)
-
     def _move(self, system: System, n: int = 0) -> None:
         """Moves by another system after step n: what takes its steps, and what looks on."""
         run, self.system = self._run, system
+        scheme, replicas, every = run.integrator, run.all_replicas, run.save.every
         adapts = self.warm_up is not None and self.warm_up.next(n) is not None
         engine = run.engine.uncompiled if adapts else run.engine
-        self.stepper = self.stepper_by(engine)
-        self.observe = self.stepper.observe if isinstance(self.stepper, MiniBatches) else system.observe
+        self._batches = None
+        if run.batch is None:
+            noise = engine.source(system.channels, scheme.noise_spec(system.h), replicas)
+            self.stepper = engine.stepper(system, scheme, noise, every=every)
+            self.observe = system.observe
+        else:
+            of_blocks = cast(BlockSystem, system)  # as a Run with minibatches has it
+            self._batches = MiniBatches(of_blocks, scheme, run.batch, replicas, engine, every=every)
+            self.stepper, self.observe = self._batches, self._batches.observe
         if run.evaluate is not None:
             at_once = None if run.batch is None else run.batch.size
-            replicas = run.all_replicas
             self.held_out = HeldOut(system, run.evaluate, replicas, at_once=at_once, source=engine.source)
 
 

@@ -156,6 +156,11 @@ class TimeLoop:
         seconds = time.perf_counter() - clock
         self._chunk = max(1, min(2 * self._chunk, int(count * _CHUNK_SECONDS / max(seconds, 1e-9))))
 
+    @property
+    def _adapts(self) -> bool:
+        """Whether a warm-up is still to look at the run."""
+        return self._warm_up is not None and self._warm_up.next(self.step) is not None
+
     def _adapt(self, *, lost: bool) -> None:
         """Lets the warm-up look at the run, and choose other numbers."""
         assert self._warm_up is not None
@@ -184,7 +189,10 @@ class TimeLoop:
         if n == 0:
             refuse_no_number(observed, self._recorder.system)
         self._at = n, z
-        self._note(past_bound(observed, self._run.bound))
+        if (found := past_bound(observed, self._run.bound)) and self._adapts:
+            self._adapt(lost=True)
+        else:
+            self._note(found)
         going = [replica for replica in range(self._recorder.replicas) if replica not in self.diverged]
         self._loss = float(observed["loss"][going].mean()) if "loss" in observed and going else None
 

@@ -105,7 +105,7 @@ class WarmUp:
         z = self._measure(z, 0, ends=True)
         z = self._choose(z, 0)
         self._known.first = self._known.good = self._loss(z, 0)
-        return self._keep(z) if self.next(0) else self._end(z)
+        return z
 
     def next(self, n: int) -> int | None:
         """The step after n at which to `look`; None where there is no more."""
@@ -125,7 +125,7 @@ class WarmUp:
             self._known.share = max(self._share, STEADY_SHARE) if steady else self._share
             self._known.margin = max(1.0, self._known.margin / BACK**0.5)
             z = self._choose(z, n)
-        return self._keep(z) if self.next(n) else self._end(z)
+        return self.keep(z, n)
 
     def back(self, z: State, n: int) -> State:
         """The last good state, with smaller steps and more friction."""
@@ -141,8 +141,19 @@ class WarmUp:
         z |= {b.momentum: torch.zeros_like(z[b.momentum]) for b in self._still(z) if b.momentum}
         z = self._measure(z, n)
         known.margin *= BACK
-        z = self._choose(z, n)
-        return self._keep(z) if self.next(n) else self._end(z)
+        return self.keep(self._choose(z, n), n)
+
+    def keep(self, z: State, n: int) -> State:
+        """The state after step n with what the warm-up knows, and while it goes on with itself as good."""
+        own = {name: value for name, value in z.items() if not name.startswith(TUNING)}
+        like = next(iter(own.values()))
+        numbers = [*astuple(self._known), *self._curvature.values(), *self._clock.numbers]
+        row = torch.tensor(numbers, dtype=torch.float64, device=like.device).expand(len(like), -1).clone()
+        if self.next(n) is None:
+            return own | {NUMBERS: row}
+        directions = {name: value for name, value in z.items() if name.startswith(DIRECTION)}
+        good = {GOOD + name: value.clone() for name, value in own.items()}
+        return own | directions | good | {NUMBERS: row}
 
     def restore(self, z: State) -> None:
         """Takes up what a state of this run keeps."""
@@ -260,19 +271,6 @@ class WarmUp:
 
     def _still(self, z: State) -> list[Block]:
         return [b for b in self.system.blocks if b.temperature == 0]
-
-    def _keep(self, z: State) -> State:
-        """The state with what the warm-up knows, and with itself as the last good one."""
-        own = {name: value for name, value in z.items() if not name.startswith(TUNING)}
-        kept = {name: value for name, value in z.items() if name.startswith(DIRECTION)}
-        rows = next(iter(own.values())).shape[0]
-        numbers = [*astuple(self._known), *self._curvature.values(), *self._clock.numbers]
-        row = torch.tensor(numbers, dtype=torch.float64).expand(rows, -1).clone()
-        return own | kept | {GOOD + name: value for name, value in own.items()} | {NUMBERS: row}
-
-    def _end(self, z: State) -> State:
-        z = self._keep(z)
-        return {name: value for name, value in z.items() if not name.startswith((GOOD, DIRECTION))}
 
 
 class _Clock:
