@@ -68,14 +68,11 @@ class Run(RunOptions):
             if self.batch is not None or self.evaluate is not None:
                 raise SdeflowError("a grid takes all data in every step and no evaluation: drop either")
             object.__setattr__(self, "system", spread(self.system, self.grid, self.replicas))
-        if (
-            self.batch is not None
-            and self.batch.catch_up != "off"
-            and any(b.auto for b in self.system.blocks)
-        ):
+        auto = any(b.auto for b in self.system.blocks)
+        if auto and self.batch is not None and self.batch.catch_up != "off":
             raise SdeflowError(
-                f"batch.catch_up = '{self.batch.catch_up}' takes steps that numbers chosen by a warm-up do not "
-                "allow for: give h, eta and gamma, or batch.catch_up = 'off'"
+                f"batch.catch_up = '{self.batch.catch_up}' takes long steps, and numbers that are 'auto' leave "
+                "no room for them: give h, eta and gamma, or batch.catch_up = 'off'"
             )
         if self.batch is not None and not self.system.blocks:
             raise SdeflowError("minibatches need a system made of blocks, with a model's forces")
