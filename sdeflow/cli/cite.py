@@ -124,7 +124,8 @@ def _of_folder(folder: Path) -> Iterator[Use]:
 
 
 def _of_config(config: Config) -> Iterator[Use]:
-    yield _use("integrators", config.run.integrator)
+    if config.run.integrator != "auto":
+        yield _use("integrators", config.run.integrator)
     yield _use("systems", config.system.use)
     if any(isinstance(b, Mapping) and b.get("precondition") for b in config.system.arguments.values()):
         yield Use("rmsprop", "Tieleman, Hinton 2012")

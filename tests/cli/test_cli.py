@@ -42,6 +42,7 @@ h = 1e-2
 eta = 2.0
 gamma = 0.5
 [run]
+integrator = "expint"
 steps = 4
 [save]
 every = 2

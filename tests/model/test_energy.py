@@ -129,14 +129,10 @@ def test_what_does_not_fit_is_said() -> None:
         sdeflow.pgd(model, particles=1, theta=motion, x=motion)
     with pytest.raises(SdeflowError, match="EnergyModel was expected, given Hierarchical"):
         ebipla(Hierarchical(), particles=1, prior_particles=1, alpha=motion, x=motion)
-    with pytest.raises(SdeflowError, match="block 'alpha' has no step"):
-        ebipla(model, particles=1, prior_particles=1, x=motion)
     with pytest.raises(SdeflowError, match="prior_particles must be at least 1, given 0"):
         ebipla(model, particles=1, prior_particles=0, alpha=motion, x=motion)
     with pytest.raises(SdeflowError, match="an energy without log Z"):
         simulate(small(), steps=2, save=Save(every=1), evaluate=sdeflow.Evaluate(1))
-    with pytest.raises(SdeflowError, match="needs both eta and gamma"):
-        kinetic_ebipla(model, particles=1, prior_particles=1, alpha=motion, x=motion)
 
     class Summed(Precision):
         def energy(self, alpha: Any, x: torch.Tensor) -> torch.Tensor:

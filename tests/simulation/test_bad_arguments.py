@@ -41,7 +41,8 @@ def test_python(arguments: dict[str, Any], fragment: str) -> None:
         ({"theta": {"h": 0.0}}, "'theta'.*positive"),
         ({"theta": {"h": float("nan")}}, "'theta'.*positive"),
         ({"theta": {"step": 0.1}}, "'theta'.*given step"),
-        ({"theta": {}}, "'theta'"),
+        ({"theta": {"h": "fast"}}, "'theta'.*positive"),
+        ({"theta": {"h": 0.1, "eta": "heavy"}}, "number or 'auto'"),
         ({"h": 0.0}, "positive"),
         ({"particles": 0}, "at least 1"),
     ],
@@ -51,7 +52,7 @@ def test_python_system(arguments: dict[str, Any], fragment: str) -> None:
 
     numbers = {"particles": 2, "theta": {"h": 0.1}, "x": {"h": 0.1}} | arguments
     with pytest.raises(SdeflowError, match=fragment):
-        sdeflow.pgd(Hierarchical(data=3), **numbers)
+        sdeflow.mpgd(Hierarchical(data=3), **numbers)
     with pytest.raises(SdeflowError, match=r"sdeflow\.Model was expected, given int"):
         sdeflow.pgd(3, particles=2, theta={"h": 0.1}, x={"h": 0.1})  # type: ignore[arg-type]
 

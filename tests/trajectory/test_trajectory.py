@@ -35,6 +35,7 @@ particles = 4
 theta = {h = 2e-3, eta = 3.0, gamma = 0.7}
 x = {h = 1e-2, eta = 2.0, gamma = 0.5}
 [run]
+integrator = "expint"
 steps = 3
 dtype = "float64"
 noise = "torch"
