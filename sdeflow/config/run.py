@@ -71,8 +71,8 @@ class Run(RunOptions):
         auto = any(b.auto for b in self.system.blocks)
         if auto and self.batch is not None and self.batch.catch_up != "off":
             raise SdeflowError(
-                f"batch.catch_up = '{self.batch.catch_up}' takes long steps, and numbers that are 'auto' leave "
-                "no room for them: give h, eta and gamma, or batch.catch_up = 'off'"
+                f"batch.catch_up = '{self.batch.catch_up}' takes long steps, and numbers that are 'auto' "
+                "leave no room for them: give h, eta and gamma, or batch.catch_up = 'off'"
             )
         if self.batch is not None and not self.system.blocks:
             raise SdeflowError("minibatches need a system made of blocks, with a model's forces")

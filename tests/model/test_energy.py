@@ -13,7 +13,7 @@ import torch
 from small import LIGHT, SIZES, Precision
 
 import sdeflow
-from sdeflow import Save, ebipla, kinetic_ebipla, simulate
+from sdeflow import Save, ebipla, simulate
 from sdeflow.config.catalogue import find
 from sdeflow.errors import DivergenceWarning, SdeflowError
 from sdeflow.problems.hierarchical import Hierarchical
