@@ -209,15 +209,18 @@ class _Blocks:
             memory=f"{position}_rms" if m.precondition else None,
             restart=m.restart and moves.momentum,
             role="parameters" if axes.named else "particles",
-            auto=tuple(name for name in numbers if getattr(m, name) == AUTO),
+            auto=tuple(name for name in numbers if is_auto(getattr(m, name))),
         )
 
 
-def _given(number: float | Literal["auto"]) -> float:
+def _given(number: Any) -> Any:
     """The number, or what stands in its place until it is chosen."""
-    if isinstance(number, str) and number != AUTO:
-        raise SdeflowError(f"a number or 'auto' was expected, given {number!r}")
-    return 1.0 if number == AUTO else float(number)
+    return 1.0 if is_auto(number) else number
+
+
+def is_auto(number: Any) -> bool:
+    """Whether a number is left to the warm-up."""
+    return isinstance(number, str) and number == AUTO
 
 
 def _motion(block: str, numbers: Motion | Mapping[str, Any]) -> Motion:
@@ -231,7 +234,7 @@ def _motion(block: str, numbers: Motion | Mapping[str, Any]) -> Motion:
             raise SdeflowError(
                 f"block '{block}' takes h and, with a momentum, eta and gamma, as {{'h': 0.1}}; given {given}"
             ) from None
-    if motion.h == AUTO:
+    if is_auto(motion.h):
         return motion
     return replace(motion, h=expect_positive(f"block '{block}': the step h", motion.h))
 

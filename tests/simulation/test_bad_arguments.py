@@ -42,7 +42,7 @@ def test_python(arguments: dict[str, Any], fragment: str) -> None:
         ({"theta": {"h": float("nan")}}, "'theta'.*positive"),
         ({"theta": {"step": 0.1}}, "'theta'.*given step"),
         ({"theta": {"h": "fast"}}, "'theta'.*positive"),
-        ({"theta": {"h": 0.1, "eta": "heavy"}}, "number or 'auto'"),
+        ({"theta": {"h": 0.1, "eta": "heavy"}}, "eta must be a number"),
         ({"h": 0.0}, "positive"),
         ({"particles": 0}, "at least 1"),
     ],
