@@ -1,6 +1,16 @@
 from __future__ import annotations
 
-from sdeflow.system import BlockSystem, Integrator, Noise, State, System, exponential, plus, remembered, restarted
+from sdeflow.system import (
+    BlockSystem,
+    Integrator,
+    Noise,
+    State,
+    System,
+    exponential,
+    plus,
+    remembered,
+    restarted,
+)
 
 
 class NAG(Integrator[BlockSystem]):
