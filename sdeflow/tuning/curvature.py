@@ -145,6 +145,8 @@ def lanczos(
 ) -> Ritz:
     """Lanczos' iteration with full orthogonalisation, `most` products at most.
 
+    The estimate is NaN where a product is not finite, or there is no direction to start from.
+
     enough   told values and errors after each product, whether to stop
     """
     names = list(start)
@@ -162,6 +164,8 @@ def lanczos(
     beside: list[float] = []
     while True:
         w = flat(product(named(basis[-1])))
+        if not w.isfinite().all():
+            return Ritz(w.new_tensor([torch.nan]), w.new_tensor([torch.nan]), start)
         diagonal.append(float(w @ basis[-1]))
         for _ in range(2):  # twice is enough
             for u in basis:
