@@ -37,8 +37,8 @@ WINDOW, GROWTH, LOOK = 20, 3, 20
 """The first window's end, the ratio of one end to the last, and steps between looks of the guard."""
 
 PRODUCTS, JOINT, SETTLED = 4, 24, 3
-"""Products of curvature a block at a window, and at most for the ends of the joint spectrum at the start; over
-how many of these the least must not have changed."""
+"""Products of curvature a block at a window; at most at the start for the ends of the joint spectrum; over
+how many of these the least end must be still."""
 
 STEADY, STEADY_SHARE = 0.02, 0.8
 """Curvature that changes by less is steady, and lets a run take that share of the largest stable step."""
