@@ -23,6 +23,9 @@ from sdeflow.system.system import BlockSystem
 NEUTRAL = 1e-7
 """How far above one a spectral radius may be and still count as one: a direction that nothing determines."""
 
+SOFT = 1e-3
+"""A curvature far below the largest."""
+
 
 @dataclass(frozen=True, eq=False)
 class Wells:
@@ -68,7 +71,9 @@ class Wells:
         return torch.linalg.eigvals(maps).abs().amax(1)
 
     def limit(self, parameter: float, particle: float, highest: float = 2.0) -> float:
-        """The largest step, of 4 at most, that is stable for all Hessians with ones on the diagonal, to 0.5%.
+        """The largest step, of 4 at most, that is stable for all curvatures up to 1 a block, to 0.5%.
+
+        Soft modes matter too: where a scheme takes friction k explicitly they leave the stable range at 2/k.
 
         highest   1 + |c|, the largest eigenvalue of the joint curvature; more than two blocks may have one
                   above 2, for which the units are changed to those in which it is 2
@@ -78,7 +83,7 @@ class Wells:
             return unit * self.limit(unit * parameter, unit * particle)
         most = highest - 1.0
         hessians = [(1.0, 1.0, share * most) for share in (1.0, 0.9, 0.5, 0.0)]
-        hessians += [(1.0, 0.3, 0.0), (0.3, 1.0, 0.0)]
+        hessians += [(1.0, 0.3, 0.0), (0.3, 1.0, 0.0), (SOFT, SOFT, 0.0)]
 
         def stable(h: float) -> bool:
             return float(self.contraction(h, parameter, particle, hessians).max()) <= 1 + NEUTRAL
