@@ -26,6 +26,9 @@ NEUTRAL = 1e-7
 SOFT = 1e-3
 """A curvature far below the largest."""
 
+LEAST = 1e-3
+"""A step that is as good as none: the stiffest mode would take thousands."""
+
 
 @dataclass(frozen=True, eq=False)
 class Wells:
@@ -144,9 +147,11 @@ class Wells:
 
 
 def _largest(good: Callable[[float], bool]) -> float:
-    """The step up to which it is good, to 0.5%, where that is one interval from 0."""
+    """The step up to which it is good, to 0.5%, where that is one interval from 0; 0 for less than LEAST."""
     low, high = 0.0, 4.0
-    while high - low > 0.005 * high and high > 1e-6:
+    while high - low > 0.005 * high:
+        if high < LEAST:
+            return 0.0
         middle = (low + high) / 2
         low, high = (middle, high) if good(middle) else (low, middle)
     return low
