@@ -104,13 +104,11 @@ def step(wells: Wells, friction: float, highest: float, share: float) -> float:
 
 @lru_cache(maxsize=64)
 def best_friction(wells: Wells, lo: float, hi: float, share: float, like: float = LIKE) -> float:
-    """The friction at which a step contracts a mode of curvature lo most; of those alike the largest.
+    """The friction at which a step contracts most; of those alike the largest.
 
     The larger it is the sooner stiffer modes come to rest, and the larger the step where friction limits it.
     """
-    rates = {
-        k: _rate(wells, step(wells, k, hi, share), k, (lo, 1.0)) for k in (2 * math.sqrt(lo), *FRICTIONS)
-    }
+    rates = {k: _rate(wells, lo, hi, share, k) for k in (2 * math.sqrt(lo), *FRICTIONS)}
     return max(k for k, r in rates.items() if r >= (1 - like) * max(rates.values()))
 
 
@@ -119,16 +117,22 @@ def evaluations_an_efold(wells: Wells, spectrum: Spectrum, share: float) -> floa
 
     inf where no step makes it fall.
     """
-    k = best_friction(wells, spectrum.lo, spectrum.hi, share)
-    rate = _rate(wells, step(wells, k, spectrum.hi, share), k, (spectrum.lo,))
+    lo, hi = spectrum.lo, spectrum.hi
+    rate = _rate(wells, lo, hi, share, best_friction(wells, lo, hi, share))
     return wells.integrator.evaluations / rate if rate > 0 else math.inf
 
 
-def _rate(wells: Wells, h: float, k: float, curvatures: tuple[float, ...]) -> float:
-    """-log of the factor by which a step shrinks modes of these curvatures; 0 where it does not."""
+def _rate(wells: Wells, lo: float, hi: float, share: float, k: float) -> float:
+    """-log of the factor by which a step shrinks the slowest mode at a friction; 0 where it does not.
+
+    That is the softest for a splitting; where forces are frozen over a step it may be the stiffest, of one
+    block or of two that are coupled.
+    """
+    h = step(wells, k, hi, share)
     if not h > 0:
         return 0.0
-    rho = float(wells.contraction(h, k, k, [(curvature, curvature, 0.0) for curvature in curvatures]).max())
+    coupling = max(0.0, min(hi - 1, 1 - lo))
+    rho = float(wells.contraction(h, k, k, [(lo, lo, 0.0), (1.0, 1.0, 0.0), (1.0, 1.0, coupling)]).max())
     return max(0.0, -math.log(max(rho, LEAST_FACTOR)))
 
 
