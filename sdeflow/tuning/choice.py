@@ -103,7 +103,7 @@ def step(wells: Wells, friction: float, highest: float, share: float) -> float:
 
 
 @lru_cache(maxsize=64)
-def best_friction(wells: Wells, lo: float, hi: float, share: float, like: float = LIKE) -> float:
+def best_friction(wells: Wells, lo: float, hi: float, share: float, like: float) -> float:
     """The friction at which a step contracts most; of those alike the largest.
 
     The larger it is the sooner stiffer modes come to rest, and the larger the step where friction limits it.
@@ -118,7 +118,7 @@ def evaluations_an_efold(wells: Wells, spectrum: Spectrum, share: float) -> floa
     inf where no step makes it fall.
     """
     lo, hi = spectrum.lo, spectrum.hi
-    rate = _rate(wells, lo, hi, share, best_friction(wells, lo, hi, share))
+    rate = _rate(wells, lo, hi, share, best_friction(wells, lo, hi, share, LIKE))
     return wells.integrator.evaluations / rate if rate > 0 else math.inf
 
 
