@@ -16,6 +16,7 @@ class BAOAB(Integrator[BlockSystem]):
     name = "baoab"
     strong_order, weak_order, evaluations = 1.0, 2.0, 1
     increments = "P"
+    restarts = True
     needs, needs_momenta = "blocks, all with momentum", True
     source = "Leimkuhler, Matthews 2013"
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from sdeflow.system import Integrator, Noise, State, System, plus, refuses_memory
+from sdeflow.system import Integrator, Noise, State, System, plus, refuses_memory, refuses_restart
 
 
 class EulerMaruyama(Integrator[System]):
@@ -19,7 +19,7 @@ class EulerMaruyama(Integrator[System]):
     source = "Maruyama 1955; Kloeden, Platen 1992"
 
     def refuses(self, system: System) -> str | None:
-        return refuses_memory(system)
+        return refuses_memory(system) or refuses_restart(system)
 
     def step(self, system: System, t: float, z: State, h: float, noise: tuple[Noise, ...]) -> State:
         (dW,) = noise

@@ -1,6 +1,16 @@
 from __future__ import annotations
 
-from sdeflow.system import BlockSystem, Integrator, Noise, State, System, exponential, plus, remembered
+from sdeflow.system import (
+    BlockSystem,
+    Integrator,
+    Noise,
+    State,
+    System,
+    exponential,
+    plus,
+    remembered,
+    restarted,
+)
 
 
 class NAG(Integrator[BlockSystem]):
@@ -19,6 +29,7 @@ class NAG(Integrator[BlockSystem]):
     name = "nag"
     strong_order, weak_order, evaluations = 1.0, 1.0, 2
     increments = "PQ"
+    restarts = True
     needs = "theta with momentum, T = 0"
     source = "Sutskever, Martens, Dahl, Hinton 2013"
 
@@ -43,7 +54,8 @@ class NAG(Integrator[BlockSystem]):
         )
         for b in theta:
             v_new = plus(mu[b.name] * v[b.name], ((b.rate * h) ** 2 * b.eta, f[b.name]))
-            z = z | {b.position: z[b.position] + v_new, b.noisy: v_new / (b.rate * h * b.eta)}
+            m = restarted(b, v_new / (b.rate * h * b.eta), f[b.name])
+            z = z | {b.position: z[b.position] + v_new, b.noisy: m}
         z = z | remembered(theta, f)
         f = system.forces(t, z, x)
         return z | exponential(x, z, f, h, dW)

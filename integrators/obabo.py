@@ -15,6 +15,7 @@ class OBABO(Integrator[BlockSystem]):
     name = "obabo"
     strong_order, weak_order, evaluations = 1.0, 2.0, 1
     increments, substeps = "P", 2
+    restarts = True
     needs, needs_momenta = "blocks, all with momentum", True
     source = "Bussi, Parrinello 2007"
 

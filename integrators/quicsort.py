@@ -33,6 +33,7 @@ class QUICSORT(Integrator[BlockSystem]):
     name = "quicsort"
     strong_order, weak_order, evaluations = 3.0, 3.0, 2
     increments = "WHK"
+    restarts = True
     needs, needs_momenta = "blocks, all with momentum", True
     source = "Foster, Lyons, Oberhauser 2021; Scott et al. 2025, arXiv:2508.16485"
 

@@ -15,6 +15,7 @@ class UBU(Integrator[BlockSystem]):
     name = "ubu"
     strong_order, weak_order, evaluations = 2.0, 2.0, 1
     increments, substeps = "PQ", 2
+    restarts = True
     needs, needs_momenta = "blocks, all with momentum", True
     source = "Sanz-Serna, Zygalakis 2021"
 

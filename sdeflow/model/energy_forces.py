@@ -75,7 +75,7 @@ class EnergyForces(ModelField):
     def minibatch(self, index: Tensor) -> EnergyForces:
         part = copy(self)
         part.posterior = self.posterior.minibatch(index)
-        part.n_data = part.posterior.n_data
+        part.n_data, part.scale = part.posterior.n_data, part.posterior.scale
         return part
 
     def see(self, index: Tensor) -> None:

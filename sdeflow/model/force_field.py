@@ -24,9 +24,11 @@ class ForceField(ABC):
     layouts      how named parameters lie in a variable, by the name of its axis
     opposed      blocks of parameters that push particles one way and are pushed by them the other, with these
                  particles: no potential has such forces, and the two can swing around each other
+    scale        D/b of a minibatch's b data, by which their sum stands for that of all; 1 of all data
     """
 
     opposed: Mapping[str, str] = MappingProxyType({})
+    scale: float = 1.0
 
     @property
     @abstractmethod

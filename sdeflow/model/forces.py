@@ -59,7 +59,6 @@ class ModelForces(ModelField):
         coordinates = self.n_data * particles * self.latent + self.parameters.size
         self._vmap = coordinates < VMAP_BELOW
         self._batch: Data = None  # of a minibatch its data, [R, b, ...]; else all replicas share the model's
-        self._scale = 1.0
 
     @property
     def layouts(self) -> dict[str, ParameterLayout]:
@@ -72,7 +71,7 @@ class ModelForces(ModelField):
         part = copy(self)
         part.see(index)
         part.n_data = index.shape[1]
-        part._scale = self._scale * self.n_data / part.n_data
+        part.scale = self.scale * self.n_data / part.n_data
         return part
 
     def see(self, index: Tensor) -> None:
@@ -96,7 +95,7 @@ class ModelForces(ModelField):
     def __call__(self, t: float, z: State, names: Sequence[str]) -> dict[str, Tensor]:
         """Forces on the blocks `names`, out of 'theta' and 'x', in one backward pass at most."""
         forces: dict[str, Tensor] = {}
-        model, per_particle = self.model, self._scale / self.n_particles
+        model, per_particle = self.model, self.scale / self.n_particles
         if "x" in names and model.score_x is not None:
             forces["x"] = self._each(self._score_x, z).view_as(z["X"]).to(z["X"].dtype)
         if "theta" in names and model.score_theta is not None:

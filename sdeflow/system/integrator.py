@@ -33,6 +33,7 @@ class Integrator(ABC, Generic[S]):
     minibatches                whether a step may see another batch than the last
     needs                      in words, what `refuses` checks
     needs_momenta              whether every block must have one, and forces be as they are (no RMSProp)
+    restarts                   whether a step heeds a block's `restart`, as the maps `B` and `exponential` do
     source                     where the scheme comes from
     """
 
@@ -46,6 +47,7 @@ class Integrator(ABC, Generic[S]):
     substeps: ClassVar[int] = 1
     needs: ClassVar[str] = "blocks"
     needs_momenta: ClassVar[bool] = False
+    restarts: ClassVar[bool] = False
     minibatches: ClassVar[bool] = True
     source: ClassVar[str] = ""
 
@@ -67,6 +69,8 @@ class Integrator(ABC, Generic[S]):
         bare = [b.name for b in system.blocks if not b.kinetic]
         if self.needs_momenta and bare:
             return f"it needs a momentum in every block; without one: {', '.join(bare)}"
+        if not self.restarts and (refusal := refuses_restart(system)):
+            return refusal
         return refuses_memory(system) if self.needs_momenta else None
 
     def init(self, system: S, z: State) -> State:
@@ -86,6 +90,14 @@ def refuses_memory(system: System) -> str | None:
     for b in system.blocks:
         if b.memory is not None:
             return f"it takes no preconditioned force, and that on {b.name} is"
+    return None
+
+
+def refuses_restart(system: System) -> str | None:
+    """The refusal of schemes that do not set a momentum to zero where it points against the force."""
+    for b in system.blocks:
+        if b.restart:
+            return f"it restarts no momenta, and that of {b.name} is to: leave 'restart' out"
     return None
 
 

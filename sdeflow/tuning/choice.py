@@ -8,7 +8,7 @@ L = 1 one step h serves all blocks:
     friction  k = 2 sqrt(lo) for a splitting, critical for the slowest mode; for a scheme whose stable step
               depends on friction the k whose step contracts that mode most
     eta       1 / L, so that h is the step of every block
-    gamma     k L
+    gamma     k sqrt(L / eta), which is k L with that eta
     without a momentum   h = (h^2 / 2) / L
 
 lo and hi are the ends of the spectrum of the joint curvature J^ (sdeflow.tuning.curvature).
@@ -22,8 +22,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
+from sdeflow.errors import SdeflowError
 from sdeflow.system.block import Block
-from sdeflow.system.integrator import Integrator
 from sdeflow.system.system import BlockSystem
 from sdeflow.system.varying import Spread
 from sdeflow.tuning.limits import Wells
@@ -43,6 +43,9 @@ LIKE, UNKNOWN_LIKE = 0.05, 0.6
 
 LITTLE = 0.02
 """Friction of parameters that restart."""
+
+LEAST_FACTOR = 1e-12
+"""The least factor a step that is told from 0."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,8 @@ def pace(wells: Wells, spectrum: Spectrum, share: float, *, restart: bool) -> Pa
     """The step and frictions for a spectrum. Where its lower end is not known it is taken to be UNKNOWN_LO.
 
     restart   whether parameters may restart, so that they need no friction where a scheme does not
+
+    Raises SdeflowError for a scheme that is stable under no step.
     """
     lo = spectrum.lo if spectrum.known else UNKNOWN_LO
     like = LIKE if spectrum.known else UNKNOWN_LIKE
@@ -84,6 +89,11 @@ def pace(wells: Wells, spectrum: Spectrum, share: float, *, restart: bool) -> Pa
     free = wells.limit(LITTLE, particles, spectrum.hi) if restart else 0.0
     if min(share * free, cool) > min(share * limit, cool) / 2:
         parameters, limit = LITTLE, free
+    if not min(limit, cool) > 0:
+        raise SdeflowError(
+            f"integrator '{wells.integrator.name}' is stable under no step, so that none can be chosen: take "
+            "another"
+        )
     return Pace(min(share * limit, cool), parameters, particles, limit, restart)
 
 
@@ -93,70 +103,73 @@ def step(wells: Wells, friction: float, highest: float, share: float) -> float:
 
 
 @lru_cache(maxsize=64)
-def best_friction(wells: Wells, lo: float, hi: float, share: float, like: float = LIKE) -> float:
-    """The friction at which a step contracts a mode of curvature lo most; of those alike the largest.
+def best_friction(wells: Wells, lo: float, hi: float, share: float, like: float) -> float:
+    """The friction at which a step contracts most; of those alike the largest.
 
     The larger it is the sooner stiffer modes come to rest, and the larger the step where friction limits it.
     """
-
-    def rate(k: float) -> float:
-        h = step(wells, k, hi, share)
-        rho = float(wells.contraction(h, k, k, [(lo, lo, 0.0), (1.0, 1.0, 0.0)]).max()) if h > 0 else 1.0
-        return -math.log(rho) if 0 < rho < 1 else 0.0
-
-    rates = {k: rate(k) for k in (2 * math.sqrt(lo), *FRICTIONS)}
+    rates = {k: _rate(wells, lo, hi, share, k) for k in (2 * math.sqrt(lo), *FRICTIONS)}
     return max(k for k, r in rates.items() if r >= (1 - like) * max(rates.values()))
 
 
 def evaluations_an_efold(wells: Wells, spectrum: Spectrum, share: float) -> float:
-    """Gradient evaluations in which the slowest mode's error falls to 1/e, by the scheme's own step."""
-    k = best_friction(wells, spectrum.lo, spectrum.hi, share)
-    h = step(wells, k, spectrum.hi, share)
-    rho = float(wells.contraction(h, k, k, [(spectrum.lo, spectrum.lo, 0.0)]).max())
-    return wells.integrator.evaluations / -math.log(rho) if rho < 1 else math.inf
+    """Gradient evaluations in which the slowest mode's error falls to 1/e, by the scheme's own step.
+
+    inf where no step makes it fall.
+    """
+    lo, hi = spectrum.lo, spectrum.hi
+    rate = _rate(wells, lo, hi, share, best_friction(wells, lo, hi, share, LIKE))
+    return wells.integrator.evaluations / rate if rate > 0 else math.inf
 
 
-def tuned(
-    system: BlockSystem, integrator: Integrator[Any], pace: Pace, curvature: Mapping[str, float]
-) -> BlockSystem:
+def _rate(wells: Wells, lo: float, hi: float, share: float, k: float) -> float:
+    """-log of the factor by which a step shrinks the slowest mode at a friction; 0 where it does not.
+
+    That is the softest for a splitting; where forces are frozen over a step it may be the stiffest, of one
+    block or of two that are coupled.
+    """
+    h = step(wells, k, hi, share)
+    if not h > 0:
+        return 0.0
+    coupling = max(0.0, min(hi - 1, 1 - lo))
+    rho = float(wells.contraction(h, k, k, [(lo, lo, 0.0), (1.0, 1.0, 0.0), (1.0, 1.0, coupling)]).max())
+    return max(0.0, -math.log(max(rho, LEAST_FACTOR)))
+
+
+def tuned(system: BlockSystem, pace: Pace, curvature: Mapping[str, float]) -> BlockSystem:
     """The system with the numbers of a pace in place of those that are to be chosen; the others stay."""
-    numbers = {b.name: _numbers(b, system.h, pace, curvature[b.name]) for b in system.blocks}
-    first = next(iter(system.blocks))
-    h = numbers[first.name]["h"] if "h" in first.auto else system.h
-    blocks = [_with(b, numbers[b.name], h, pace.restart) for b in system.blocks]
+    steps = {b.name: _step(b, system.h, pace, curvature[b.name]) for b in system.blocks}
+    first = system.blocks[0]
+    h = steps[first.name] if "h" in first.auto else system.h
+    blocks = [_chosen(b, steps[b.name], h, pace, curvature[b.name]) for b in system.blocks]
     return BlockSystem(blocks, system.force_field, h=h, start=system.given_start)
 
 
-def _numbers(b: Block, reference: float, pace: Pace, curvature: float) -> dict[str, float]:
-    """h, eta and gamma of a block: those that are given, and the others so that s and k are the pace's."""
-    one = b.of(0)
-    given = {"h": one.rate * reference, "eta": one.eta, "gamma": one.gamma}
-    free = set(b.auto)
+def _step(b: Block, reference: float, pace: Pace, curvature: float) -> float:
+    """A block's own step: as given, or so that h^2 eta L is the pace's; one step serves all replicas."""
+    if "h" not in b.auto:
+        return b.rate * reference
     if not b.kinetic:
-        return given | ({"h": pace.h**2 / 2 / curvature} if "h" in free else {})
-    s, a = pace.h**2 / curvature, pace.friction(b) * pace.h
-    only_gamma = free == {"h", "eta"} and not isinstance(b, Spread)  # replicas share their steps
-    if only_gamma and given["gamma"] > 0 and a > 0:
-        given["h"], free = given["gamma"] * s / a, free - {"h"}
-    if "h" in free and "eta" in free:
-        given["eta"], free = 1 / curvature, free - {"eta"}
-    if "eta" in free:
-        given["eta"] = s / given["h"] ** 2
-    if "h" in free:
-        given["h"] = math.sqrt(s / given["eta"])
-    if "gamma" in free:
-        given["gamma"] = a / (given["eta"] * given["h"])
-    return given
+        return pace.h**2 / 2 / curvature
+    if "eta" not in b.auto:
+        return pace.h / math.sqrt(curvature * max(one.eta for one in b.replicas))
+    k = pace.friction(b)
+    if "gamma" not in b.auto and not isinstance(b, Spread) and b.gamma > 0 and k > 0:
+        return pace.h * b.gamma / (k * curvature)  # with its eta it makes gamma eta h the pace's too
+    return pace.h
 
 
-def _with(b: Block, numbers: Mapping[str, float], reference: float, restart: bool) -> Block:
-    restart = b.restart or (restart and can_restart(b) and "gamma" in b.auto)
-    rate = numbers["h"] / reference
+def _chosen(b: Block, h: float, reference: float, pace: Pace, curvature: float) -> Block:
+    """A block with its step h and the numbers that go with it; replicas have eta and gamma of their own."""
+    restart = b.restart or (pace.restart and can_restart(b) and "gamma" in b.auto)
+    new: dict[str, Any] = {"rate": h / reference, "restart": restart, "auto": ()}
     if isinstance(b, Spread):
-        chosen: dict[str, Any] = {name: numbers[name] for name in b.auto if name != "h"}
-        each = tuple(replace(one, rate=rate, **chosen) for one in b.each)
-        return replace(b, rate=rate, restart=restart, auto=(), each=each)
-    return replace(b, rate=rate, restart=restart, auto=(), eta=numbers["eta"], gamma=numbers["gamma"])
+        return replace(b, **new, each=tuple(_chosen(one, h, reference, pace, curvature) for one in b.each))
+    if b.kinetic and b.auto:
+        eta = (pace.h / h) ** 2 / curvature if "eta" in b.auto else b.eta
+        gamma = pace.friction(b) * math.sqrt(curvature / eta) if "gamma" in b.auto else b.gamma
+        new |= {"eta": eta, "gamma": gamma}
+    return replace(b, **new)
 
 
 def can_restart(b: Block) -> bool:

@@ -4,9 +4,10 @@ The forces of a model are minus the gradient of one potential, in coordinates in
 
     V(theta, x^) = -(1/N) sum_ij l_i(theta, x_ij),    x^ = x / sqrt(N)
 
-so minus their Jacobian, J, is symmetric there. L_b is the largest eigenvalue of the part of J that belongs to
-block b, and with it each block has a scale: J^ = S J S, S = diag(L_b^-1/2), has ones as the largest curvature
-of every block, and for two blocks no eigenvalue above 2.
+so minus their Jacobian, J, is symmetric there. With a minibatch of b data out of D both 1/N are D/(b N).
+L_b is the largest eigenvalue of the part of J that belongs to block b, and with it each block has a scale:
+J^ = S J S, S = diag(L_b^-1/2), has ones as the largest curvature of every block, and for two blocks no
+eigenvalue above 2.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class Curvature:
     def __init__(self, system: BlockSystem, z: State) -> None:
         self._system, self.evaluations = system, 0
         self._at = {name: v.double() if v.is_floating_point() else v for name, v in z.items()}
-        self._weight = {b.name: 1.0 / particles_of(b) for b in system.blocks}
+        scale = system.force_field.scale
+        self._weight = {b.name: (scale if b.of_data else 1.0) / particles_of(b) for b in system.blocks}
         self._scale: dict[str, Tensor | float] = {
             b.name: 1.0 if b.memory is None else (z[b.memory].double() + RMSPROP_FLOOR) ** -0.25
             for b in system.blocks
@@ -145,6 +147,8 @@ def lanczos(
 ) -> Ritz:
     """Lanczos' iteration with full orthogonalisation, `most` products at most.
 
+    The estimate is NaN where a product is not finite, or there is no direction to start from.
+
     enough   told values and errors after each product, whether to stop
     """
     names = list(start)
@@ -162,6 +166,8 @@ def lanczos(
     beside: list[float] = []
     while True:
         w = flat(product(named(basis[-1])))
+        if not w.isfinite().all():
+            return Ritz(w.new_tensor([torch.nan]), w.new_tensor([torch.nan]), start)
         diagonal.append(float(w @ basis[-1]))
         for _ in range(2):  # twice is enough
             for u in basis:

@@ -1,8 +1,8 @@
 """What a scheme can do with curvature: its stable steps and its speed, from its own step on quadratic wells.
 
 Blocks are taken in units in which each has 1 as its largest curvature (eta = 1/L). A parameter and a particle
-then see a potential with the Hessian [[a, c], [c, b]], and a step without noise is a linear map of both and
-their momenta. Its spectral radius is the factor by which an error shrinks.
+then see a potential with the Hessian [[a, c], [c, b]], and a step without noise is a linear map of both,
+their momenta and what the scheme keeps. Its spectral radius is the factor by which an error shrinks.
 """
 
 from __future__ import annotations
@@ -23,8 +23,14 @@ from sdeflow.system.system import BlockSystem
 NEUTRAL = 1e-7
 """How far above one a spectral radius may be and still count as one: a direction that nothing determines."""
 
+SOFT = 1e-3
+"""A curvature far below the largest."""
 
-@dataclass(frozen=True)
+LEAST = 1e-3
+"""A step that is as good as none: the stiffest mode would take thousands."""
+
+
+@dataclass(frozen=True, eq=False)
 class Wells:
     """Quadratic wells for one parameter and one particle, in units of their largest curvatures.
 
@@ -43,40 +49,44 @@ class Wells:
         parameter, particle   k = gamma eta, the friction of either block where it has a momentum
         """
         a, b, c = torch.tensor(hessians, dtype=torch.float64).T
-        variables = [name for block in self._blocks(h, parameter, particle) for name in block.variables]
-        n, size = len(hessians), len(variables)
-        hessian = {"theta": (a, c), "x": (c, b)}
+        n, hessian = len(hessians), {"theta": (a, c), "x": (c, b)}
 
         def forces(t: float, z: State, names: Sequence[str]) -> dict[str, Tensor]:
-            both = [z[name].view(n, size) if name in z else 0.0 for name in ("theta", "X")]
-            return {
-                name: -(hessian[name][0][:, None] * both[0] + hessian[name][1][:, None] * both[1]).reshape(
-                    z["theta" if name == "theta" else "X"].shape
-                )
-                for name in names
+            both = [z[name].view(n, -1) if name in z else a.new_zeros(n, 1) for name in ("theta", "X")]
+            f = {
+                name: -sum(c[:, None] * q for c, q in zip(hessian[name], both, strict=True)) for name in names
             }
+            return {name: value.view(-1, *shapes[name]) for name, value in f.items()}
 
         system = BlockSystem(self._blocks(h, parameter, particle), forces, h=h)
-        eye = torch.eye(size, dtype=torch.float64).repeat(n, 1)
-        z: State = {
-            name: eye[:, i].reshape(-1, *system.axes[name].shape).clone() for i, name in enumerate(variables)
-        }
+        shapes = {b.name: b.shape for b in system.blocks}
         with torch.no_grad():
-            z = z | self.integrator.init(system, z)
-            z = self.integrator.step(system, 0.0, z, h, ({},) * self.integrator.substeps)
-        maps = torch.stack([z[name].reshape(n, size) for name in variables], dim=1)
+            z = {name: torch.zeros(n, *axes.shape, dtype=torch.float64) for name, axes in system.axes.items()}
+            z |= self.integrator.init(system, z)
+            sizes = [value[0].numel() for value in z.values()]
+            eye = torch.eye(sum(sizes), dtype=torch.float64).repeat(n, 1)
+            parts = zip(z.items(), eye.split(sizes, 1), strict=True)
+            z = {name: part.reshape(-1, *value.shape[1:]) for (name, value), part in parts}
+            new = self.integrator.step(system, 0.0, z, h, ({},) * self.integrator.substeps)
+        maps = torch.cat([new[name].flatten(1) for name in z], 1).view(n, sum(sizes), -1)  # transposed
         if not maps.isfinite().all():
             return torch.full((n,), torch.inf, dtype=torch.float64)
         return torch.linalg.eigvals(maps).abs().amax(1)
 
     def limit(self, parameter: float, particle: float, highest: float = 2.0) -> float:
-        """The largest step that is stable for all Hessians with ones on the diagonal, to 0.5%.
+        """The largest step, of 4 at most, that is stable for all curvatures up to 1 a block, to 0.5%.
 
-        highest   1 + |c|, the largest eigenvalue of the joint curvature
+        Soft modes matter too: where a scheme takes friction k explicitly they leave the stable range at 2/k.
+
+        highest   1 + |c|, the largest eigenvalue of the joint curvature; more than two blocks may have one
+                  above 2, for which the units are changed to those in which it is 2
         """
-        most = min(1.0, highest - 1.0)
+        if highest > 2:
+            unit = (2 / highest) ** 0.5
+            return unit * self.limit(unit * parameter, unit * particle)
+        most = highest - 1.0
         hessians = [(1.0, 1.0, share * most) for share in (1.0, 0.9, 0.5, 0.0)]
-        hessians += [(1.0, 0.3, 0.0), (0.3, 1.0, 0.0)]
+        hessians += [(1.0, 0.3, 0.0), (0.3, 1.0, 0.0), (SOFT, SOFT, 0.0)]
 
         def stable(h: float) -> bool:
             return float(self.contraction(h, parameter, particle, hessians).max()) <= 1 + NEUTRAL
@@ -137,9 +147,11 @@ class Wells:
 
 
 def _largest(good: Callable[[float], bool]) -> float:
-    """The step up to which it is good, to 0.5%, where that is one interval from 0."""
+    """The step up to which it is good, to 0.5%, where that is one interval from 0; 0 for less than LEAST."""
     low, high = 0.0, 4.0
-    while high - low > 0.005 * high and high > 1e-6:
+    while high - low > 0.005 * high:
+        if high < LEAST:
+            return 0.0
         middle = (low + high) / 2
         low, high = (middle, high) if good(middle) else (low, middle)
     return low

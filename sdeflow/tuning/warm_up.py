@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from sdeflow.errors import RunError, SdeflowError
 from sdeflow.options import Tune
@@ -37,8 +36,9 @@ NUMBERS, DIRECTION, GOOD = f"{TUNING}numbers", f"{TUNING}direction.", f"{TUNING}
 WINDOW, GROWTH, LOOK = 20, 3, 20
 """The first window's end, the ratio of one end to the last, and steps between looks of the guard."""
 
-PRODUCTS, JOINT = 4, 24
-"""Products of curvature a block at a window, and at most for the ends of the joint spectrum at the start."""
+PRODUCTS, JOINT, SETTLED = 4, 24, 3
+"""Products of curvature a block at a window; at most at the start for the ends of the joint spectrum; over
+how many of these the least end must be still."""
 
 STEADY, STEADY_SHARE = 0.02, 0.8
 """Curvature that changes by less is steady, and lets a run take that share of the largest stable step."""
@@ -88,12 +88,11 @@ class WarmUp:
         part: Callable[[BlockSystem, State, int], tuple[BlockSystem, State]] | None = None,
     ) -> None:
         self.system = self._open = system
-        self._double = system.to(torch.float64, _device(system))
         self._wells = wells_of(system, integrator)
         self._part = part or (lambda system, z, n: (system, z))
         self._integrator = integrator
         self.ends = tune.last(steps)
-        self._share, self._known = tune.share, Known(tune.share)
+        self._share, self._known = tune.share, Known(tune.share, hi=highest(system))
         self._curvature = {b.name: 1.0 for b in system.blocks}
         self._clock = _Clock(system)
         self.news = ""
@@ -121,7 +120,7 @@ class WarmUp:
         if n in self._windows:
             before = dict(self._curvature)
             z = self._measure(z, n)
-            steady = all(abs(self._curvature[k] / before[k] - 1) < STEADY for k in before)
+            steady = all(abs(self._curvature[k] - then) < STEADY * then for k, then in before.items())
             self._known.share = max(self._share, STEADY_SHARE) if steady else self._share
             self._known.margin = max(1.0, self._known.margin / BACK**0.5)
             z = self._choose(z, n)
@@ -206,7 +205,8 @@ class WarmUp:
 
     def _measure(self, z: State, n: int, *, ends: bool = False) -> State:
         """Curvature at z, after step n; the state with the directions that were found."""
-        system, part = self._part(self._double, z, n)
+        device = next(iter(z.values())).device
+        system, part = self._part(self._open.to(torch.float64, device), z, n)
         c = Curvature(system, part)
         last = system.force_field.opposed  # these need the curvature of the others
         for b in sorted(system.blocks, key=lambda b: b.name in last):
@@ -214,7 +214,7 @@ class WarmUp:
             start: Vectors = {b.name: part[name].double()} if name in part else c.start([b.name])
             ritz = lanczos(c.of_block(b.name, self._curvature), start, PRODUCTS)
             self._curvature[b.name] = largest = float(ritz.values.abs().max())
-            if not 0 < largest < math.inf:
+            if b.auto and not 0 < largest < math.inf:
                 raise SdeflowError(
                     f"block '{b.name}' sees a curvature of {largest:g} after step {n}, which tells no step: "
                     "give its h, eta and gamma"
@@ -222,7 +222,7 @@ class WarmUp:
             z = z | {name: ritz.top[b.name].to(z[b.position].dtype)}
         if system.force_field.opposed:
             self._known.lo = OPPOSED_LO
-        elif ends and len(system.blocks) > 1:
+        elif ends and all(curvature > 0 for curvature in self._curvature.values()):
             self._look_for_ends(c)
         self._known.evaluations += c.evaluations
         return z
@@ -234,19 +234,32 @@ class WarmUp:
             w = c.product({name: scale[name] * x for name, x in v.items()})
             return {name: scale[name] * x for name, x in w.items()}
 
-        def enough(values: Tensor, errors: Tensor) -> bool:
-            return bool(values[0] < -0.01 * values[-1]) or bool(errors[0] < 0.05 * values[0])
+        least: list[float] = []
 
-        start = {name: scale[name] * f for name, f in c.force().items()}
+        def enough(values: Tensor, errors: Tensor) -> bool:
+            least.append(float(values[0]))
+            if least[-1] < -0.01 * float(values[-1]):
+                return True
+            # a bound says that some eigenvalue is near, so the least is waited for a little
+            still = len(least) > SETTLED and least[-1 - SETTLED] < 1.05 * least[-1]
+            return still and bool(errors[0] < 0.05 * values[0])
+
+        force = c.force()
+        if not any(bool(f.any()) for f in force.values()):  # the run begins where it is to go
+            force = c.start(list(force))
+        start = {name: scale[name] * f for name, f in force.items()}
         ritz = lanczos(product, start, JOINT, enough)
         if ritz.values[0] > 0:
-            self._known.lo, self._known.hi = float(ritz.values[0]), min(2.0, 1.02 * float(ritz.values[-1]))
+            self._known.lo = float(ritz.values[0])
+            self._known.hi = min(self._known.hi, 1.02 * float(ritz.values[-1]))
 
     def _chosen(self) -> BlockSystem:
         known = self._known
-        found = pace(self._wells, Spectrum(known.lo, known.hi), known.share, restart=True)
+        found = pace(
+            self._wells, Spectrum(known.lo, known.hi), known.share, restart=self._integrator.restarts
+        )
         curvature = {name: known.margin * value for name, value in self._curvature.items()}
-        return tuned(self._open, self._integrator, found, curvature)
+        return tuned(self._open, found, curvature)
 
     def _choose(self, z: State, n: int) -> State:
         before, self.system = self.system, self._chosen()
@@ -310,7 +323,9 @@ def _finite(z: Mapping[str, Tensor]) -> bool:
     return bool(torch.stack([v.isfinite().all() for v in own]).all())
 
 
-def _device(system: BlockSystem) -> torch.device:
-    forces = system.model_forces
-    data = [] if forces is None else tree_leaves(forces.model.data)
-    return data[0].device if data else torch.device("cpu")
+def highest(system: BlockSystem) -> float:
+    """What no eigenvalue of the joint curvature exceeds, in blocks' own units: the number of blocks.
+
+    Of an energy model's, half of which are coupled to the other half, 2.
+    """
+    return 2.0 if system.force_field.opposed else float(len(system.blocks))
