@@ -4,17 +4,18 @@
 
 Several modes are fitted at once, as many as the series shows (sdeflow.analysis.decay), and r is the rate of
 the slowest. All replicas have their modes in common, and amplitudes and limits of their own. The fit is made
-over three windows, from where the envelope e(t) = max over t' >= t and replicas of |y(t') - c| has first
-fallen to exp(-1), exp(-2) and exp(-3) of its value at the start, until it is below 3 standard deviations of
-the noise, and three tenths as long again for the limit. The rate is that of the middle window.
+over three windows. They begin where the envelope e(t) = max over t' >= t and replicas of |y(t') - c| has
+fallen to exp(-1/2), exp(-1) and exp(-2) of its value at the start, and last until it is below 5 standard
+deviations of the noise, and three tenths longer for the limit. The rate is that of the middle window.
 
     error of sampling   from the replicas: what each moves the fit by, to first order, and Student's law
     error of the model  the largest difference of the other windows' rates from it: where modes are missing,
                         or the way is not linear yet, they differ
 
-The interval is the root of the sum of their squares to either side. A rate whose interval reaches further
-than a fifth of it is not given: windows that disagree have not settled to a mode, and saying so is better
-than a number. A slow mode that theta hardly shows above the noise in any window is not seen by this.
+The interval reaches the root of the sum of their squares to either side. A rate whose interval reaches
+further than a fifth of it is not given: windows that disagree have not settled to a mode. What this cannot
+see: a slow mode that the noise hides in every window, and that a way which is no sum of a few modes, a power
+of t say, has no slowest one; its rate is then that of the end which was seen.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import xarray as xr
 from sdeflow.analysis.decay import Fit, Series, slowest_mode, whitening
 from sdeflow.errors import SdeflowError
 
-FALLS = (2.0, 1.0, 3.0)
+FALLS = (1.0, 0.5, 2.0)
 """e-folds from the start of the series to the beginning of each window; the first is the one that counts."""
 
 MOST_POINTS, LEAST_POINTS = 250, 8
@@ -87,13 +88,13 @@ def fit_decay(t: Series, y: Series, *, limit: float | None = None) -> Decay:
     y = y[:, None] if y.ndim == 1 else y
     noise, level = _noise(y), y[-_tail(y) :].mean(0) if limit is None else np.full(y.shape[1], limit)
     envelope = np.maximum.accumulate(np.abs(y - level).max(1)[::-1])[::-1]
-    below = envelope < 3 * max(float(noise.std()), ROUNDING * float(np.abs(y).max()))
+    below = envelope < 5 * max(float(noise.std()), ROUNDING * float(np.abs(y).max()))
     end = int(np.argmax(below)) if below.any() else len(t)
     starts = [int((envelope > envelope[0] * np.exp(-falls)).sum()) for falls in FALLS]
     first, *others = [_in_window(t, y - level, noise, start, end, limit is None) for start in starts]
     if first is None:
         raise SdeflowError(
-            f"no rate can be told: of {len(t)} points {max(0, end - starts[0])} lie between two e-folds below "
+            f"no rate can be told: of {len(t)} points {max(0, end - starts[0])} lie between an e-fold below "
             "the start and the noise at the end, and no mode stands out there that falls by an e-fold. Save "
             "more often, take more steps, or more particles"
         )
@@ -104,7 +105,7 @@ def fit_decay(t: Series, y: Series, *, limit: float | None = None) -> Decay:
     if len(fits) < 2 or reach > FURTHEST * rate.mean:
         found = ", ".join(f"{value:.4g}" for value in sorted(rates))
         raise SdeflowError(
-            "no rate can be told: this has not settled to one mode, as windows that begin one to three "
+            "no rate can be told: this has not settled to one mode, as windows that begin half to two "
             f"e-folds below the start give {found}. Take more steps, or more particles"
         )
     frequency = _with_model_error([fit.frequency for fit in fits], first.influence[:, 1])
@@ -153,7 +154,7 @@ def decay(dataset: xr.Dataset) -> Decay:
 
 
 def _in_window(t: Series, gap: Series, noise: Series, start: int, end: int, free: bool) -> Fit | None:
-    """The slowest mode from start until the noise at end, and a bit longer for the limit; None without one."""
+    """The slowest mode from start until the noise at end, and a bit longer for the limit; None without."""
     if end - start < LEAST_POINTS:
         return None
     every = max(1, (end - start) // MOST_POINTS)

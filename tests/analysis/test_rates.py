@@ -12,6 +12,7 @@ from support import Matrix, affine_map, places
 
 import sdeflow
 from sdeflow import Save, simulate
+from sdeflow.analysis.decay import Series
 from sdeflow.analysis.free_energy import energy_along, toy_minimum
 from sdeflow.analysis.rates import decay, fit_decay, over_replicas
 from sdeflow.analysis.stability import contraction, equilibrium, step_map
@@ -47,7 +48,7 @@ def test_of_two_close_modes_the_slower_is_found() -> None:
 
 
 def test_noise_of_the_modes_themselves_is_not_taken_for_more_of_them() -> None:
-    """An autoregression of the modes exp(-0.01 n) and exp(-0.05 n), driven from 1000 of its deviations off."""
+    """An autoregression of the modes exp(-0.01 n) and exp(-0.05 n), from far off."""
     rng, poles = np.random.default_rng(0), np.exp([-0.01, -0.05])
     y = np.full((len(T), 8), 0.0)
     y[0] = y[1] = 1000.0
@@ -62,8 +63,8 @@ def test_noise_of_the_modes_themselves_is_not_taken_for_more_of_them() -> None:
 def test_the_window_leaves_out_the_start_and_the_noise() -> None:
     y = 100 * np.exp(-0.01 * T) + 0.01 * np.random.default_rng(0).standard_normal(len(T))
     fit = fit_decay(T, y)
-    assert fit.start == pytest.approx(200, abs=2)  # two e-folds
-    assert fit.end == pytest.approx(100 * np.log(100 / 0.03), abs=40)  # 3 standard deviations
+    assert fit.start == pytest.approx(100, abs=2)  # an e-fold
+    assert fit.end == pytest.approx(100 * np.log(100 / 0.05), abs=40)  # 5 standard deviations
     assert fit.rate.mean == pytest.approx(0.01, rel=1e-3)
     assert np.isnan(fit.rate.error)  # of one replica
 
@@ -82,10 +83,14 @@ def test_what_holds_no_rate_is_refused() -> None:
         over_replicas([0.1])
 
 
-def test_a_way_without_a_rate_has_not_settled() -> None:
-    """1/t falls ever more slowly: each window has a rate of its own."""
-    rng = np.random.default_rng(0)
-    y = (1 / (1 + T / 10))[:, None] + 1e-3 * rng.standard_normal((len(T), 8))
+@pytest.mark.parametrize(
+    "way",
+    [1 / (1 + T / 100), np.exp(-np.where(T < 500, 0.01 * T, 2.5 + 0.005 * T))],
+    ids=["power", "bent"],
+)
+def test_a_way_without_a_rate_has_not_settled(way: Series) -> None:
+    """A fall that slows down has a rate of its own in each window."""
+    y = way[:, None] + 1e-3 * np.random.default_rng(0).standard_normal((len(T), 8))
     with pytest.raises(SdeflowError, match="has not settled to one mode, as windows"):
         fit_decay(T, y)
 
@@ -235,7 +240,7 @@ def rate_of(matrix: Matrix) -> float:
 def random_toy(rng: np.random.Generator) -> tuple[Toy, Matrix, Matrix]:
     """Settings whose error falls by four e-folds in the 2000 steps of a run, at least, and their step."""
     while True:
-        data = int(np.exp(rng.uniform(np.log(5), np.log(60))))
+        data = int(np.exp(rng.uniform(np.log(5), np.log(40))))
         bounds = [(0.3, 3.0), (0.01, 5.0), (100.0, 50_000.0), (1e-5, 1e-3), (1e-3, 5e-2)]
         toy = Toy(data, *(float(np.exp(rng.uniform(np.log(low), np.log(high)))) for low, high in bounds))
         matrix, root = toy.means()
@@ -244,7 +249,7 @@ def random_toy(rng: np.random.Generator) -> tuple[Toy, Matrix, Matrix]:
 
 
 def coverage(seed: int, settings: int, particles: int = 20, replicas: int = 8) -> tuple[int, int]:
-    """Of so many settings, of how many a rate is given, and of how many of those its interval holds the truth.
+    """How many of random settings are given a rate, and how many of those intervals hold the truth.
 
     theta's path is drawn from its own law, by the means' recursion: the same, for Gaussian noise, as a run's.
     """
@@ -260,8 +265,7 @@ def coverage(seed: int, settings: int, particles: int = 20, replicas: int = 8) -
             path.append(z[:, 0])
         try:
             rate = fit_decay(np.arange(0.0, 2001.0, 2.0), np.array(path[::2])).rate
-        except SdeflowError as error:
-            assert "no rate can be told" in str(error)
+        except SdeflowError:
             continue
         given += 1
         held += rate.low <= rate_of(matrix) <= rate.high
@@ -270,19 +274,19 @@ def coverage(seed: int, settings: int, particles: int = 20, replicas: int = 8) -
 
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_intervals_hold_the_true_rate(seed: int) -> None:
-    """Of 48 random settings four fifths have a rate, and 88% of their intervals, stated as 95%, hold the truth."""
-    given, held = coverage(seed, 48)
-    assert given >= 0.8 * 48
+    """Four fifths of 40 settings are given a rate, and 88% of those intervals, stated as 95%, hold it."""
+    given, held = coverage(seed, 40)
+    assert given >= 0.8 * 40
     assert held >= 0.88 * given
 
 
 @pytest.mark.parametrize(
     "toy",
-    [Toy(60, 0.7, 0.0317, 2500.0, 2e-4, 1e-3), Toy(20, 1.7, 0.111, 1000.0, 1e-3, 4e-3)],
+    [Toy(60, 0.7, 0.0317, 2500.0, 2e-4, 1e-3), Toy(20, 1.7, 0.0893, 500.0, 8e-4, 3e-3)],
     ids=["D=60", "D=20"],
 )
 def test_a_slowest_mode_that_theta_hardly_shows(toy: Toy) -> None:
-    """One exponential in one window gave intervals of 1% that were off by 44% and by 6%."""
+    """One exponential in one window is off by 44% and by 5%, with intervals of less than 1% either way."""
     run = simulate(toy.system(20), "expint", steps=800, replicas=8, save=Save(2, data=1, particles=1))
     rate = decay(run).rate
     assert rate.low <= rate_of(toy.means()[0]) <= rate.high
