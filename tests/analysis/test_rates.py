@@ -272,7 +272,8 @@ def coverage(seed: int, settings: int, particles: int = 20, replicas: int = 8) -
     return given, held
 
 
-@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
 def test_intervals_hold_the_true_rate(seed: int) -> None:
     """Four fifths of 40 settings are given a rate, and 88% of those intervals, stated as 95%, hold it."""
     given, held = coverage(seed, 40)
