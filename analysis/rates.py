@@ -1,18 +1,21 @@
-"""How fast a trajectory converges: a decay fitted to a series, with an interval over replicas.
+"""How fast a trajectory converges: the slowest decay of a series, with an interval that holds two errors.
 
-    y(t) = c + exp(-r t) (A cos w t + B sin w t)         oscillating, w > 0
-    y(t) = c + A exp(-r t)                               not oscillating
+    y(t) = c + exp(-r t) (A cos w t + B sin w t) + faster modes + noise        w = 0: not oscillating
 
-c is the limit where it is known, else the mean of the last fifth of the series, and fitted too where that
-fifth still moves one way. The fit is over a window found by a rule that looks at nothing but the envelope
-e(t) = max over t' >= t of |y(t') - c|:
+Several modes are fitted at once, as many as the series shows (sdeflow.analysis.decay), and r is the rate of
+the slowest. All replicas have their modes in common, and amplitudes and limits of their own. The fit is made
+over three windows. They begin where the envelope e(t) = max over t' >= t and replicas of |y(t') - c| has
+fallen to exp(-1/2), exp(-1) and exp(-2) of its value at the start, and last until it is below 5 standard
+deviations of the noise, and three tenths longer for the limit. The rate is that of the middle window.
 
-    start   where e has first fallen to exp(-2) of its value at the beginning, so that faster modes are gone
-    end     where e first is below 8 standard deviations of the last fifth about its mean, the noise's size;
-            the end of the series where that fifth still moves one way
+    error of sampling   from the replicas: what each moves the fit by, to first order, and Student's law
+    error of the model  the largest difference of the other windows' rates from it: where modes are missing,
+                        or the way is not linear yet, they differ
 
-Least squares in r and w, the amplitudes being linear (variable projection; Golub, Pereyra 1973). The form
-with w > 0 is taken where it lowers the Bayesian information criterion by 10.
+The interval reaches the root of the sum of their squares to either side. A rate whose interval reaches
+further than a fifth of it is not given: windows that disagree have not settled to a mode. What this cannot
+see: a slow mode that the noise hides in every window, and that a way which is no sum of a few modes, a power
+of t say, has no slowest one; its rate is then that of the end which was seen.
 """
 
 from __future__ import annotations
@@ -21,32 +24,23 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import scipy.optimize
 import scipy.stats
 import xarray as xr
-from numpy.typing import NDArray
 
+from sdeflow.analysis.decay import Fit, Series, slowest_mode, whitening
 from sdeflow.errors import SdeflowError
 
-Series = NDArray[np.float64]
+FALLS = (1.0, 0.5, 2.0)
+"""e-folds from the start of the series to the beginning of each window; the first is the one that counts."""
 
-MOST_POINTS = 2000
-"""Points of a window that are fitted; a longer one is thinned evenly."""
+MOST_POINTS, LEAST_POINTS = 250, 8
+"""Points between a window's beginning and the noise; of more, one in so many is taken, evenly."""
 
+FURTHEST = 0.2
+"""How far an interval may reach to a side, of the rate."""
 
-class Decay(NamedTuple):
-    """A fitted decay: rate r and angular frequency w (0: none) per unit of t, and where it was fitted."""
-
-    rate: float
-    frequency: float
-    limit: float
-    start: float
-    end: float
-
-    @property
-    def regime(self) -> str:
-        """'underdamped' where it turns by a radian or more within an e-fold, else 'overdamped'."""
-        return "underdamped" if self.frequency > self.rate else "overdamped"
+ROUNDING = 1e-7
+"""Noise that a series has at least, of its largest value: states are kept in float32, mostly."""
 
 
 class Interval(NamedTuple):
@@ -58,37 +52,64 @@ class Interval(NamedTuple):
     high: float
 
 
-def fit_decay(t: Series, y: Series, *, limit: float | None = None) -> Decay:
-    """The decay of a series y(t), both [n], towards `limit`, or towards where its last fifth lies.
+class Decay(NamedTuple):
+    """A fitted decay: rate r and angular frequency w (0: none) per unit of t, and where it was fitted.
 
-    Raises SdeflowError for a series that is not finite, is too short, or does not fall far enough above
-    its noise to tell a rate.
+    modes   how many were fitted there, each real one or half of an oscillating pair
+    """
+
+    rate: Interval
+    frequency: Interval
+    start: float
+    end: float
+    modes: int
+
+    @property
+    def regime(self) -> str:
+        """'underdamped' where it turns by a radian or more within an e-fold, else 'overdamped'."""
+        return "underdamped" if self.frequency.mean > self.rate.mean else "overdamped"
+
+
+def fit_decay(t: Series, y: Series, *, limit: float | None = None) -> Decay:
+    """The decay of a series y(t), [n] or of replicas [n, R], towards `limit`, or towards a limit of each.
+
+    t is even. Of one replica there is a rate, and no error (NaN).
+
+    Raises SdeflowError for a series that is not finite, is too short, does not fall far enough above its
+    noise to tell a rate, or whose windows do not agree on one.
     """
     t, y = np.asarray(t, np.float64), np.asarray(y, np.float64)
-    if t.shape != y.shape or t.ndim != 1 or len(t) < 20:
+    if t.ndim != 1 or y.ndim not in (1, 2) or y.shape[:1] != t.shape or len(t) < 20:
         raise SdeflowError(
             f"a decay needs a series of at least 20 points, given shapes {t.shape} and {y.shape}"
         )
     if not np.isfinite(y).all():
         raise SdeflowError("a decay needs finite values: this run diverged")
-    tail = y[-max(4, len(y) // 5) :]
-    c = float(tail.mean()) if limit is None else limit
-    settled = _settled(tail)
-    start, end = _window(y - c, float(tail.std()) if settled else 0.0)
-    if end - start < 8:
+    y = y[:, None] if y.ndim == 1 else y
+    noise, level = _noise(y), y[-_tail(y) :].mean(0) if limit is None else np.full(y.shape[1], limit)
+    envelope = np.maximum.accumulate(np.abs(y - level).max(1)[::-1])[::-1]
+    below = envelope < 5 * max(float(noise.std()), ROUNDING * float(np.abs(y).max()))
+    end = int(np.argmax(below)) if below.any() else len(t)
+    starts = [int((envelope > envelope[0] * np.exp(-falls)).sum()) for falls in FALLS]
+    first, *others = [_in_window(t, y - level, noise, start, end, limit is None) for start in starts]
+    if first is None:
         raise SdeflowError(
-            f"no rate can be told: of {len(t)} points only {max(0, end - start)} lie between two e-folds "
-            "below the start and the noise at the end. Save more often, take more particles, or more steps"
+            f"no rate can be told: of {len(t)} points {max(0, end - starts[0])} lie between an e-fold below "
+            "the start and the noise at the end, and no mode stands out there that falls by an e-fold. Save "
+            "more often, take more steps, or more particles"
         )
-    every = max(1, (end - start) // MOST_POINTS)
-    s, z = t[start:end:every] - t[start], (y - c)[start:end:every]
-    rate, frequency, constant = _least_squares(s, z, free=limit is None and not settled)
-    if not rate * s[-1] > 1:
+    fits = [first, *(fit for fit in others if fit is not None)]
+    rates = [fit.rate for fit in fits]
+    rate = _with_model_error(rates, first.influence[:, 0])
+    reach = rate.high - rate.mean if y.shape[1] > 1 else max(rates) - min(rates)
+    if len(fits) < 2 or reach > FURTHEST * rate.mean:
+        found = ", ".join(f"{value:.4g}" for value in sorted(rates))
         raise SdeflowError(
-            f"no rate can be told: over the {len(s)} points of its window the series falls by less than an "
-            "e-fold. Take more steps"
+            "no rate can be told: this has not settled to one mode, as windows that begin half to two "
+            f"e-folds below the start give {found}. Take more steps, or more particles"
         )
-    return Decay(rate, frequency, c + constant, float(t[start]), float(t[end - 1]))
+    frequency = _with_model_error([fit.frequency for fit in fits], first.influence[:, 1])
+    return Decay(rate, frequency, float(t[starts[0]]), float(t[end - 1]), first.order)
 
 
 def over_replicas(values: Sequence[float] | Series) -> Interval:
@@ -104,11 +125,6 @@ def over_replicas(values: Sequence[float] | Series) -> Interval:
     mean, error = float(x.mean()), float(x.std(ddof=1) / np.sqrt(len(x)))
     half = float(scipy.stats.t.ppf(0.975, len(x) - 1)) * error
     return Interval(mean, error, mean - half, mean + half)
-
-
-def interval(values: Sequence[float]) -> Interval:
-    """As `over_replicas`; of one replica its value, without an error."""
-    return over_replicas(values) if len(values) > 1 else Interval(values[0], np.nan, np.nan, np.nan)
 
 
 def coordinate(dataset: xr.Dataset) -> xr.DataArray:
@@ -131,62 +147,47 @@ def coordinate(dataset: xr.Dataset) -> xr.DataArray:
     return (theta * xr.DataArray(direction, dims=param)).sum(param)
 
 
-def decays(dataset: xr.Dataset) -> list[Decay]:
-    """theta's way to its limit, of every replica, per step; raises as `coordinate` and `fit_decay`."""
-    series = coordinate(dataset).to_numpy()
-    columns = series[:, None] if series.ndim == 1 else series
-    steps: NDArray[np.float64] = dataset["step"].to_numpy().astype(np.float64)
-    return [fit_decay(steps, column) for column in columns.T]
+def decay(dataset: xr.Dataset) -> Decay:
+    """theta's way to its limit, per step, of all replicas; raises as `coordinate` and `fit_decay`."""
+    steps: Series = dataset["step"].to_numpy().astype(np.float64)
+    return fit_decay(steps, coordinate(dataset).to_numpy())
 
 
-def _settled(tail: Series) -> bool:
-    """Whether the end of a series is noise about a level: the means of its halves are close."""
-    first, second = np.array_split(tail, 2)
-    return abs(first.mean() - second.mean()) < 0.5 * tail.std()
+def _in_window(t: Series, gap: Series, noise: Series, start: int, end: int, free: bool) -> Fit | None:
+    """The slowest mode from start until the noise at end, and a bit longer for the limit; None without."""
+    if end - start < LEAST_POINTS:
+        return None
+    every = max(1, (end - start) // MOST_POINTS)
+    window = slice(start, end + int(0.3 * (end - start)), every)
+    thinned = noise[::every]
+    whiten = whitening(thinned if len(thinned) >= 20 else noise)
+    return slowest_mode(t[window] - t[start], gap[window], whiten, free=free)
 
 
-def _window(gap: Series, noise: float) -> tuple[int, int]:
-    envelope = np.maximum.accumulate(np.abs(gap)[::-1])[::-1]
-    start = (
-        int(np.argmax(envelope <= envelope[0] / np.e**2))
-        if envelope[-1] <= envelope[0] / np.e**2
-        else len(gap)
-    )
-    below = envelope < 8 * noise
-    end = int(np.argmax(below)) if below.any() else len(gap)
-    return start, end
+def _with_model_error(values: Sequence[float], influence: Series) -> Interval:
+    """The first of the windows' values, with the interval of its replicas widened by how far others are."""
+    replicas = len(influence)
+    if replicas < 2:
+        return Interval(values[0], np.nan, np.nan, np.nan)
+    quantile = float(scipy.stats.t.ppf(0.975, replicas - 1))
+    drift = max(abs(value - values[0]) for value in values)
+    half = float(np.hypot(quantile * over_replicas(influence).error, drift))
+    return Interval(values[0], half / quantile, values[0] - half, values[0] + half)
 
 
-def _least_squares(t: Series, y: Series, *, free: bool) -> tuple[float, float, float]:
-    """(rate, frequency, constant) of the better form; t starts at 0, and constant is 0 unless free."""
-    span, count = t[-1], len(t)
+def _tail(y: Series) -> int:
+    """How many points the last fifth of a series has."""
+    return max(8, len(y) // 5)
 
-    def fitted(parameters: Series) -> tuple[Series, Series]:
-        decay = np.exp(-parameters[0] * t)
-        columns = [decay]
-        if len(parameters) == 2:
-            columns = [decay * np.cos(parameters[1] * t), decay * np.sin(parameters[1] * t)]
-        basis = np.stack([*columns, np.ones_like(t)] if free else columns, axis=1)
-        amplitudes = np.linalg.lstsq(basis, y, rcond=None)[0]
-        return y - basis @ amplitudes, amplitudes
 
-    def residual(parameters: Series) -> Series:
-        return fitted(parameters)[0]
+def _noise(y: Series) -> Series:
+    """What replicas differ by in the last fifth, so that a way that all still go is none of it.
 
-    def best(starts: list[list[float]]) -> tuple[float, Series]:
-        fits = [scipy.optimize.least_squares(residual, s, x_scale=1 / span, xtol=1e-12) for s in starts]
-        fit = min(fits, key=lambda f: f.cost)
-        return 2 * fit.cost, fit.x
-
-    size = np.abs(y)
-    fall = np.log(size[: count // 4 + 1].max() / max(size[-(count // 4 + 1) :].max(), 1e-300)) / (0.75 * span)
-    rate = max(float(fall), 0.1 / span)
-    turns = int((np.diff(np.sign(y)) != 0).sum())
-    plain, (r, *_) = best([[rate], [3 * rate]])
-    guesses = {np.pi * max(turns, 0.5) / span, 0.5 * np.pi / span, np.pi * (turns + 1) / span}
-    waving, (r_w, w) = best([[rate, guess] for guess in guesses])
-    floor = 1e-30 * float(y @ y)
-    gain = count * np.log(max(plain, floor) / max(waving, floor)) - 2 * np.log(count)
-    chosen = np.array([r_w, w] if gain > 10 else [r])
-    constant = float(fitted(chosen)[1][-1]) if free else 0.0
-    return float(chosen[0]), float(abs(w)) if gain > 10 else 0.0, constant
+    Of one replica what is left of a straight line.
+    """
+    tail, count = y[-_tail(y) :], y.shape[1]
+    tail = tail - tail.mean(0)
+    if count > 1:
+        return (tail - tail.mean(1, keepdims=True)) * np.sqrt(count / (count - 1))
+    line = np.stack([np.ones(len(tail)), np.arange(len(tail))], axis=1)
+    return tail - line @ np.linalg.lstsq(line, tail, rcond=None)[0]

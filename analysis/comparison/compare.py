@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import count
 from pathlib import Path
-from statistics import mode
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ import xarray as xr
 from sdeflow.analysis.comparison.entries import Entry, Row
 from sdeflow.analysis.comparison.report import page
 from sdeflow.analysis.free_energy import energy_along, toy_minimum
-from sdeflow.analysis.rates import Interval, decays, interval, over_replicas
+from sdeflow.analysis.rates import Interval, decay, over_replicas
 from sdeflow.analysis.stability import State, contraction, equilibrium
 from sdeflow.config.build import build
 from sdeflow.config.catalogue import integrator_named
@@ -159,10 +158,8 @@ def _row(entry: Entry, system: BlockSystem | None, z: State | None, why: str) ->
         if entry.retcode != "success":
             notes.append(f"{entry.retcode} after {dataset.attrs['steps_taken']:,} steps")
         try:
-            found = decays(dataset)
-            fitted = interval([decay.rate for decay in found])
-            frequency = interval([decay.frequency for decay in found])
-            regime = mode(decay.regime for decay in found)
+            found = decay(dataset)
+            fitted, frequency, regime = found.rate, found.frequency, found.regime
         except SdeflowError as error:
             short = dataset.sizes["time"] < SNAPSHOTS
             told = f"too short ({dataset.sizes['time']} of {SNAPSHOTS} snapshots)"

@@ -51,9 +51,9 @@ class Row(NamedTuple):
     """What is known of one entry; rates are of the error, per step; NaN and a note where there is none.
 
     loss        at the end
-    fitted      over replicas, from theta's way to its limit
+    fitted      from theta's way to its limit; its error holds that of the model (sdeflow.analysis.rates)
     frequency   of its oscillation, radians a step, likewise; 0 where it does not oscillate
-    regime      'underdamped' or 'overdamped', as most replicas are (sdeflow.analysis.rates)
+    regime      'underdamped' or 'overdamped' (sdeflow.analysis.rates)
     predicted   -log of the contraction of the scheme's step near the equilibrium
     """
 

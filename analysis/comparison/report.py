@@ -85,9 +85,9 @@ def page(
 
 _RATES = (
     "Rates are of the error, per step, in units of 10⁻³: the error falls by exp(−rate) a step, E − E* by its "
-    "square. Fitted: to theta's way to its limit, mean over replicas with standard error. Predicted: from "
-    "the spectrum of the scheme's own step near the equilibrium. Underdamped: theta turns by a radian or "
-    "more within an e-fold."
+    "square. Fitted: the slowest mode of theta's way to its limit; the error holds what replicas and windows "
+    "of the fit differ by. Predicted: from the spectrum of the scheme's own step near the equilibrium. "
+    "Underdamped: theta turns by a radian or more within an e-fold."
 )
 _LOSS = "Mean over replicas; the band is their range."
 _ENERGY = "From the particles' moments; below the noise of the estimate the curve means nothing."

@@ -5,13 +5,15 @@
 
 RUN is the folder or the trajectory of a run with a [grid] of gamma and eta. Rates are of the error, a step:
 
-    measured    fitted to theta's way to its limit (sdeflow.analysis.rates), mean over the point's replicas
+    measured    fitted to theta's way to its limit (sdeflow.analysis.rates), with the error of
+                replicas and model
     predicted   -log |lambda|, lambda the leading eigenvalue of the scheme's own step near the equilibrium
                 (sdeflow.analysis.stability): exact for linear-Gaussian models
 
-A point has no measured rate where a replica diverged, and where theta moved too little in the steps that it
-had, or too fast for what was saved. Damping is critical where lambda turns from a complex number, an error
-that swings, to a real one. Theory is of all modes of the system, and theta shows those that move it.
+A point has no measured rate where a replica diverged, where theta moved too little in the steps that it had,
+or too fast for what was saved, and where it had not settled to one mode. Damping is critical where lambda
+turns from a complex number, an error that swings, to a real one. Theory is of all modes of the system, and
+theta shows those that move it.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from sdeflow.analysis.curves import opened
-from sdeflow.analysis.rates import decays, interval
+from sdeflow.analysis.rates import decay
 from sdeflow.analysis.stability import linearised, step_map, with_momentum
 from sdeflow.analysis.studies.script import parser, write
 from sdeflow.config.build import build
@@ -99,10 +101,10 @@ def measured(dataset: xr.Dataset, bound: float, tick: Callable[[], None] = lambd
         if diverged[at]:
             continue
         try:
-            rates = interval([decay.rate for decay in decays(dataset.isel(replica=replicas))])
-        except SdeflowError:  # too slow for the steps taken, or too fast for those saved
+            found = decay(dataset.isel(replica=replicas)).rate
+        except SdeflowError:  # too slow for the steps taken, too fast for those saved, or unsettled
             continue
-        rate[at], error[at] = rates.mean, rates.error
+        rate[at], error[at] = found.mean, found.error
     return _on_grid(gammas, etas, rate=rate, error=error, diverged=diverged)
 
 
