@@ -55,7 +55,7 @@ def slowest_mode(t: Series, y: Series, whiten: Whitening, *, free: bool) -> Fit 
     free   fit each replica's limit too; otherwise it is 0
 
     None where no order gives a rate: it is to fall by an e-fold within the series at least, and its standard
-    error is to be less than half of it.
+    error is to be less than a tenth of it.
     """
     replicas, best, last, chosen = y.shape[1], np.inf, np.inf, None
     for order in range(1, min(MOST_MODES, len(t) // 4) + 1):
@@ -63,7 +63,7 @@ def slowest_mode(t: Series, y: Series, whiten: Whitening, *, free: bool) -> Fit 
         count = order + replicas * (order + free)
         criterion = y.size * np.log(max(squares, 1e-300)) + count * np.log(y.size)
         error = found.influence[:, 0].std() / np.sqrt(max(1, replicas - 1))
-        if criterion < best and found.rate * t[-1] > 1 and error < found.rate / 2:
+        if criterion < best and found.rate * t[-1] > 1 and error < found.rate / 10:
             best, chosen = criterion, found
         if criterion > last:
             break
