@@ -78,12 +78,13 @@ class Wells:
 
         Soft modes matter too: where a scheme takes friction k explicitly they leave the stable range at 2/k.
 
-        highest   1 + |c|, the largest eigenvalue of the joint curvature; more than two blocks may have one
-                  above 2, for which the units are changed to those in which it is 2
+        highest   1 + |c|, the largest eigenvalue of the joint curvature. More blocks than there are wells may
+                  have a larger one, for which the units are changed to those in which it is their number
         """
-        if highest > 2:
-            unit = (2 / highest) ** 0.5
-            return unit * self.limit(unit * parameter, unit * particle)
+        count = float(len(self._blocks(1.0, parameter, particle)))
+        if highest > count:
+            unit = (count / highest) ** 0.5
+            return unit * self.limit(unit * parameter, unit * particle, count)
         most = highest - 1.0
         hessians = [(1.0, 1.0, share * most) for share in (1.0, 0.9, 0.5, 0.0)]
         hessians += [(1.0, 0.3, 0.0), (0.3, 1.0, 0.0), (SOFT, SOFT, 0.0)]

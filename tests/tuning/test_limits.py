@@ -80,7 +80,8 @@ def test_kinetic_euler_and_the_exponential_integrator(k: float) -> None:
 def test_more_than_two_blocks_may_see_more_than_two() -> None:
     """A Hessian of ones on n blocks has the curvature n: BAOAB is stable to 2/sqrt(n), UBU by its step."""
     for n in (3, 5):
-        assert wells("baoab").limit(0.5, 0.5, n) == pytest.approx(2 / sqrt(n), rel=TO)
+        for own in (wells("baoab"), wells("baoab", True, None), wells("baoab", None, True)):
+            assert own.limit(0.5, 0.5, n) == pytest.approx(2 / sqrt(n), rel=TO)
     blocks = [
         Block(f"b{i}", f"q{i}", (1,), ("i",), f"p{i}", eta=1.0, gamma=0.5, temperature=0.0) for i in range(3)
     ]
