@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sdeflow.analysis.chosen import chosen
 from sdeflow.analysis.pictures import Latents, write_grid, write_planar
 from sdeflow.config.build import build
 from sdeflow.config.schema import load_config
@@ -115,6 +116,8 @@ def learned(run: Path, replica: int = 0) -> Learned:
             f"replica {replica} of {run} diverged: at its end not finite: {', '.join(sorted(lost))}"
         )
     system = BlockSystem([b.of(replica) for b in system.blocks], system.force_field, h=system.h)
+    if any(b.auto for b in system.blocks):
+        system = chosen(system, open_run(run), replica)
     system = system.to(stored["X"].dtype, torch.device("cpu"))
     assert system.model_forces is not None
     state, layouts = {}, system.model_forces.layouts

@@ -30,12 +30,14 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sdeflow.analysis.chosen import chosen, refuse_auto
 from sdeflow.errors import SdeflowError
 from sdeflow.model.forces import ModelForces
 from sdeflow.state import Replicas
 from sdeflow.system.increments import Noise
 from sdeflow.system.integrator import Integrator
 from sdeflow.system.system import BlockSystem, initial_state
+from sdeflow.trajectory.opening import open_run
 
 if TYPE_CHECKING:
     from sdeflow.config.run import Run
@@ -114,12 +116,15 @@ def equilibrium(system: BlockSystem, *, tolerance: float = 1e-9) -> State:
 def linearised(run: Run, at: Path | None = None) -> tuple[BlockSystem, State]:
     """The system in float64 and the state to linearise it at: its equilibrium, or the end of a run.
 
-    Raises SdeflowError for a system without blocks, a preconditioned force (which is singular where the force
-    vanishes), and a run that is of another system.
+    Raises SdeflowError for a system without blocks, numbers that are yet to be chosen, a preconditioned force
+    (which is singular where the force vanishes), and a run that is of another system.
     """
     system = run.system
     if not isinstance(system, BlockSystem):
         raise SdeflowError("stability is that of a system made of blocks, and this is a plain SDE")
+    if at is not None and any(b.auto for b in system.blocks):
+        system = chosen(system, open_run(at))
+    refuse_auto(system)
     if any(b.memory is not None for b in system.blocks):
         raise SdeflowError(
             "RMSProp divides a force by its own size, which vanishes at the equilibrium: leave "

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from sdeflow.analysis.chosen import chosen
 from sdeflow.analysis.comparison.entries import Entry, Row
 from sdeflow.analysis.comparison.report import page
 from sdeflow.analysis.free_energy import energy_along, toy_minimum
@@ -147,7 +148,7 @@ def _row(entry: Entry, system: BlockSystem | None, z: State | None, why: str) ->
     if system is not None and z is not None:
         scheme = integrator_named(str(dataset.attrs["integrator"]))
         if scheme.refuses(system) is None and not any(b.memory is not None for b in system.blocks):
-            predicted = -float(np.log(contraction(system, scheme, z)))
+            predicted = -float(np.log(contraction(chosen(system, dataset), scheme, z)))
     else:
         notes.append(why)
     fitted, frequency, regime = None, None, ""

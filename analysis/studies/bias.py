@@ -128,7 +128,7 @@ def prepared(
     system: str, integrator: str, h: float, *, particles: int, replicas: int, part: float = 1.0
 ) -> Run:
     """A run of the packaged problem for part of DURATION, theta's step in its ratio to that of X."""
-    path, variant = problem_file("ppca"), "pgd" if system == "pgd" else None
+    path, variant = problem_file("ppca"), "pgd" if system == "pgd" else "fixed"
     own = load_config(path, variant=variant).system.arguments
     ratio = own["theta"]["h"] / own["x"]["h"]
     steps = max(8, round(part * DURATION[system] / h))

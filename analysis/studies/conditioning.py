@@ -29,8 +29,8 @@ LEVEL, SHARE = 5.0, 0.5
 
 ENTRANTS = (
     Entrant("pgd, euler_maruyama", "pgd", "euler_maruyama", 20_000),
-    Entrant("mpgd, expint", None, "expint", 12_000),
-    Entrant("mpgd, baoab", None, "baoab", 600),
+    Entrant("mpgd, expint", "fixed", "expint", 12_000),
+    Entrant("mpgd, baoab", "fixed", "baoab", 600),
 )
 
 

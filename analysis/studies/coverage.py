@@ -26,8 +26,8 @@ LEVEL, SHARE = 0.25, 0.1
 
 ENTRANTS = (
     Entrant("pgd, euler_maruyama", "pgd", "euler_maruyama", 8000),
-    Entrant("mpgd, expint", None, "expint", 4000),
-    Entrant("mpgd, baoab", None, "baoab", 8000),
+    Entrant("mpgd, expint", "fixed", "expint", 4000),
+    Entrant("mpgd, baoab", "fixed", "baoab", 8000),
 )
 """With 8000 gradient evaluations each."""
 

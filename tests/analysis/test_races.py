@@ -46,15 +46,15 @@ def test_steps_grow_with_the_condition_number_or_its_root(integrator: str, growt
     folds = []
     for condition in (100.0, 1000.0):
         table = [{"model": {"condition": condition, "latent": 2, "data": 2}}]
-        entrant = Entrant("", None, integrator, 10)
+        entrant = Entrant("", "fixed", integrator, 10)
         tuning = prepared("ill_conditioned", entrant, share=0.5, replicas=2, overrides=table)[1]
         folds.append(-1 / log(tuning.contraction))
     assert folds[1] / folds[0] == pytest.approx(growth, rel=0.2)
 
 
 @pytest.mark.parametrize("problem", ["ill_conditioned", "two_modes"])
-@pytest.mark.parametrize("variant", [pytest.param(None, marks=pytest.mark.slow), "pgd"])
-def test_packaged_numbers_are_the_tuned_ones(problem: str, variant: str | None) -> None:
+@pytest.mark.parametrize("variant", [pytest.param("fixed", marks=pytest.mark.slow), "pgd"])
+def test_packaged_numbers_are_the_tuned_ones(problem: str, variant: str) -> None:
     entrants, part = {
         "ill_conditioned": (conditioning.ENTRANTS, conditioning.SHARE),
         "two_modes": (coverage.ENTRANTS, coverage.SHARE),
@@ -85,7 +85,7 @@ def test_pgd_crawls_and_mpgd_does_not() -> None:
 
     and those without momentum many times those with; four standard errors on either side of five.
     """
-    entrants = (Entrant("pgd", "pgd", "euler_maruyama", 3000), Entrant("mpgd", None, "baoab", 300))
+    entrants = (Entrant("pgd", "pgd", "euler_maruyama", 3000), Entrant("mpgd", "fixed", "baoab", 300))
     pgd, mpgd = conditioning.measure(4, entrants, condition=100.0)
     assert pgd.steps is not None
     assert mpgd.steps is not None
