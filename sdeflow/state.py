@@ -38,6 +38,9 @@ LONG_NAMES = {
     "param": "parameter by name",
     "alpha_param": "parameter of the energy by name",
     "beta_param": "parameter of the likelihood by name",
+    "average_theta": "exponential moving average of the parameters over steps",
+    "average_alpha": "exponential moving average of the energy's parameters over steps",
+    "average_beta": "exponential moving average of the likelihood's parameters over steps",
     "gamma": "gamma of every block with a momentum, in this replica",
     "eta": "eta of every block with a momentum, in this replica",
 }

@@ -25,6 +25,7 @@ def build(config: Config) -> Run:
         batch=config.batch,
         evaluate=config.evaluate,
         grid=config.grid,
+        average=config.average,
         config=config,
     )
 

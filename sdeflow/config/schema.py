@@ -9,6 +9,7 @@ title = "...", cpu_note = "..." (what is made for a CPU: a run on one says it, w
 [batch]      size, catch_up, cap; without it every step sees all data
 [save]       every, data, particles, theta_max, checkpoint
 [evaluate]   every, steps: when a loss on the model's held-out data is measured; without it never
+[average]    decay: of an exponential moving average of the parameters; without it none is kept
 [grid]       gamma, eta: lists of values for all blocks with a momentum, with `replicas` of each pair
 [variants.NAME]   tables that replace parts of the above under `--variant NAME`
 """
@@ -27,7 +28,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sdeflow.errors import SdeflowError, did_you_mean
-from sdeflow.options import Batch, EngineName, Evaluate, Grid, NoiseName, RunOptions, Save
+from sdeflow.options import Average, Batch, EngineName, Evaluate, Grid, NoiseName, RunOptions, Save
 
 
 class _Strict(BaseModel):
@@ -68,6 +69,7 @@ class Config(_Strict):
     save: Save = Save()
     evaluate: Evaluate | None = None
     grid: Grid | None = None
+    average: Average | None = None
 
     @classmethod
     def of(cls, tables: Mapping[str, Any]) -> Config:
@@ -95,7 +97,14 @@ class Config(_Strict):
         return tomli_w.dumps(self.tables())
 
 
-_TABLES = {"run": RunSection, "batch": Batch, "save": Save, "evaluate": Evaluate, "grid": Grid}
+_TABLES = {
+    "run": RunSection,
+    "batch": Batch,
+    "save": Save,
+    "evaluate": Evaluate,
+    "grid": Grid,
+    "average": Average,
+}
 
 
 def load_config(

@@ -16,6 +16,7 @@ from sdeflow.engine.step import Stepper
 from sdeflow.errors import SdeflowError, attempt
 from sdeflow.simulation.held_out import HeldOut
 from sdeflow.state import State
+from sdeflow.system.average import AVERAGE, average_start, averaging
 from sdeflow.system.system import BlockSystem, System, initial_state
 
 ONE_THREAD_BELOW = 500_000
@@ -67,6 +68,9 @@ def prepare(run: Run) -> Prepared:
     """
     scheme, system, replicas = run.integrator, run.system.to(run.dtype, run.device), run.all_replicas
     z, every, warning = initial_state(system, replicas), run.save.every, ""
+    if run.average is not None:
+        z |= average_start(system, z)
+        scheme = averaging(scheme, run.average.decay)
     stepper: Stepper
     if run.batch is None:
         system.check(z)
@@ -90,8 +94,9 @@ def prepare(run: Run) -> Prepared:
 
 
 def threads_for(z: Mapping[str, Tensor]) -> int:
-    """How many threads a state is worth: one, or those that torch uses."""
-    small = sum(value.numel() for value in z.values()) < ONE_THREAD_BELOW
+    """How many threads a state is worth, averages aside: one, or those that torch uses."""
+    numbers = sum(value.numel() for name, value in z.items() if not name.startswith(AVERAGE))
+    small = numbers < ONE_THREAD_BELOW
     return 1 if small else torch.get_num_threads()
 
 

@@ -13,6 +13,7 @@ from sdeflow.engine.step import strides
 from sdeflow.errors import RunError, attempt
 from sdeflow.simulation.ending import not_finite, past_bound, refuse_no_number
 from sdeflow.simulation.held_out import PREFIX as HELD_OUT
+from sdeflow.system.average import AVERAGE
 
 if TYPE_CHECKING:
     from sdeflow.config.run import Run
@@ -138,7 +139,7 @@ class TimeLoop:
             for n, many in strides(self.step, self.step + count, self._stepper.stride):
                 z = self.state
                 self._at = n + many, self._first(z, n, many) if self._untried else self._stepper(z, n, many)
-        own = {name: value for name, value in self.state.items() if not name.startswith(HELD_OUT)}
+        own = {name: value for name, value in self.state.items() if not name.startswith((HELD_OUT, AVERAGE))}
         self._note(not_finite(own), f", and was after step {before}")
         seconds = time.perf_counter() - clock
         self._chunk = max(1, min(2 * self._chunk, int(count * _CHUNK_SECONDS / max(seconds, 1e-9))))
