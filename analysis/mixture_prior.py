@@ -120,11 +120,26 @@ def mixture_of(run: Path, particles: Tensor, components: int, replica: int = 0) 
     """
     of = "" if replica == 0 else f"-replica{replica}"
     path = run / f"prior-gmm{components}{of}.safetensors"
-    x = particles.flatten(0, -2).contiguous()
-    digest = hashlib.sha256(x.cpu().numpy().data).hexdigest()
-    with suppress(FileNotFoundError, SafetensorError, TypeError), safe_open(path, framework="pt") as file:
-        if (file.metadata() or {}).get("particles") == digest:
-            return Mixture(**{name: file.get_tensor(name) for name in file.keys()}), path  # noqa: SIM118
-    found = fit_mixture(x, components)
-    durable.write(path, save(asdict(found), metadata={"particles": digest}))
+    x = particles.flatten(0, -2)
+    found = _read(path, x)
+    if found is None:
+        found = fit_mixture(x, components)
+        durable.write(path, save(asdict(found), metadata={"sha256": _digest(x, found)}))
     return found, path
+
+
+def _read(path: Path, particles: Tensor) -> Mixture | None:
+    """The mixture in a file; None where that is not what was fitted to these particles."""
+    with suppress(OSError, SafetensorError, TypeError), safe_open(path, framework="pt") as file:
+        found = Mixture(**{name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        if (file.metadata() or {}).get("sha256") == _digest(particles, found):
+            return found
+    return None
+
+
+def _digest(particles: Tensor, mixture: Mixture) -> str:
+    digest = hashlib.sha256()
+    for value in (particles, *asdict(mixture).values()):
+        digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.cpu().contiguous().numpy().data)
+    return digest.hexdigest()

@@ -143,7 +143,7 @@ class Run(RunOptions):
 
     @property
     def axes(self) -> Mapping[str, Axes]:
-        """The variables that are recorded: the system's, and averages of its parameters where there are any."""
+        """What is recorded: the system's variables, and averages of its parameters where they are kept."""
         axes = self.system.axes
         return axes if self.average is None else {**axes, **average_axes(self.system)}
 
