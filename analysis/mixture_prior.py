@@ -85,8 +85,8 @@ def fit_mixture(x: Tensor, components: int, seed: int = SEED) -> Mixture:
     from sklearn.mixture import GaussianMixture
 
     count = len(x)
-    points = x[torch.linspace(0, count - 1, min(count, MOST), dtype=torch.float64).round().long()]
-    points = points.detach().cpu().double().numpy()
+    spread = torch.linspace(0, count - 1, min(count, MOST), dtype=torch.float64).round().long()
+    points = x.detach().cpu()[spread].double().numpy()
     refuse_not_finite(points, "the particles")
     if count < PARTICLES * components:
         most = count // PARTICLES
@@ -95,13 +95,13 @@ def fit_mixture(x: Tensor, components: int, seed: int = SEED) -> Mixture:
             f"a mixture of {components} needs {PARTICLES * components:,} particles, {PARTICLES} for each "
             f"component, and there are {count:,}: {fix}"
         )
-    spread = float(points.var(axis=0).mean())
-    if not spread > 0:
+    variance = float(points.var(axis=0).mean())
+    if not variance > 0:
         raise SdeflowError(f"a mixture needs particles that differ, and all {count:,} are the same")
     found = GaussianMixture(
         components,
         covariance_type="diag",
-        reg_covar=1e-6 * spread,
+        reg_covar=1e-6 * variance,
         max_iter=ITERATIONS,
         random_state=seed,
     )

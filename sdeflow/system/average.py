@@ -60,7 +60,7 @@ def averaging(scheme: Integrator[Any], decay: float) -> Integrator[Any]:
         for name in averaged(system):
             before = z[AVERAGE + name]
             column = weight.view(-1, *(1 for _ in before.shape[1:]))
-            moved[AVERAGE + name] = before + (after[name] - before) / column
+            moved[AVERAGE + name] = before.addcdiv(after[name] - before, column)
         return after | moved
 
     own.step = step  # type: ignore[method-assign]
