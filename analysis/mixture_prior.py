@@ -15,6 +15,7 @@ import warnings
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from math import log, pi
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from sdeflow.analysis.entropy import refuse_not_finite
-from sdeflow.errors import SdeflowError
+from sdeflow.errors import SdeflowError, is_number
 from sdeflow.trajectory import durable
 
 PARTICLES = 10
@@ -78,12 +79,14 @@ def fit_mixture(x: Tensor, components: int, seed: int = SEED) -> Mixture:
     Variances have a floor of 1e-6 of the mean variance of x, so that a component of one point is none of
     infinite density.
 
-    Raises SdeflowError for points that are not finite or are all the same, and fewer than PARTICLES for each
-    component.
+    Raises SdeflowError for no component, points that are not finite or are all the same, and fewer than
+    PARTICLES for each component.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
 
+    if not is_number(components, Integral) or components < 1:
+        raise SdeflowError(f"components must be a whole number of at least 1, given {components!r}")
     count = len(x)
     spread = torch.linspace(0, count - 1, min(count, MOST), dtype=torch.float64).round().long()
     points = x.detach().cpu()[spread].double().numpy()

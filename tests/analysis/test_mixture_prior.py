@@ -277,4 +277,6 @@ def test_what_is_wrong_is_said(run: Path, cli: Cli) -> None:
         fit_mixture(torch.ones(50, 2), 2)
     with pytest.raises(SdeflowError, match="the particles must be finite"):
         fit_mixture(torch.full((50, 2), torch.nan), 2)
+    with pytest.raises(SdeflowError, match="components must be a whole number of at least 1, given 0"):
+        fit_mixture(aggregate(50, 0), 0)
     assert components_of("gmm:100") == 100
