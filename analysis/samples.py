@@ -1,4 +1,4 @@
-"""Samples of a learned energy-based prior: its particles, moved on with the parameters held fixed."""
+"""Samples of what a run has learned: of its model's prior, an energy, or a mixture fitted to particles."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sdeflow.analysis.chosen import chosen
+from sdeflow.analysis.mixture_prior import components_of, mixture_of
 from sdeflow.analysis.pictures import Latents, write_grid, write_planar
 from sdeflow.config.build import build
 from sdeflow.config.schema import load_config
@@ -26,6 +27,7 @@ from sdeflow.model.model import Model
 from sdeflow.noise.source import TorchNoise
 from sdeflow.seeds import generator
 from sdeflow.state import Replicas, State
+from sdeflow.system.average import AVERAGE
 from sdeflow.system.integrator import Integrator
 from sdeflow.system.system import BlockSystem
 from sdeflow.trajectory import durable
@@ -86,11 +88,14 @@ class Learned:
         return self.forces.model
 
 
-def learned(run: Path, replica: int = 0) -> Learned:
+def learned(run: Path, replica: int = 0, *, average: bool = False) -> Learned:
     """Reads a run folder.
 
+    average   the average of the parameters in place of the last; all else is of the end of the run
+
     Raises SdeflowError for a folder that is no run with its configuration, a system without a model, fewer
-    replicas than asked for, or one that diverged; RunError for a state that cannot be read.
+    replicas than asked for, one that diverged, or an average that was not kept; RunError for a state that
+    cannot be read.
     """
     for name in (CONFIG, FINAL):
         if not (run / name).is_file():
@@ -115,6 +120,14 @@ def learned(run: Path, replica: int = 0) -> Learned:
         raise SdeflowError(
             f"replica {replica} of {run} diverged: at its end not finite: {', '.join(sorted(lost))}"
         )
+    if average:
+        kept = {name.removeprefix(AVERAGE): v for name, v in stored.items() if name.startswith(AVERAGE)}
+        if not kept:
+            raise SdeflowError(
+                f"{run} has kept no average of its parameters: run it with --set average.decay=0.999, or "
+                "leave --average out"
+            )
+        stored |= {name: v.to(stored[name].dtype) for name, v in kept.items() if name in stored}
     system = BlockSystem([b.of(replica) for b in system.blocks], system.force_field, h=system.h)
     if any(b.auto for b in system.blocks):
         system = chosen(system, open_run(run), replica)
@@ -134,7 +147,16 @@ def learned(run: Path, replica: int = 0) -> Learned:
     return Learned(system, built.integrator, system.model_forces, theta, state)
 
 
-def sample(run: Path, *, n: int = 64, steps: int = 100, seed: int = 0, replica: int = 0) -> list[Path]:
+def sample(
+    run: Path,
+    *,
+    n: int = 64,
+    steps: int = 100,
+    seed: int = 0,
+    replica: int = 0,
+    average: bool = False,
+    prior: str = "",
+) -> list[Path]:
     """Writes samples of the prior into a run folder, and pictures; gives their paths.
 
     samples.nc            n latents of p_theta, and where the model can, observations drawn for them
@@ -142,19 +164,28 @@ def sample(run: Path, *, n: int = 64, steps: int = 100, seed: int = 0, replica: 
                           the prior's latents over the run
     reconstructions.png   of images: 16 data spread evenly, each above the mean of its particles decoded
 
-    steps   of the particles of a learned energy-based prior, from where the run left them
+    steps     of the particles of a learned energy-based prior, from where the run left them
+    average   the average of the parameters in place of the last
+    prior     'gmm:K' for a Gaussian mixture fitted to the final particles (`mixture_prior`), whose file is
+              then the first that is given, in place of the model's own prior
 
-    Raises as `learned`, and SdeflowError for a model that cannot be sampled.
+    Raises as `learned` and `mixture_of`, and SdeflowError for a model that cannot be sampled.
     """
     if n < 1 or steps < 0:
         raise SdeflowError(f"n must be at least 1 and steps at least 0, given {n} and {steps}")
-    found = learned(run, replica)
+    components = components_of(prior) if prior else 0
+    found = learned(run, replica, average=average)
     model, forces, theta = found.model, found.forces, found.theta
     with_energy = isinstance(forces, EnergyForces) and forces.prior is not None
-    if not with_energy and not model.sample_prior:
+    if with_energy and components:
+        raise SdeflowError(
+            f"the prior of {run} is an energy that it learned, with particles of its own: leave --prior out"
+        )
+    if not (with_energy or components or model.sample_prior):
         raise SdeflowError(
             f"the model of {run} cannot be sampled, and makes no pictures: it has no sample_prior"
         )
+    written = []
     with torch.no_grad():
         if with_energy:
             latents = continued(found.system, found.scheme, found.state, n, steps, seed)
@@ -163,6 +194,10 @@ def sample(run: Path, *, n: int = 64, steps: int = 100, seed: int = 0, replica: 
                     f"the prior particles of {run} diverged within {steps} steps at the parameters that it "
                     "learned: give fewer --steps, or run it with a smaller system.z.h"
                 )
+        elif components:
+            mixture, path = mixture_of(run, found.state["X"], components, replica)
+            written.append(path)
+            latents = mixture.sample(n, generator(seed, "samples"))
         else:
             latents = model.sample_prior(theta, n, generator(seed, "samples"))
         latents = latents.reshape(n, *model.latent_shape).to(found.state["X"].dtype)
@@ -177,11 +212,13 @@ def sample(run: Path, *, n: int = 64, steps: int = 100, seed: int = 0, replica: 
             "run": run.name,
             "steps": steps if with_energy else 0,
             "seed": seed,
+            "parameters": "average" if average else "last",
+            "prior": prior or "of the model",
             "history": stamp("sampled"),
         },
     )
     durable.write(run / VALUES, encode(dataset))
-    written = [run / VALUES]
+    written.append(run / VALUES)
     if model.image_shape is not None and model.decode:
         return [*written, *_images(run, found, latents)]
     if observed is not None and observed.flatten(1).shape[1] == 2:

@@ -46,7 +46,7 @@ _HOME = {
         "sdeflow.errors": "SdeflowError",
         "sdeflow.model.energy": "EnergyModel",
         "sdeflow.model.model": "Model",
-        "sdeflow.options": "Batch Evaluate Grid Save Tune",
+        "sdeflow.options": "Average Batch Evaluate Grid Save Tune",
         "sdeflow.simulation.resume": "resume",
         "sdeflow.simulation.simulate": "simulate",
         "sdeflow.system.block": "Block",
@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from sdeflow.errors import SdeflowError as SdeflowError
     from sdeflow.model.energy import EnergyModel as EnergyModel
     from sdeflow.model.model import Model as Model
+    from sdeflow.options import Average as Average
     from sdeflow.options import Batch as Batch
     from sdeflow.options import Evaluate as Evaluate
     from sdeflow.options import Grid as Grid

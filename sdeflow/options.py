@@ -222,6 +222,23 @@ class Tune(Options):
 
 
 @dataclass(frozen=True)
+class Average(Options):
+    """An exponential moving average of the parameters over all steps, kept beside them.
+
+    decay   d; theta after k more steps has the weight d^k. It is an average of some 1/(1 - d) steps, at 0
+            the last theta, at 1 the mean of all
+    """
+
+    table: ClassVar = "average"
+
+    decay: Annotated[float, Ge(0), Le(1)] = 0.999
+
+    def __str__(self) -> str:
+        steps = "all steps" if self.decay == 1 else f"about {1 / (1 - self.decay):,.4g} steps"
+        return f"decay {self.decay}, over {steps}"
+
+
+@dataclass(frozen=True)
 class Grid(Options):
     """Values of gamma and of eta, each for all blocks with a momentum; none leaves the blocks' own.
 

@@ -43,6 +43,9 @@ LONG_NAMES = {
     "tuning_evaluations": "gradient evaluations of the warm-up by then",
     "tuning_share": "step as a share of the largest stable one",
     "tuning_returns": "how often the warm-up went back to a good state by then",
+    "average_theta": "exponential moving average of the parameters over steps",
+    "average_alpha": "exponential moving average of the energy's parameters over steps",
+    "average_beta": "exponential moving average of the likelihood's parameters over steps",
     "gamma": "gamma of every block with a momentum, in this replica",
     "eta": "eta of every block with a momentum, in this replica",
 }

@@ -189,11 +189,24 @@ def sample(
     ] = 100,
     seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
     replica: Annotated[int, typer.Option(help="Which replica's parameters.")] = 0,
+    average: Annotated[
+        bool,
+        typer.Option("--average", help="Take the average of the parameters (average.decay), not the last."),
+    ] = False,
+    prior: Annotated[
+        str,
+        typer.Option(
+            metavar="gmm:K",
+            help="Take a mixture of K Gaussians, fitted to the final particles, as the prior.",
+        ),
+    ] = "",
 ) -> None:
     """Sample the prior that a run has learned; writes samples.nc and pictures into the run folder."""
     from sdeflow.analysis.samples import sample as sample_run
 
-    for path in sample_run(folder, n=n, steps=steps, seed=seed, replica=replica):
+    for path in sample_run(
+        folder, n=n, steps=steps, seed=seed, replica=replica, average=average, prior=prior
+    ):
         typer.echo(path)
 
 

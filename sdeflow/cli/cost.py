@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from sdeflow.config.run import Run
 from sdeflow.model.forces import held_out_forces
-from sdeflow.simulation.memory import data_bytes, free_memory, peak_bytes, state_bytes
+from sdeflow.simulation.memory import (
+    average_bytes,
+    data_bytes,
+    free_memory,
+    peak_bytes,
+    recorder_of,
+    state_bytes,
+)
 from sdeflow.simulation.timing import seconds_a_step
+from sdeflow.system.average import AVERAGE, average_axes
 from sdeflow.terminal import duration, human, rate
-from sdeflow.trajectory.record import BUFFER, Recorder
 
 
 def cost(run: Run) -> list[tuple[str, str]]:
     """Pairs of what and how much."""
     each = 4 if run.dtype.itemsize == 4 else 8
-    recorder = Recorder(run.system, run.save, replicas=run.replica_count, steps=run.steps, buffer=BUFFER)
+    recorder = recorder_of(run)
     snapshot = recorder.numbers_per_snapshot * each
     disk, whole = snapshot * len(recorder.when), state_bytes(run)
     rows = [
@@ -28,6 +35,11 @@ def cost(run: Run) -> list[tuple[str, str]]:
     if run.evaluate is not None:
         forces = held_out_forces(run.system.model_forces)
         rows.append(("held-out loss", run.evaluate.cost(run.steps, forces.n_data, forces.n_particles)))
+    if run.average is not None:
+        names = ", ".join(name.removeprefix(AVERAGE) for name in average_axes(run.system))
+        rows.append(
+            (f"average of {names}", f"{run.average}, in float64: {human(average_bytes(run))} a replica")
+        )
     return [
         *rows,
         ("a snapshot", human(snapshot)),

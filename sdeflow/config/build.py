@@ -26,6 +26,7 @@ def build(config: Config) -> Run:
         evaluate=config.evaluate,
         grid=config.grid,
         tune=config.tune,
+        average=config.average,
         config=config,
     )
 

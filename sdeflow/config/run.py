@@ -18,8 +18,9 @@ from sdeflow.engine.engine import Engine, resolve_engine, worth_compiling
 from sdeflow.errors import Incompatible, SdeflowError
 from sdeflow.model.forces import held_out_forces
 from sdeflow.model.model import Model
-from sdeflow.options import Batch, Evaluate, Grid, RunOptions, Save, Tune
-from sdeflow.state import Replicas
+from sdeflow.options import Average, Batch, Evaluate, Grid, RunOptions, Save, Tune
+from sdeflow.state import Axes, Replicas
+from sdeflow.system.average import average_axes
 from sdeflow.system.integrator import Integrator, evaluations
 from sdeflow.system.published import Declaration
 from sdeflow.system.system import System
@@ -33,6 +34,7 @@ class Run(RunOptions):
     """A system, a scheme that can take it, and all that a trajectory depends on besides.
 
     grid     frictions and inverse masses, with `replicas` at each
+    average  what is kept beside the parameters; it changes no other number
     config   the configuration that this came from, None for a run declared in Python
 
     Raises SdeflowError where something does not fit.
@@ -45,6 +47,7 @@ class Run(RunOptions):
     evaluate: Evaluate | None = None
     grid: Grid | None = None
     tune: Tune = field(default_factory=Tune)
+    average: Average | None = None
     dtype: torch.dtype = torch.float32
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     engine: Engine = field(default_factory=Engine)
@@ -58,6 +61,7 @@ class Run(RunOptions):
             ("evaluate", Evaluate),
             ("grid", Grid),
             ("tune", Tune),
+            ("average", Average),
         ):
             value = getattr(self, name)
             if value is not None and not isinstance(value, expected):
@@ -76,6 +80,8 @@ class Run(RunOptions):
             )
         if self.batch is not None and not self.system.blocks:
             raise SdeflowError("minibatches need a system made of blocks, with a model's forces")
+        if self.average is not None and not average_axes(self.system):
+            raise SdeflowError("an average is of parameters, and this system has none: remove [average]")
         if self.evaluate is not None:
             held_out_forces(self.system.model_forces)
             if self.evaluate.every % self.save.every:
@@ -96,6 +102,7 @@ class Run(RunOptions):
         evaluate: Evaluate | None = None,
         grid: Grid | None = None,
         tune: Tune | None = None,
+        average: Average | None = None,
         config: Config | None = None,
     ) -> Run:
         """A run with its scheme, device, dtype, engine and noise source given by name.
@@ -117,6 +124,7 @@ class Run(RunOptions):
             evaluate=evaluate,
             grid=grid,
             tune=Tune() if tune is None else tune,
+            average=average,
             dtype=_dtype(options.dtype),
             device=device,
             engine=engine,
@@ -147,6 +155,12 @@ class Run(RunOptions):
         return 1 if forces is None else forces.n_data
 
     @property
+    def axes(self) -> Mapping[str, Axes]:
+        """What is recorded: the system's variables, and averages of its parameters where they are kept."""
+        axes = self.system.axes
+        return axes if self.average is None else {**axes, **average_axes(self.system)}
+
+    @property
     def gradient_evaluations(self) -> int:
         """Gradient evaluations a step."""
         return evaluations(self.integrator, self.batch)
@@ -169,7 +183,7 @@ class Run(RunOptions):
             keys = flattened(self.config.tables())
             apart = ("run.steps", "run.device", "run.engine", "save.checkpoint")
             return {key: value for key, value in keys.items() if key not in apart}
-        return {
+        settings: dict[str, Any] = {
             "system": str(self.system),
             "model": _fingerprint(self.system),
             "integrator": self.integrator.name,
@@ -184,6 +198,7 @@ class Run(RunOptions):
             "noise": self.engine.source_name,
             "bound": self.bound,
         }
+        return settings if self.average is None else settings | {"average": repr(self.average)}
 
     @property
     def code(self) -> dict[str, str]:

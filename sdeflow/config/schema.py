@@ -10,6 +10,7 @@ title = "...", cpu_note = "..." (what is made for a CPU: a run on one says it, w
 [save]       every, data, particles, theta_max, checkpoint
 [evaluate]   every, steps: when a loss on the model's held-out data is measured; without it never
 [tune]       until, share: how h, eta and gamma that are 'auto' are chosen
+[average]    decay: of an exponential moving average of the parameters; without it none is kept
 [grid]       gamma, eta: lists of values for all blocks with a momentum, with `replicas` of each pair
 [variants.NAME]   tables that replace parts of the above under `--variant NAME`
 """
@@ -28,7 +29,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sdeflow.errors import SdeflowError, did_you_mean
-from sdeflow.options import Batch, EngineName, Evaluate, Grid, NoiseName, RunOptions, Save, Tune
+from sdeflow.options import Average, Batch, EngineName, Evaluate, Grid, NoiseName, RunOptions, Save, Tune
 
 
 class _Strict(BaseModel):
@@ -70,6 +71,7 @@ class Config(_Strict):
     evaluate: Evaluate | None = None
     grid: Grid | None = None
     tune: Tune | None = None
+    average: Average | None = None
 
     @classmethod
     def of(cls, tables: Mapping[str, Any]) -> Config:
@@ -102,7 +104,15 @@ class Config(_Strict):
         return tomli_w.dumps(self.tables())
 
 
-_TABLES = {"run": RunSection, "batch": Batch, "save": Save, "evaluate": Evaluate, "grid": Grid, "tune": Tune}
+_TABLES = {
+    "run": RunSection,
+    "batch": Batch,
+    "save": Save,
+    "evaluate": Evaluate,
+    "grid": Grid,
+    "tune": Tune,
+    "average": Average,
+}
 
 
 def load_config(

@@ -42,6 +42,7 @@ class Keeper:
         self.recorder = Recorder(
             prepared.system,
             run.save,
+            axes=run.axes,
             observe=lambda t, z: prepared.observe(t, z),
             replicas=run.all_replicas.count,
             steps=run.steps,
@@ -130,6 +131,7 @@ class Keeper:
             "seed": run.seed,
             "replicas": run.all_replicas.count,
             "grid": "" if run.grid is None else str(run.grid),
+            "average": "" if run.average is None else str(run.average),
             "steps": run.steps,
             "steps_taken": meta.last,
             "seconds": round(meta.seconds, 3),

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from sdeflow.config.run import Run
 from sdeflow.errors import SdeflowError
+from sdeflow.system.average import average_axes
 from sdeflow.terminal import human
 from sdeflow.trajectory.record import BUFFER, Recorder
 
@@ -68,15 +69,28 @@ def _left_in_groups(own: Path, root: Path) -> Iterator[int]:
                     yield int((folder / limit).read_text()) - used
 
 
+def recorder_of(run: Run) -> Recorder:
+    """A recorder as a run with a folder has it, to be asked what it would take."""
+    return Recorder(
+        run.system, run.save, axes=run.axes, replicas=run.replica_count, steps=run.steps, buffer=BUFFER
+    )
+
+
 def snapshot_bytes(run: Run) -> int:
     """Bytes of all snapshots of a run that keeps them in memory."""
-    recorder = Recorder(run.system, run.save, replicas=run.replica_count, steps=run.steps, buffer=BUFFER)
+    recorder = recorder_of(run)
     return recorder.numbers_per_snapshot * run.dtype.itemsize * len(recorder.when)
 
 
 def state_bytes(run: Run) -> int:
     """Bytes of the state of all replicas."""
-    return run.replica_count * sum(prod(a.shape) for a in run.system.axes.values()) * run.dtype.itemsize
+    size = sum(prod(a.shape) for a in run.system.axes.values()) * run.dtype.itemsize
+    return run.replica_count * (size + average_bytes(run))
+
+
+def average_bytes(run: Run) -> int:
+    """Bytes of the average of the parameters of one replica, which is in float64."""
+    return 0 if run.average is None else 8 * sum(prod(a.shape) for a in average_axes(run.system).values())
 
 
 def data_bytes(run: Run) -> int:

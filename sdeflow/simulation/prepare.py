@@ -15,6 +15,7 @@ from sdeflow.engine.step import Stepper
 from sdeflow.errors import SdeflowError, attempt
 from sdeflow.simulation.held_out import HeldOut
 from sdeflow.state import TUNING, State
+from sdeflow.system.average import AVERAGE, average_start, averaging
 from sdeflow.system.system import BlockSystem, System, initial_state
 from sdeflow.tuning.warm_up import WarmUp
 
@@ -48,6 +49,8 @@ class Prepared:
         system, self._run = run.system.to(run.dtype, run.device), run
         self.warm_up, self.held_out, self.warning = None, None, ""
         z = initial_state(system, run.all_replicas)
+        if run.average is not None:
+            z |= average_start(system, z)
         self._move(system)
         batches = self._batches
         (system if batches is None else batches).check(z)
@@ -112,6 +115,8 @@ class Prepared:
         """Moves by another system after step n: what takes its steps, and what looks on."""
         run, self.system = self._run, system
         scheme, replicas, every = run.integrator, run.all_replicas, run.save.every
+        if run.average is not None:
+            scheme = averaging(scheme, run.average.decay)
         adapts = self.warm_up is not None and self.warm_up.next(n) is not None
         engine = run.engine.uncompiled if adapts else run.engine
         self._batches = None
@@ -137,8 +142,9 @@ def prepare(run: Run) -> Prepared:
 
 
 def threads_for(z: Mapping[str, Tensor]) -> int:
-    """How many threads a state is worth: one, or those that torch uses."""
-    small = sum(value.numel() for value in z.values()) < ONE_THREAD_BELOW
+    """How many threads a state is worth, averages aside: one, or those that torch uses."""
+    numbers = sum(value.numel() for name, value in z.items() if not name.startswith(AVERAGE))
+    small = numbers < ONE_THREAD_BELOW
     return 1 if small else torch.get_num_threads()
 
 

@@ -13,7 +13,7 @@ import xarray as xr
 from sdeflow.config.run import Run, Scheme
 from sdeflow.config.schema import RunSection
 from sdeflow.errors import DivergenceWarning, Interrupted
-from sdeflow.options import Batch, EngineName, Evaluate, Grid, NoiseName, Save, Tune
+from sdeflow.options import Average, Batch, EngineName, Evaluate, Grid, NoiseName, Save, Tune
 from sdeflow.simulation.resume import resume_from, with_engine_of
 from sdeflow.simulation.solve import solve
 from sdeflow.system.system import System
@@ -32,6 +32,7 @@ def simulate(
     evaluate: Evaluate | None = None,
     grid: Grid | None = None,
     tune: Tune | None = None,
+    average: Average | None = None,
     dtype: str | torch.dtype = RunSection.dtype,
     device: str | torch.device = RunSection.device,
     engine: str = RunSection.engine,
@@ -50,6 +51,7 @@ def simulate(
     batch        how data are subsampled (default: all data in every step)
     grid         frictions and inverse masses, with `replicas` at each; without it the system's own
     tune         how numbers that are 'auto' are chosen
+    average      of an average of the parameters, kept beside them (default: none)
     evaluate     when the loss on the model's held-out data is measured (default: never)
     engine       'eager', 'fused' or 'compiled'; 'auto' is compiled for a long run, and else fused where there
                  is a kernel for it; see sdeflow.engine.engine. A resumed run keeps what it was begun by
@@ -74,7 +76,15 @@ def simulate(
         noise=cast(NoiseName, noise),
     )
     run = Run.declare(
-        system, integrator, options, save=save, batch=batch, evaluate=evaluate, grid=grid, tune=tune
+        system,
+        integrator,
+        options,
+        save=save,
+        batch=batch,
+        evaluate=evaluate,
+        grid=grid,
+        tune=tune,
+        average=average,
     )
     folder = None if out is None else Path(out)
     with progress_bar() if progress else nullcontext() as report:

@@ -14,6 +14,7 @@ from sdeflow.errors import RunError, attempt
 from sdeflow.simulation.ending import not_finite, past_bound, refuse_no_number
 from sdeflow.simulation.held_out import PREFIX as HELD_OUT
 from sdeflow.state import TUNING
+from sdeflow.system.average import AVERAGE
 
 if TYPE_CHECKING:
     from sdeflow.config.run import Run
@@ -148,7 +149,8 @@ class TimeLoop:
                     n + many,
                     self._first(z, n, many) if self._untried else self._prepared.stepper(z, n, many),
                 )
-        found = not_finite({k: v for k, v in self.state.items() if not k.startswith((HELD_OUT, TUNING))})
+        apart = (HELD_OUT, AVERAGE, TUNING)
+        found = not_finite({name: v for name, v in self.state.items() if not name.startswith(apart)})
         if look is not None and (found or self.step == look):
             self._adapt(lost=bool(found))
         else:

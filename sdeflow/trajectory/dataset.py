@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sdeflow.model.model import ParameterLayout
 from sdeflow.state import LONG_NAMES, TUNING
+from sdeflow.system.average import AVERAGE
 from sdeflow.system.integrator import KEPT
 from sdeflow.system.system import System
 from sdeflow.trajectory.record import Recorder
@@ -66,6 +67,7 @@ def to_dataset(
     variables: dict[str, tuple[tuple[str, ...], Any, dict[str, Any]]] = {}
     for name, values in recorder.values().items():
         dims = recorder.whole[name].dims if name in recorder.whole else ()
+        name = name.replace(AVERAGE, "average_")
         about = {"long_name": _long_name(name), "units": "1"}
         if name == "loss":
             about["evaluated_on"] = (
@@ -109,13 +111,13 @@ def _layouts(system: System) -> Mapping[str, ParameterLayout]:
 
 
 def final_state(system: System, z: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The full state by name, theta and m by parameter ('theta.weight'); one replica has no axis."""
+    """The full state by name, parameters by their own ('theta.weight'); one replica has no axis."""
     layouts = _layouts(system)
     named: dict[str, Tensor] = {}
     for name, value in z.items():
         if name.startswith(TUNING):
             continue
-        own = system.axes.get(name)
+        own = system.axes.get(name.removeprefix(AVERAGE))
         layout = None if own is None else layouts.get(own.dims[0])
         if layout is not None:
             named |= {f"{name}.{part}": view for part, view in layout.views(value).items()}

@@ -22,6 +22,7 @@ BUFFER = 1 << 26
 class Recorder:
     """Snapshots and observables of a run, gathered on the host until they are cleared.
 
+    axes     the variables of the state (default: the system's)
     buffer   bytes of snapshots to hold (default: all of them)
     taken    snapshots that were taken before this recorder began
     """
@@ -33,6 +34,7 @@ class Recorder:
         *,
         replicas: int,
         steps: int,
+        axes: Mapping[str, Axes] | None = None,
         observe: Callable[[float, State], dict[str, Tensor]] | None = None,
         buffer: int | None = None,
         taken: int = 0,
@@ -45,17 +47,17 @@ class Recorder:
         self.whole: dict[str, Axes] = {}
         self.norms: list[str] = []
         self.index: dict[str, NDArray[np.int64]] = {}
-        for name, axes in system.axes.items():
-            if axes.named and prod(axes.shape) > save.theta_max:
+        for name, own in (axes or system.axes).items():
+            if own.named and prod(own.shape) > save.theta_max:
                 self.norms.append(name)
                 continue
-            for dim, size in zip(axes.dims, axes.shape, strict=True):
+            for dim, size in zip(own.dims, own.shape, strict=True):
                 index = save.indices(dim, size)
                 if len(self.index.setdefault(dim, index)) != len(index):
                     raise SdeflowError(
                         f"the axis '{dim}' has different lengths in different blocks: rename one"
                     )
-            self.whole[name] = Axes(axes.dims, tuple(len(self.index[dim]) for dim in axes.dims))
+            self.whole[name] = Axes(own.dims, tuple(len(self.index[dim]) for dim in own.dims))
         self.when = save.steps(steps)
         self.taken = taken
         left = len(self.when) - taken
