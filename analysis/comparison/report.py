@@ -257,6 +257,15 @@ def _pm(value: float, error: float) -> str:
     return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
+def to_digits(value: float, *errors: float) -> list[str]:
+    """A value and its errors to the digits that the least error allows; an error that is NaN as ''."""
+    known = [error for error in errors if error > 0]
+    if not known:
+        return [f"{value:.5g}", *("" for _ in errors)]
+    digits = int(np.clip(1 - np.floor(np.log10(min(known))), 0, 8))
+    return [f"{value:.{digits}f}", *(f"{error:.{digits}f}" if error > 0 else "" for error in errors)]
+
+
 SHOWN = ("source", "versions", "git_commit", "device", "platform", "noise_source", "engine", "dtype", "seed")
 
 
