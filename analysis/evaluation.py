@@ -72,7 +72,7 @@ def evaluate(run: Path, options: Options | None = None, progress: Progress | Non
 def _scores(subject: Subject) -> tuple[list[Score], list[str]]:
     """All scores that there can be, and why there are not more."""
     found, ladder = scores.evidence(subject)
-    notes = []
+    notes = subject.notes
     if subject.learns_energy:
         notes.append("no gap of bounds: a learned energy gives no exact draws")
     elif not subject.simulates:

@@ -37,8 +37,8 @@ PILOTS, SIMULATED, CONSTANT_CHAINS = 32, 64, 1000
 MOVED = 100
 """Steps that prior particles take before anything starts from them, as in `sdeflow sample`."""
 
-FEW = 10
-"""Effective chains of log Z below which its error means little."""
+FEW, LONE = 10, 2
+"""Effective chains of log Z, and of a datum's evidence, below which their errors mean little."""
 
 Values = NDArray[np.float64]
 
@@ -120,6 +120,7 @@ class Subject:
         self.simulates = bool(found.model.sample_data) and not self.learns_energy
         self.decodes = bool(found.model.decode) and isinstance(found.model.data, Tensor)
         self.tick = self._ticking(progress)
+        self.notes: list[str] = []
 
     @property
     def pieces(self) -> Iterator[slice]:
@@ -183,6 +184,11 @@ def evidence(subject: Subject) -> tuple[list[Score], Ladder]:
             annealing.forwards(subject.path, y, ladder, chains=options.chains, g=g, tick=subject.tick)
         )
     found = Evidence(*map(np.concatenate, zip(*parts, strict=True)))
+    if (effective := float(np.median(found.ess))) < LONE:
+        subject.notes.append(
+            f"of half of the data fewer than {effective:.1f} of {options.chains} chains count: the evidence is "
+            "likely too low, give more --temperatures"
+        )
     log_z = Estimate(0.0, 0.0)
     if subject.learns_energy:
         log_z = _log_z(subject)
@@ -202,7 +208,13 @@ def _log_z(subject: Subject) -> Estimate:
     nothing = subject.there(torch.zeros(1, 0))
     ladder = subject.ladder(path, nothing, PILOTS * subject.options.chains)
     kind = {"chains": CONSTANT_CHAINS, "g": subject.generator("log Z"), "tick": subject.tick}
-    return annealing.forwards(path, nothing, ladder, **kind).mean
+    found = annealing.forwards(path, nothing, ladder, **kind)
+    if (effective := float(found.ess[0])) < FEW:
+        subject.notes.append(
+            f"{effective:.1f} of {CONSTANT_CHAINS} chains of log Z count: it is likely too low and the evidence "
+            "too high, give more --temperatures"
+        )
+    return found.mean
 
 
 def gap(subject: Subject, ladder: Ladder) -> Score:
