@@ -194,7 +194,11 @@ class _Chains:
         self.path, self.x, self.y, self.scale = path, x, y, scale
         # those of a device draw there; the generator that is given stays on the CPU
         seed = int(torch.randint(1 << 62, (1,), generator=g))
-        self.kind = {"generator": torch.Generator(x.device).manual_seed(seed), "device": x.device, "dtype": x.dtype}
+        self.kind = {
+            "generator": torch.Generator(x.device).manual_seed(seed),
+            "device": x.device,
+            "dtype": x.dtype,
+        }
         self.v = torch.randn(x.shape, **self.kind)
         with torch.no_grad():
             self.at = path.ends(x, y)

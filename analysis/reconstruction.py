@@ -55,7 +55,9 @@ def langevin(
     Raises SdeflowError where they run away.
     """
     there = torch.Generator(x.device).manual_seed(int(torch.randint(1 << 62, (1,), generator=g)))
-    score = model.score_x or torch.func.grad(lambda theta, x, y: model.log_joint(theta, x, y).sum(), argnums=1)
+    score = model.score_x or torch.func.grad(
+        lambda theta, x, y: model.log_joint(theta, x, y).sum(), argnums=1
+    )
     with torch.no_grad():
         for _ in range(steps):
             noise = torch.randn(x.shape, generator=there, dtype=x.dtype, device=x.device)

@@ -110,11 +110,6 @@ class Subject:
         self.index = spread(annealing.size(whole), options.data)
         self.y = part_of(whole, self.index)
         self.learns_energy = isinstance(found.forces, EnergyForces) and found.forces.prior is not None
-        if isinstance(self.model, EnergyModel) and part(self.theta, ALPHA) and not self.learns_energy:
-            raise SdeflowError(
-                f"the energy that {type(self.model).__name__} has learned cannot be sampled, for the run has no "
-                "prior particles: run it by ebipla or kinetic_ebipla"
-            )
         self.base = self._gaussian() if self.learns_energy else prior(found.model, found.theta, self.like)
         self.path = annealing.Path(self.base, self.model, self.theta)
         self.simulates = bool(found.model.sample_data) and not self.learns_energy
@@ -225,7 +220,9 @@ def gap(subject: Subject, ladder: Ladder) -> Score:
     y = subject.there(attempt(name, model.sample_data, theta, x.to(subject.found.state["X"]), g))
     given, expected = ([v.shape[1:] for v in tree_leaves(data)] for data in (y, model.data))
     if given != expected or annealing.size(y) != SIMULATED:
-        raise SdeflowError(f"{name} gives data of shapes {given} for a latent, and the model's have {expected}")
+        raise SdeflowError(
+            f"{name} gives data of shapes {given} for a latent, and the model's have {expected}"
+        )
     kind = {"chains": subject.options.chains, "g": g, "tick": subject.tick}
     below = annealing.forwards(subject.path, y, ladder, **kind).value
     above = -annealing.backwards(subject.path, x, y, ladder, **kind).value
@@ -256,7 +253,9 @@ def reconstructions(subject: Subject) -> list[Score]:
     ):
         of_mean, of_each = map(np.concatenate, zip(*misfits, strict=True))
         scores.append(_score(name, title, of_mean, np.nan, axis, {name: of_mean}))
-        scores.append(_score(f"{name}_each", "  of single particles", of_each, np.nan, axis, {f"{name}_each": of_each}))
+        scores.append(
+            _score(f"{name}_each", "  of single particles", of_each, np.nan, axis, {f"{name}_each": of_each})
+        )
     return scores
 
 

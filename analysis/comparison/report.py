@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from sdeflow.analysis.comparison.entries import Entry, Row
+from sdeflow.analysis.comparison.entries import Entry, Row, scored
 from sdeflow.analysis.curves import curve, open_frame
 from sdeflow.terminal import duration
 
@@ -64,6 +64,8 @@ def page(
     ]
     if any(_loss(entry) is not None for entry in shown):
         parts.append(_section("Loss", _panels(curves(shown, _loss, "loss")), _LOSS))
+    if (scores := scored(entries)) is not None:
+        parts.append(_section("Scores", _scores(scores), _SCORES))
     if energies:
         parts.append(
             _section(
@@ -88,6 +90,11 @@ _RATES = (
     "square. Fitted: the slowest mode of theta's way to its limit; the error holds what replicas and windows "
     "of the fit differ by. Predicted: from the spectrum of the scheme's own step near the equilibrium. "
     "Underdamped: theta turns by a radian or more within an e-fold."
+)
+_SCORES = (
+    "Of the last parameters, by sdeflow evaluate; standard errors over data and, in brackets, over chains. An "
+    "evidence is the mean log p(y) in nats, from below; runs that are scored on the same data differ by the error "
+    "over chains alone, or less. A reconstruction is the mean squared error of a pixel."
 )
 _LOSS = "Mean over replicas; the band is their range."
 _ENERGY = "From the particles' moments; below the noise of the estimate the curve means nothing."
@@ -228,6 +235,27 @@ def _table(rows: Sequence[Row]) -> str:
         if row.note:
             lines.append(f'<tr class="note {bad}"><td colspan={len(HEAD)}>{escape(row.note)}</td></tr>')
     head = "".join(f"<th scope=col>{name}</th>" for name in HEAD)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+
+
+def _scores(scores: xr.Dataset) -> str:
+    """A row an integrator, a column a score."""
+    names = ["data", *scores.score_title.to_numpy().tolist()]
+    lines = []
+    for label in scores.integrator.to_numpy().tolist():
+        one = scores.sel(integrator=label)
+        cells = [f"{int(one.score_data)}"]
+        for name in scores.score.to_numpy().tolist():
+            at = one.sel(score=name)
+            numbers = [float(at[f"score_{key}"]) for key in ("value", "error_over_data", "error_over_chains")]
+            value, *errors = to_digits(*numbers)
+            shown = [f"± {errors[0]}" * bool(errors[0]), f"(± {errors[1]})" * bool(errors[1])]
+            cells.append("" if np.isnan(numbers[0]) else " ".join(filter(None, [value, *shown])))
+        row = "".join(
+            f'<td data-label="{escape(n)}">{cell}</td>' for n, cell in zip(names, cells, strict=True)
+        )
+        lines.append(f"<tr><th scope=row>{escape(label)}</th>{row}</tr>")
+    head = "".join(f"<th scope=col>{escape(name)}</th>" for name in ["integrator", *names])
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
 

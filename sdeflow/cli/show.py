@@ -79,7 +79,10 @@ def tell_scores(scores: Any, path: Path) -> None:
 
     rows = []
     for title, *numbers in zip(
-        *(scores[name].to_numpy().tolist() for name in ("title", "value", "error_over_data", "error_over_chains")),
+        *(
+            scores[name].to_numpy().tolist()
+            for name in ("title", "value", "error_over_data", "error_over_chains")
+        ),
         strict=True,
     ):
         rows.append([title, *to_digits(*numbers)])

@@ -205,7 +205,11 @@ def gaussian_ebm() -> tuple[Model, Theta]:
 
 
 LAWS: dict[str, Any] = {name: case[:2] for name, case in CASES.items()}
-LAWS |= {"factor_analysis": (m := FactorAnalysis(100), dict(m.mle)), "decoder": decoder(), "ebm": gaussian_ebm()}
+LAWS |= {
+    "factor_analysis": (m := FactorAnalysis(100), dict(m.mle)),
+    "decoder": decoder(),
+    "ebm": gaussian_ebm(),
+}
 
 
 @pytest.mark.parametrize("case", LAWS)
