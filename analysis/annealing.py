@@ -2,8 +2,8 @@
 
     log p_t(x) = (1 - t) log p_0(x) + t l_i(x),    0 = t_0 < .. < t_T = 1
 
-From p_0 the prior, and l_i the log-joint, p_t = p(x) p(y_i|x)^t. Chains start from p_0; after each temperature
-they make a move that leaves it invariant, and their weights
+From p_0 the prior, and l_i the log-joint, p_t = p(x) p(y_i|x)^t. Chains start from p_0; at each temperature
+they make a move that leaves p_t invariant, and their weights
 
     log w = sum_k (t_(k+1) - t_k) (l_i(x_k) - log p_0(x_k))
 
@@ -12,11 +12,11 @@ the posterior and go back to p_0 give weights whose mean is 1/p(y_i): a bound fr
 drawn from the model together with its x has such a start, and how far apart the two bounds are on such data
 tells how far the first is to be trusted on others (bidirectional Monte Carlo).
 
-A move is a step of OBABO at T = 1 whose middle is accepted or refused, with the momentum turned round where it
-is refused. Its step is found by pilot chains, one for each temperature, before any weight is computed.
+A move is a step of OBABO at T = 1 whose middle is accepted or refused; a refusal turns the momentum round.
+Its step is found by pilot chains, one for each temperature, before any weight is computed.
 
-Source: Neal 2001, doi:10.1023/A:1008923215028; Grosse, Ghahramani, Adams 2015, arXiv:1511.02543; Wu et al. 2017,
-arXiv:1611.04273, for decoders; of the moves: Horowitz 1991, doi:10.1016/0370-2693(91)90812-5.
+Source: Neal 2001, doi:10.1023/A:1008923215028; Grosse, Ghahramani, Adams 2015, arXiv:1511.02543; for decoders
+Wu et al. 2017, arXiv:1611.04273; of the moves Horowitz 1991, doi:10.1016/0370-2693(91)90812-5.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import exp
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -75,8 +75,8 @@ def prior(model: Model, theta: Parameters, like: Tensor) -> Base:
     name = type(model).__name__
     if missing := [method for method in ("log_prior", "sample_prior") if not getattr(model, method)]:
         raise SdeflowError(
-            f"{name} has no {' and no '.join(missing)}, so that its prior is not known apart from the likelihood: "
-            "give it log_prior(theta, x) -> [n], of x [n, *latent_shape], and sample_prior(theta, n, generator)"
+            f"{name} has no {' and no '.join(missing)}, and without them its prior cannot be sampled: give "
+            "it log_prior(theta, x) -> [n], of x [n, *latent_shape], and sample_prior(theta, n, generator)"
         )
     there, theta_there = model.to(like.dtype, like.device), {key: v.to(like) for key, v in theta.items()}
 
@@ -110,13 +110,11 @@ class Path:
 
     def ends(self, x: Tensor, y: Data) -> Ends:
         """log p_0 and l_i at x, and their gradients."""
-        start, pull = torch.func.vjp(self.base.log_density, x.flatten(0, 1))
-        (start_score,) = pull(torch.ones_like(start))
+        start, start_score = _with_gradient(self.base.log_density, x.flatten(0, 1))
         if self.model.score_x is not None:
             end, score = self.model.log_joint(self.theta, x, y), self.model.score_x(self.theta, x, y)
         else:
-            end, pull = torch.func.vjp(lambda x: self.model.log_joint(self.theta, x, y), x)
-            (score,) = pull(torch.ones_like(end))
+            end, score = _with_gradient(lambda x: self.model.log_joint(self.theta, x, y), x)
         return Ends(start.view(x.shape[:2]), end, start_score.view_as(x), score)
 
 
@@ -136,7 +134,7 @@ class Ends(NamedTuple):
 
 
 class Ladder(NamedTuple):
-    """Temperatures t [T + 1] from 0 to 1, the step h at each but the ends, the scale of each coordinate of p_0."""
+    """t [T + 1] from 0 to 1, the step h at each of them but the ends, and p_0's scale in each coordinate."""
 
     t: list[float]
     h: list[float]
@@ -194,11 +192,8 @@ class _Chains:
         self.path, self.x, self.y, self.scale = path, x, y, scale
         # those of a device draw there; the generator that is given stays on the CPU
         seed = int(torch.randint(1 << 62, (1,), generator=g))
-        self.kind = {
-            "generator": torch.Generator(x.device).manual_seed(seed),
-            "device": x.device,
-            "dtype": x.dtype,
-        }
+        there = torch.Generator(x.device).manual_seed(seed)
+        self.kind: dict[str, Any] = {"generator": there, "device": x.device, "dtype": x.dtype}
         self.v = torch.randn(x.shape, **self.kind)
         with torch.no_grad():
             self.at = path.ends(x, y)
@@ -230,6 +225,13 @@ class _Chains:
         self.x, self.v = _where(accept, x, self.x), _where(accept, end, -v)
         self.at = Ends(*(_where(accept, a, b) for a, b in zip(new, self.at, strict=True)))
         return float(share.mean())
+
+
+def _with_gradient(f: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """Values of f, each of its own entries of x, and their gradients in x."""
+    pair: Any = torch.func.vjp(f, x)
+    values, pull = pair
+    return values, pull(torch.ones_like(values))[0]
 
 
 def _square(v: Tensor) -> Tensor:

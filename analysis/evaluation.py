@@ -26,17 +26,18 @@ LOSS_TOLERANCE = 1e-4
 def evaluate(run: Path, options: Options | None = None, progress: Progress | None = None) -> xr.Dataset:
     """Scores a run, writes evaluation.nc into its folder, and gives what is in it.
 
-    value [score]         evidence (mean log p_theta(y_i), from below in expectation), log_z (of a learned energy),
-                          gap (of data drawn from the model, the bound from above less that from below),
-                          reconstruction and own_reconstruction (mean squared error of a pixel of the particles'
-                          mean image; with _each of their own images)
-    error_over_data       its standard error as data of one law differ
-    error_over_chains     and that of the estimate for these data, its bias included
-    log_evidence, ...     what a score is the mean of, a value a datum
+    value [score]       evidence: mean log p_theta(y_i), from below in expectation
+                        log_z: of a learned energy
+                        gap: of data drawn from the model, the bound from above less that from below
+                        reconstruction: mean squared error of a pixel of the mean image of particles that
+                        start from the prior; own_reconstruction: of the run's own; _each: of their own images
+    error_over_data     its standard error as data of one law differ
+    error_over_chains   that of the estimate for these data, with its bias
+    log_evidence, ...   what a score is the mean of, a value a datum
 
     A score is there where the model states what it takes; the attribute `notes` says what is not.
-    Raises SdeflowError for a run that has not ended, has diverged, or whose model has changed, for a plain SDE, and
-    for a prior that cannot be sampled.
+    Raises SdeflowError for a run that has not ended, has diverged, or whose model has changed, for a plain
+    SDE, and for a prior that cannot be sampled.
     """
     options = options or Options()
     subject = Subject(read(run, options.replica), options, progress)
@@ -91,8 +92,8 @@ def read(run: Path, replica: int = 0) -> Learned:
     attrs = (trajectory := open_run(run)).attrs
     if attrs["retcode"] not in ("success", "diverged"):
         raise SdeflowError(
-            f"{run} has not ended, it took {attrs['steps_taken']:,} of {attrs['steps']:,} steps: go on with it by "
-            f"'{resuming(run)}'"
+            f"{run} has not ended, it took {attrs['steps_taken']:,} of {attrs['steps']:,} steps: go on "
+            f"with it by '{resuming(run)}'"
         )
     if attrs["retcode"] == "diverged" and (why := newest(run).diverged.get(replica)):
         raise SdeflowError(f"replica {replica} of {run} diverged, {why}: there is nothing to evaluate")
@@ -100,8 +101,8 @@ def read(run: Path, replica: int = 0) -> Learned:
     recorded, now = float(trajectory["loss"].isel(time=-1).to_numpy().reshape(-1)[replica]), _loss(found)
     if not abs(now - recorded) <= LOSS_TOLERANCE * (1 + abs(recorded)):
         raise SdeflowError(
-            f"the model of {run} has changed: its loss was {recorded:.7g} at the end and is {now:.7g} now; give back "
-            "the code and the data that it was run with"
+            f"the model of {run} has changed: its loss was {recorded:.7g} at the end and is {now:.7g} now; "
+            "give back the code and the data that it was run with"
         )
     return found
 

@@ -6,7 +6,7 @@ Particles start from the prior and take unadjusted Langevin steps on the posteri
 
 and the error is the mean square over pixels of the image less the particles' decoded ones.
 
-Source: Kuntz, Lim, Johansen 2023, arXiv:2204.12965; Lim et al. 2024, arXiv:2312.07335, with N = 5, 500 steps, h = 1e-3.
+Source: Lim et al. 2024, arXiv:2312.07335, image experiments, with 5 particles, 500 steps and h = 1e-3.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sdeflow.model.model import Model, Parameters
 
 
 class Misfit(NamedTuple):
-    """Mean squared error of a pixel, [B]: of the particles' mean image, and the mean over their own images."""
+    """Mean squared error of a pixel, [B]: of the particles' mean image, and of each one's own, on average."""
 
     of_mean: NDArray[np.float64]
     of_each: NDArray[np.float64]
@@ -55,13 +55,17 @@ def langevin(
     Raises SdeflowError where they run away.
     """
     there = torch.Generator(x.device).manual_seed(int(torch.randint(1 << 62, (1,), generator=g)))
-    score = model.score_x or torch.func.grad(
-        lambda theta, x, y: model.log_joint(theta, x, y).sum(), argnums=1
-    )
+
+    def total(x: Tensor) -> Tensor:
+        return model.log_joint(theta, x, y).sum()
+
+    def score(x: Tensor) -> Tensor:
+        return torch.func.grad(total)(x) if model.score_x is None else model.score_x(theta, x, y)
+
     with torch.no_grad():
         for _ in range(steps):
             noise = torch.randn(x.shape, generator=there, dtype=x.dtype, device=x.device)
-            x = x + h * score(theta, x, y) + (2 * h) ** 0.5 * noise
+            x = x + h * score(x) + (2 * h) ** 0.5 * noise
             tick()
     if not x.isfinite().all():
         raise SdeflowError(

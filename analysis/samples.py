@@ -126,7 +126,7 @@ def learned(run: Path, replica: int = 0) -> Learned:
             held = tuple(stored[each].shape) if each in stored else "nothing"
             if held != shape:
                 raise SdeflowError(
-                    f"the model of {run} has changed: {FINAL} holds {held} for '{each}', and the model has {shape} "
+                    f"the model of {run} has changed: {FINAL} holds {held} for '{each}', and it has {shape} "
                     "now; give back the code and the data that it was run with"
                 )
         state[name] = (

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from math import log, pi
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -80,7 +80,7 @@ class Options:
 class Score(NamedTuple):
     """A mean over data, with standard errors: as data of one law differ, and as chains do, with their bias.
 
-    An error is NaN where there is none of that kind. `each` has the arrays behind the mean by name, on an axis.
+    An error is NaN where there is none of that kind. `each` has what is behind the mean by name, on an axis.
     """
 
     name: str
@@ -126,7 +126,7 @@ class Subject:
 
     def ladder(self, path: annealing.Path, y: Data, chains: int) -> Ladder:
         """Steps that are adapted on data y, which may be anywhere."""
-        kind = {"temperatures": self.options.temperatures, "chains": chains, "tick": self.tick}
+        kind: Any = {"temperatures": self.options.temperatures, "chains": chains, "tick": self.tick}
         return annealing.adapted(path, self.there(y), g=self.generator("pilot"), **kind)
 
     def there(self, data: Data) -> Data:
@@ -181,8 +181,8 @@ def evidence(subject: Subject) -> tuple[list[Score], Ladder]:
     found = Evidence(*map(np.concatenate, zip(*parts, strict=True)))
     if (effective := float(np.median(found.ess))) < LONE:
         subject.notes.append(
-            f"of half of the data fewer than {effective:.1f} of {options.chains} chains count: the evidence is "
-            "likely too low, give more --temperatures"
+            f"of half of the data no more than {effective:.1f} of {options.chains} chains count: the "
+            "evidence is likely too low, give more --temperatures"
         )
     log_z = Estimate(0.0, 0.0)
     if subject.learns_energy:
@@ -202,11 +202,11 @@ def _log_z(subject: Subject) -> Estimate:
     path = annealing.Path(subject.base, Prior(model), alpha)
     nothing = subject.there(torch.zeros(1, 0))
     ladder = subject.ladder(path, nothing, PILOTS * subject.options.chains)
-    kind = {"chains": CONSTANT_CHAINS, "g": subject.generator("log Z"), "tick": subject.tick}
+    kind: Any = {"chains": CONSTANT_CHAINS, "g": subject.generator("log Z"), "tick": subject.tick}
     found = annealing.forwards(path, nothing, ladder, **kind)
     if (effective := float(found.ess[0])) < FEW:
         subject.notes.append(
-            f"{effective:.1f} of {CONSTANT_CHAINS} chains of log Z count: it is likely too low and the evidence "
+            f"{effective:.1f} of {CONSTANT_CHAINS} chains of log Z count: it is likely too low, the evidence "
             "too high, give more --temperatures"
         )
     return found.mean
@@ -223,7 +223,7 @@ def gap(subject: Subject, ladder: Ladder) -> Score:
         raise SdeflowError(
             f"{name} gives data of shapes {given} for a latent, and the model's have {expected}"
         )
-    kind = {"chains": subject.options.chains, "g": g, "tick": subject.tick}
+    kind: Any = {"chains": subject.options.chains, "g": g, "tick": subject.tick}
     below = annealing.forwards(subject.path, y, ladder, **kind).value
     above = -annealing.backwards(subject.path, x, y, ladder, **kind).value
     each = {"simulated_below": below, "simulated_above": above}
@@ -238,7 +238,7 @@ def reconstructions(subject: Subject) -> list[Score]:
         y, g = part_of(subject.y, piece), subject.generator("reconstruct", number)
         x = subject.prior_draws(len(y) * options.particles, g)
         x = x.view(len(y), options.particles, *model.latent_shape)
-        how = {"steps": options.langevin_steps, "h": options.langevin_h, "g": g, "tick": subject.tick}
+        how: Any = {"steps": options.langevin_steps, "h": options.langevin_h, "g": g, "tick": subject.tick}
         parts.append(misfit(model, theta, langevin(model, theta, x, y, **how), y))
     index = spread(data_size(model), options.data)
     own = []

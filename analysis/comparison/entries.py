@@ -26,7 +26,7 @@ FREE = {"integrator", "steps", "seed", "replicas", "device", "bound"}
 
 @dataclass(frozen=True)
 class Entry:
-    """One scheme's run, or the reason why there is none; and its scores (sdeflow.analysis.evaluation), if any."""
+    """One scheme's run, or the reason why there is none; `scores` as sdeflow.analysis.evaluation has them."""
 
     label: str
     dataset: xr.Dataset | None
@@ -108,7 +108,7 @@ def _scores(folder: Path, run: xr.Dataset) -> xr.Dataset | None:
 
 
 def scored(entries: Sequence[Entry]) -> xr.Dataset | None:
-    """Values and errors of all scores along `integrator`, NaN where a run has none; None where no run has any."""
+    """Values and errors of all scores, along `integrator`, NaN where a run lacks one; None without any."""
     names = ["value", "error_over_data", "error_over_chains"]
     parts = [
         entry.scores[names]

@@ -92,9 +92,9 @@ _RATES = (
     "Underdamped: theta turns by a radian or more within an e-fold."
 )
 _SCORES = (
-    "Of the last parameters, by sdeflow evaluate; standard errors over data and, in brackets, over chains. An "
-    "evidence is the mean log p(y) in nats, from below; runs that are scored on the same data differ by the error "
-    "over chains alone, or less. A reconstruction is the mean squared error of a pixel."
+    "Of the last parameters, by sdeflow evaluate, with standard errors over data and, in brackets, over "
+    "chains. An evidence is the mean of log p(y), in nats and from below. A reconstruction is the mean "
+    "squared error of a pixel."
 )
 _LOSS = "Mean over replicas; the band is their range."
 _ENERGY = "From the particles' moments; below the noise of the estimate the curve means nothing."
@@ -240,7 +240,7 @@ def _table(rows: Sequence[Row]) -> str:
 
 def _scores(scores: xr.Dataset) -> str:
     """A row an integrator, a column a score."""
-    names = ["data", *scores.score_title.to_numpy().tolist()]
+    names = ["data", *map(escape, scores.score_title.to_numpy().tolist())]
     lines = []
     for label in scores.integrator.to_numpy().tolist():
         one = scores.sel(integrator=label)
@@ -255,7 +255,7 @@ def _scores(scores: xr.Dataset) -> str:
             f'<td data-label="{escape(n)}">{cell}</td>' for n, cell in zip(names, cells, strict=True)
         )
         lines.append(f"<tr><th scope=row>{escape(label)}</th>{row}</tr>")
-    head = "".join(f"<th scope=col>{escape(name)}</th>" for name in ["integrator", *names])
+    head = "".join(f"<th scope=col>{name}</th>" for name in ["integrator", *names])
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
 

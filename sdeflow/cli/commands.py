@@ -216,7 +216,7 @@ def evaluate(
 ) -> None:
     """Score a trained model: evidence and reconstructions, of held-out data where it has any.
 
-    Writes evaluation.nc into the run folder. An evidence is a bound from below on the mean log p(y), in nats; its
+    Writes evaluation.nc into the run folder. An evidence is the mean of log p(y) in nats, from below; its
     error over chains holds how far below it is likely to be.
     """
     from contextlib import nullcontext

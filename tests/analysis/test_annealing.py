@@ -147,7 +147,7 @@ def test_weights_have_the_mean_p_forwards_and_one_over_p_backwards() -> None:
 
 
 def test_the_ladder() -> None:
-    """Temperatures are a logistic curve from 0 to 1, even about the middle; steps follow the posterior's width."""
+    """Temperatures are a logistic curve from 0 to 1, even about the middle; steps follow the width."""
     t = np.array(sigmoid(10))
     assert t[0] == 0 and t[-1] == 1  # noqa: PT018
     np.testing.assert_allclose(t + t[::-1], 1)
@@ -216,7 +216,7 @@ LAWS |= {
 def test_what_models_state_of_their_data_is_one_law(case: str) -> None:
     """Draws of x and y against log_prior and log_joint, by Stein's identities: within 4.5 standard errors.
 
-    For a density p and its draws z, E[grad log p] = 0 and E[z . grad log p] = -d; of the prior, and of y given x.
+    For a density p and its draws z, E[grad log p] = 0 and E[z_c grad_c log p] = -1: of x, and of y given x.
     """
     model, theta = LAWS[case]
     n, g = 20_000, generator(5)
@@ -232,7 +232,7 @@ def test_what_models_state_of_their_data_is_one_law(case: str) -> None:
 
 
 def test_the_law_of_labels() -> None:
-    """Logistic regression: a label keeps its sign as often as the sigmoid says, within 4.5 standard errors."""
+    """Logistic regression: a label is kept as often as the sigmoid says, within 4.5 standard errors."""
     model = Logistic()
     theta, g = {"theta": number(0.1)}, generator()
     x = model.sample_prior(theta, 20_000, g)
