@@ -107,6 +107,18 @@ def test_errors_cover() -> None:
     assert abs((abs(z) < 1).mean() - 0.68) < 4 * (0.68 * 0.32 / n) ** 0.5
 
 
+def test_the_error_of_many_data_holds_the_bias() -> None:
+    """Four chains at 20 temperatures, 2000 data: 4 errors of chance alone miss it, 4 of the mean do not."""
+    model, theta, truth = toy(97.0, data=5)
+    path, g = path_of(model, theta), generator(4)
+    ladder = adapted(path, model.data, temperatures=20, chains=64, g=g)
+    found = forwards(path, model.data.repeat(400, 1), ladder, chains=4, g=g)
+    off = found.mean.value - truth(model.data.numpy()).mean()
+    assert off < -4 * (found.error**2).sum() ** 0.5 / 2000
+    assert -4 * found.mean.error < off
+    assert found.bias.mean() == pytest.approx(off, rel=0.5)
+
+
 def bounds(temperatures: int, data: int = 2000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """log p(y) of data drawn from the toy model: from below and from above by 2 chains, and the truth."""
     model, theta, truth = toy(0.0, data=5, scale=3.0)
