@@ -34,16 +34,24 @@ class Evidence(NamedTuple):
     error   standard error, by the jackknife over chains or samples
     ess     effective sample size (sum w)^2 / sum w^2; where it is a small part of the number of weights, or
             below some ten, the value is likely too low and the error too small
+    bias    the jackknife's estimate of how far the value is from the truth in expectation: below 0
     """
 
     value: NDArray[np.float64]
     error: NDArray[np.float64]
     ess: NDArray[np.float64]
+    bias: NDArray[np.float64]
 
     @property
     def total(self) -> Estimate:
         """The sum over data, whose errors are independent."""
         return Estimate(float(self.value.sum()), float((self.error**2).sum()) ** 0.5)
+
+    @property
+    def mean(self) -> Estimate:
+        """The mean over data; its error holds the bias, which more data do not make smaller."""
+        error = float((self.error**2).sum()) ** 0.5 / len(self.error)
+        return Estimate(float(self.value.mean()), float(np.hypot(error, self.bias.mean())))
 
 
 class Gaussian(NamedTuple):
@@ -111,7 +119,7 @@ def importance(
     g = torch.Generator().manual_seed(seed)
     _at_least("samples", samples, 2)
     z = torch.randn(*target.shape(samples), generator=g, dtype=torch.float64)
-    return _evidence(target.log_density(z) - _log_normal(z))
+    return of_weights(target.log_density(z) - _log_normal(z))
 
 
 def annealed(
@@ -157,7 +165,7 @@ def annealed(
     g = torch.Generator().manual_seed(seed)
     steps: list[Tensor] = []
     _anneal(target, path, pilot, leapfrog, g, steps)
-    return _evidence(_anneal(target, path, chains, leapfrog, g, steps))
+    return of_weights(_anneal(target, path, chains, leapfrog, g, steps))
 
 
 class _Target:
@@ -247,15 +255,19 @@ def _log_normal(z: Tensor) -> Tensor:
     return -(z.square().sum(-1) + z.shape[-1] * log(2 * pi)) / 2
 
 
-def _evidence(log_w: Tensor) -> Evidence:
-    """log of the mean of weights [D, K], with jackknife errors."""
+def of_weights(log_w: Tensor) -> Evidence:
+    """log of the mean of each datum's weights [D, K], K at least 2, with jackknife errors.
+
+    Raises SdeflowError where the largest weight of a datum is not a number.
+    """
+    log_w = log_w.double().cpu()
     k = log_w.shape[1]
     top = log_w.max(1, keepdim=True).values  # not a number where one of them is not
     if not top.isfinite().all():
         datum = int((~top.isfinite()).nonzero()[0, 0])
         raise SdeflowError(
             f"the largest log weight of datum {datum} is {float(top[datum])}, a finite number was expected: "
-            "check the model's log_joint where the reference has its mass, or take another reference"
+            "check the model's log_joint where the chains start, or start them elsewhere"
         )
     w = torch.exp(log_w - top)
     total = w.sum(1, keepdim=True)
@@ -264,7 +276,8 @@ def _evidence(log_w: Tensor) -> Evidence:
     error = ((without - without.mean(1, keepdim=True)).square().sum(1) * (k - 1) / k).sqrt()
     value = (top + (total / k).log()).squeeze(1)
     ess = total.squeeze(1) ** 2 / w.square().sum(1)
-    return Evidence(value.numpy(), error.numpy(), ess.numpy())
+    bias = (k - 1) * (without.mean(1) + top.squeeze(1) - value)
+    return Evidence(value.numpy(), error.numpy(), ess.numpy(), bias.numpy())
 
 
 def _at_least(name: str, value: int, least: int) -> None:

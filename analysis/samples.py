@@ -106,7 +106,7 @@ def learned(run: Path, replica: int = 0, *, average: bool = False) -> Learned:
     built = build(config)
     system = built.system
     if not isinstance(system, BlockSystem) or system.model_forces is None:
-        raise SdeflowError(f"{run} is of a system without a model: there is nothing to sample")
+        raise SdeflowError(f"{run} is of a system without a model: there is nothing to sample or to evaluate")
     count = built.all_replicas.count
     if not 0 <= replica < count:
         raise SdeflowError(f"replica must lie in 0..{count - 1}, given {replica}")
@@ -136,10 +136,19 @@ def learned(run: Path, replica: int = 0, *, average: bool = False) -> Learned:
     state, layouts = {}, system.model_forces.layouts
     for name, axes in system.axes.items():
         layout = layouts.get(axes.dims[0])
+        names = [name] if layout is None else [f"{name}.{part}" for part in layout.shapes]
+        shapes = [axes.shape] if layout is None else list(layout.shapes.values())
+        for each, shape in zip(names, shapes, strict=True):
+            held = tuple(stored[each].shape) if each in stored else "nothing"
+            if held != shape:
+                raise SdeflowError(
+                    f"the model of {run} has changed: {FINAL} holds {held} for '{each}', and it has {shape} "
+                    "now; give back the code and the data that it was run with"
+                )
         state[name] = (
             stored[name]
             if layout is None
-            else layout.flatten({part: stored[f"{name}.{part}"] for part in layout.shapes})
+            else layout.flatten(dict(zip(layout.shapes, map(stored.__getitem__, names), strict=True)))
         )
     positions = tuple(f"{b.position}." for b in system.parameters)
     theta = {name: v for name, v in stored.items() if name.startswith(positions)}

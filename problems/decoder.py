@@ -78,9 +78,18 @@ class Decoder(Model):
         """g_theta(x): latents [..., d] to images [..., 64]."""
         return functional_call(self.network, dict(theta), (x,))
 
+    def log_prior(self, theta: Parameters, x: Tensor) -> Tensor:
+        """log N(x; 0, I), [n] of x [n, d]."""
+        return -(x.square().sum(-1) + x.shape[-1] * log(2 * pi)) / 2
+
     def sample_prior(self, theta: Parameters, n: int, generator: torch.Generator) -> Tensor:
         """n latents [n, d] from N(0, I)."""
         return torch.randn(n, *self.latent_shape, generator=generator)
+
+    def sample_data(self, theta: Parameters, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Images [n, 64] of latents x [n, d], with the noise of their pixels."""
+        mean = self.decode(theta, x)
+        return mean + self.sigma * torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
 
     def log_joint(self, theta: Parameters, x: Tensor, y: Tensor) -> Tensor:
         misfit = (y[:, None] - self.decode(theta, x)).square().sum(-1) / self.sigma**2

@@ -88,6 +88,10 @@ class LinearGaussian(Model):
         """E*, minus the maximum of the log-likelihood."""
         return -float(self.log_likelihood(self.mle))
 
+    def log_prior(self, theta: Parameters, x: Tensor) -> Tensor:
+        """log N(x; 0, I), [n] of x [n, k]."""
+        return -(x.square().sum(-1) + x.shape[-1] * log(2 * pi)) / 2
+
     def sample_prior(self, theta: Parameters, n: int, generator: torch.Generator) -> Tensor:
         """n latents [n, k] from N(0, I)."""
         return torch.randn(n, *self.latent_shape, generator=generator)

@@ -62,6 +62,19 @@ class Hierarchical(Model):
     def score_theta(self, theta: Parameters, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         return {"theta": (x.sum() - x.numel() * theta["theta"]) / self.variance}
 
+    def log_prior(self, theta: Parameters, x: Tensor) -> Tensor:
+        """log N(x; theta, s^2 I), [n] of x [n, d]."""
+        square = (x - theta["theta"]).square().sum(-1) / self.variance
+        return -(square + x.shape[-1] * log(2 * pi * self.variance)) / 2
+
+    def sample_prior(self, theta: Parameters, n: int, generator: torch.Generator) -> Tensor:
+        """n latents [n, d] from N(theta, s^2 I)."""
+        return theta["theta"] + self.variance**0.5 * torch.randn(n, *self.latent_shape, generator=generator)
+
+    def sample_data(self, theta: Parameters, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Observations [n, d] of latents x [n, d]."""
+        return x + torch.randn(x.shape, generator=generator, dtype=x.dtype)
+
     def init_theta(self, generator: torch.Generator) -> Parameters:
         return {"theta": torch.zeros(())}
 

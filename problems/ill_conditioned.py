@@ -62,6 +62,19 @@ class IllConditioned(Model):
     def score_theta(self, theta: Parameters, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         return {"theta": (x - theta["theta"]).sum((0, 1)) / self.scale**2}
 
+    def log_prior(self, theta: Parameters, x: Tensor) -> Tensor:
+        """sum_c log N(x_c; theta_c, s_c^2), [n] of x [n, p]."""
+        square = ((x - theta["theta"]) / self.scale).square()
+        return -(square + log(2 * pi) + 2 * self.scale.log()).sum(-1) / 2
+
+    def sample_prior(self, theta: Parameters, n: int, generator: torch.Generator) -> Tensor:
+        """n latents [n, p], x_c from N(theta_c, s_c^2)."""
+        return theta["theta"] + self.scale * torch.randn(n, *self.latent_shape, generator=generator)
+
+    def sample_data(self, theta: Parameters, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Observations [n, p] of latents x [n, p]."""
+        return x + self.scale * torch.randn(x.shape, generator=generator, dtype=x.dtype)
+
     def init_theta(self, generator: torch.Generator) -> Parameters:
         return {"theta": torch.zeros(self.latent_shape)}
 

@@ -92,7 +92,7 @@ class Images(Model):
             self.network = self._new_network()  # its structure counts; the values come with theta
         self._constant = -self.data.shape[1] / 2 * log(2 * pi * sigma**2)
 
-    def _new_network(self) -> nn.Module:
+    def _new_network(self) -> _Network:
         (latent,), (channels, height, width) = self.latent_shape, self.image_shape
         if self._decoder == "convolutional":
             decoder = _convolutional(latent, self._width, channels)
@@ -113,6 +113,18 @@ class Images(Model):
         image, _ = functional_call(self.network, dict(theta), (x[:, None],))
         return image.flatten(1)
 
+    def log_prior(self, theta: Parameters, x: Tensor) -> Tensor:
+        """log p_theta(x), [n] of latents x [n, d]."""
+        if self.network.prior is None:
+            return _log_normal(x)
+        weights = {name.removeprefix("prior."): v for name, v in theta.items() if name.startswith("prior.")}
+        return functional_call(self.network.prior, weights, (x,))
+
+    def sample_data(self, theta: Parameters, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Images [n, pixels] of latents x [n, d], with the noise of their pixels, which knows no [-1, 1]."""
+        mean = self.decode(theta, x)
+        return mean + self.sigma * torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
+
     def sample_prior(self, theta: Parameters, n: int, generator: torch.Generator) -> Tensor:
         """n latents [n, d] from p_theta."""
         noise = torch.randn(n, *self.latent_shape, generator=generator)
@@ -130,6 +142,11 @@ def _pixels(images: NDArray[np.uint8], generator: torch.Generator) -> Tensor:
     return values.div_(127.5).sub_(1).add_(noise.div_(256)).clamp_(-1, 1)
 
 
+def _log_normal(x: Tensor) -> Tensor:
+    """log N(x; 0, I) over the last axis."""
+    return -(x.square().sum(-1) + x.shape[-1] * log(2 * pi)) / 2
+
+
 class _Network(nn.Module):
     """A decoder and, where the prior is learned, its mixture; N(0, I) else."""
 
@@ -144,7 +161,7 @@ class _Network(nn.Module):
             return self.prior.components()
         image = self.decoder(x.flatten(0, 1)).unflatten(0, x.shape[:2])
         if self.prior is None:
-            return image, -(x.square().sum(-1) + x.shape[-1] * log(2 * pi)) / 2
+            return image, _log_normal(x)
         return image, self.prior(x)
 
 

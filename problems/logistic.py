@@ -68,6 +68,20 @@ class Logistic(Model):
     def score_theta(self, theta: Parameters, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         return {"theta": (x.sum() - x.numel() * theta["theta"]) / self.variance}
 
+    def log_prior(self, theta: Parameters, x: Tensor) -> Tensor:
+        """log N(x; theta 1, v I), [n] of x [n, 30]."""
+        return self._constant - (x - theta["theta"]).square().sum(-1) / (2 * self.variance)
+
+    def sample_prior(self, theta: Parameters, n: int, generator: torch.Generator) -> Tensor:
+        """n vectors of weights [n, 30] from N(theta 1, v I)."""
+        return theta["theta"] + self.variance**0.5 * torch.randn(n, *self.latent_shape, generator=generator)
+
+    def sample_data(self, theta: Parameters, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Signed features [n, observations, 30] with labels drawn for weights x [n, 30]."""
+        logit = x @ self.data[0].mT  # of keeping its sign
+        kept = torch.rand(logit.shape, generator=generator, dtype=x.dtype) < logit.sigmoid()
+        return torch.where(kept, 1, -1)[..., None] * self.data[0]
+
     def init_theta(self, generator: torch.Generator) -> Parameters:
         return {"theta": torch.zeros(())}
 

@@ -68,6 +68,20 @@ class TwoModes(Model):
         sign = torch.tanh((x * r).sum(-1, keepdim=True) / self.noise)
         return {"theta": (r - sign * x).sum((0, 1)) / self.noise}
 
+    def log_prior(self, theta: Parameters, x: Tensor) -> Tensor:
+        """log N(x; 0, t^2 I), [n] of x [n, d]."""
+        return -(x.square().sum(-1) / self.prior + x.shape[-1] * log(2 * pi * self.prior)) / 2
+
+    def sample_prior(self, theta: Parameters, n: int, generator: torch.Generator) -> Tensor:
+        """n latents [n, d] from N(0, t^2 I)."""
+        return self.prior**0.5 * torch.randn(n, *self.latent_shape, generator=generator)
+
+    def sample_data(self, theta: Parameters, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Observations [n, d] of latents x [n, d], whose sign is lost."""
+        sign = 2 * torch.randint(2, (len(x), 1), generator=generator) - 1
+        noise = torch.randn(x.shape, generator=generator, dtype=x.dtype)
+        return theta["theta"] + sign * x + self.noise**0.5 * noise
+
     def init_theta(self, generator: torch.Generator) -> Parameters:
         return {"theta": torch.zeros(self.latent_shape)}
 

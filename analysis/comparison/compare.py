@@ -18,7 +18,7 @@ import torch
 import xarray as xr
 
 from sdeflow.analysis.chosen import chosen
-from sdeflow.analysis.comparison.entries import Entry, Row
+from sdeflow.analysis.comparison.entries import Entry, Row, scored
 from sdeflow.analysis.comparison.report import page
 from sdeflow.analysis.free_energy import energy_along, toy_minimum
 from sdeflow.analysis.rates import Interval, decay, over_replicas
@@ -129,6 +129,8 @@ def joined(
         rates, errors = zip(*pairs, strict=True)
         columns[f"fitted_rate_per_{unit}"], columns[f"fitted_rate_per_{unit}_error"] = [*rates], [*errors]
         columns[f"predicted_rate_per_{unit}"] = [r.predicted * s for r, s in zip(found, steps, strict=True)]
+    if (scores := scored(entries)) is not None:
+        whole = whole.merge(scores.reindex(integrator=whole.integrator))
     return whole.assign({name: ("integrator", np.asarray(values)) for name, values in columns.items()})
 
 

@@ -17,6 +17,7 @@ import xarray as xr
 from sdeflow.analysis.rates import Interval
 from sdeflow.config.run import flattened
 from sdeflow.errors import SdeflowError
+from sdeflow.trajectory.layout import EVALUATION
 from sdeflow.trajectory.opening import open_run
 
 FREE = {"integrator", "steps", "seed", "replicas", "device", "bound"}
@@ -25,11 +26,12 @@ FREE = {"integrator", "steps", "seed", "replicas", "device", "bound"}
 
 @dataclass(frozen=True)
 class Entry:
-    """One scheme's run, or the reason why there is none."""
+    """One scheme's run, or the reason why there is none; `scores` as sdeflow.analysis.evaluation has them."""
 
     label: str
     dataset: xr.Dataset | None
     refusal: str = ""
+    scores: xr.Dataset | None = None
 
     @property
     def evaluations(self) -> int:
@@ -91,7 +93,38 @@ def open_entries(folders: Sequence[Path]) -> list[Entry]:
     schemes = [str(dataset.attrs["integrator"]) for dataset in datasets]
     names = schemes if len(set(schemes)) == len(schemes) else [folder.name for folder in folders]
     _refuse_mixed(dict(zip(names, datasets, strict=True)))
-    return [Entry(name, dataset) for name, dataset in zip(names, datasets, strict=True)]
+    return [
+        Entry(name, dataset, scores=_scores(folder, dataset))
+        for name, folder, dataset in zip(names, folders, datasets, strict=True)
+    ]
+
+
+def _scores(folder: Path, run: xr.Dataset) -> xr.Dataset | None:
+    """The scores in a run folder; None where there are none, or where the run has gone on since."""
+    if not (folder / EVALUATION).is_file():
+        return None
+    scores = xr.load_dataset(folder / EVALUATION, engine="netcdf4")
+    return scores if scores.attrs["steps_taken"] == run.attrs["steps_taken"] else None
+
+
+def scored(entries: Sequence[Entry]) -> xr.Dataset | None:
+    """Values and errors of all scores, along `integrator`, NaN where a run lacks one; None without any."""
+    names = ["value", "error_over_data", "error_over_chains"]
+    parts = [
+        entry.scores[names]
+        .assign(data=entry.scores.sizes["datum"])
+        .rename({name: f"score_{name}" for name in names} | {"data": "score_data", "title": "score_title"})
+        .expand_dims(integrator=[entry.label])
+        for entry in entries
+        if entry.scores is not None
+    ]
+    rule: dict[str, Any] = {
+        "join": "outer",
+        "coords": "minimal",
+        "compat": "override",
+        "combine_attrs": "drop",
+    }
+    return xr.concat(parts, "integrator", data_vars="all", **rule) if parts else None
 
 
 def _refuse_mixed(datasets: Mapping[str, xr.Dataset]) -> None:

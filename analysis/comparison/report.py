@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
-from sdeflow.analysis.comparison.entries import Entry, Row
+from sdeflow.analysis.comparison.entries import Entry, Row, scored
 from sdeflow.analysis.curves import curve, open_frame
 from sdeflow.terminal import duration
 
@@ -64,6 +64,8 @@ def page(
     ]
     if any(_loss(entry) is not None for entry in shown):
         parts.append(_section("Loss", _panels(curves(shown, _loss, "loss")), _LOSS))
+    if (scores := scored(entries)) is not None:
+        parts.append(_section("Scores", _scores(scores), _SCORES))
     if energies:
         parts.append(
             _section(
@@ -88,6 +90,11 @@ _RATES = (
     "square. Fitted: the slowest mode of theta's way to its limit; the error holds what replicas and windows "
     "of the fit differ by. Predicted: from the spectrum of the scheme's own step near the equilibrium. "
     "Underdamped: theta turns by a radian or more within an e-fold."
+)
+_SCORES = (
+    "Of the last parameters, by sdeflow evaluate, with standard errors over data and, in brackets, over "
+    "chains. An evidence is the mean of log p(y), in nats and from below. A reconstruction is the mean "
+    "squared error of a pixel."
 )
 _LOSS = "Mean over replicas; the band is their range."
 _ENERGY = "From the particles' moments; below the noise of the estimate the curve means nothing."
@@ -231,6 +238,27 @@ def _table(rows: Sequence[Row]) -> str:
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
 
+def _scores(scores: xr.Dataset) -> str:
+    """A row an integrator, a column a score."""
+    names = ["data", *map(escape, scores.score_title.to_numpy().tolist())]
+    lines = []
+    for label in scores.integrator.to_numpy().tolist():
+        one = scores.sel(integrator=label)
+        cells = [f"{int(one.score_data)}"]
+        for name in scores.score.to_numpy().tolist():
+            at = one.sel(score=name)
+            numbers = [float(at[f"score_{key}"]) for key in ("value", "error_over_data", "error_over_chains")]
+            value, *errors = to_digits(*numbers)
+            shown = [f"± {errors[0]}" * bool(errors[0]), f"(± {errors[1]})" * bool(errors[1])]
+            cells.append("" if np.isnan(numbers[0]) else " ".join(filter(None, [value, *shown])))
+        row = "".join(
+            f'<td data-label="{escape(n)}">{cell}</td>' for n, cell in zip(names, cells, strict=True)
+        )
+        lines.append(f"<tr><th scope=row>{escape(label)}</th>{row}</tr>")
+    head = "".join(f"<th scope=col>{name}</th>" for name in ["integrator", *names])
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+
+
 def _unbroken(cell: str) -> str:
     """The class of a number, which is kept on a line."""
     return " class=number" if cell[:1].isdigit() else ""
@@ -255,6 +283,15 @@ def _pm(value: float, error: float) -> str:
         return f"{value:.5g}"
     digits = int(np.clip(1 - np.floor(np.log10(error)), 0, 8))
     return f"{value:.{digits}f} ± {error:.{digits}f}"
+
+
+def to_digits(value: float, *errors: float) -> list[str]:
+    """A value and its errors to the digits that the least error allows; an error that is NaN as ''."""
+    known = [error for error in errors if error > 0]
+    if not known:
+        return [f"{value:.5g}", *("" for _ in errors)]
+    digits = int(np.clip(1 - np.floor(np.log10(min(known))), 0, 8))
+    return [f"{value:.{digits}f}", *(f"{error:.{digits}f}" if error > 0 else "" for error in errors)]
 
 
 SHOWN = ("source", "versions", "git_commit", "device", "platform", "noise_source", "engine", "dtype", "seed")

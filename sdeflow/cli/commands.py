@@ -210,6 +210,45 @@ def sample(
         typer.echo(path)
 
 
+@app.command()
+def evaluate(
+    ctx: typer.Context,
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run that has ended.")],
+    data: Annotated[int, typer.Option(help="Score so many data at most, spread evenly.")] = 1000,
+    chains: Annotated[int, typer.Option(help="Chains a datum of annealed importance sampling.")] = 16,
+    temperatures: Annotated[int, typer.Option(help="Temperatures between prior and posterior.")] = 500,
+    particles: Annotated[int, typer.Option(help="Particles that reconstruct a datum.")] = 5,
+    langevin_steps: Annotated[int, typer.Option(help="Langevin steps that they take.")] = 500,
+    langevin_h: Annotated[float, typer.Option(help="The size of those steps.")] = 1e-3,
+    at_once: Annotated[int, typer.Option(help="Data that move together: fewer take less memory.")] = 100,
+    dtype: Annotated[str | None, typer.Option(help="float32 or float64 (default: the run's).")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of the chains.")] = 0,
+    replica: Annotated[int, typer.Option(help="Which replica's parameters.")] = 0,
+    quiet: cli.QuietOption = False,
+) -> None:
+    """Score a trained model: evidence and reconstructions, of held-out data where it has any.
+
+    Writes evaluation.nc into the run folder. An evidence is the mean of log p(y) in nats, from below; its
+    error over chains holds how far below it is likely to be.
+    """
+    from contextlib import nullcontext
+    from dataclasses import fields
+
+    from sdeflow.analysis.evaluation import evaluate as evaluate_run
+    from sdeflow.analysis.scores import Options
+    from sdeflow.cli.show import tell_scores
+    from sdeflow.data.cache import fetching
+    from sdeflow.terminal import progress_bar
+    from sdeflow.trajectory.layout import EVALUATION
+
+    options = Options(**{field.name: ctx.params[field.name] for field in fields(Options)})
+    with fetching(quiet=quiet), nullcontext() if quiet else progress_bar("move") as progress:
+        found = evaluate_run(folder, options, progress)
+    if not quiet:
+        tell_scores(found, folder / EVALUATION)
+
+
 @app.command("list")
 def list_catalogue(
     names: Annotated[

@@ -73,6 +73,25 @@ def _product(b: Block, h: float) -> str:
     return f"{min(values):g}" if min(values) == max(values) else f"{min(values):g}..{max(values):g}"
 
 
+def tell_scores(scores: Any, path: Path) -> None:
+    """Prints the scores of a run, which are in a file."""
+    from sdeflow.analysis.comparison.report import to_digits
+
+    rows = []
+    for title, *numbers in zip(
+        *(
+            scores[name].to_numpy().tolist()
+            for name in ("title", "value", "error_over_data", "error_over_chains")
+        ),
+        strict=True,
+    ):
+        rows.append([title, *to_digits(*numbers)])
+    table(f"Scores of {scores.attrs['run']}", ("score", "value", "± over data", "± over chains"), rows)
+    about = "evidence in nats, a bound from below; reconstruction: mean squared error a pixel"
+    out.print(shown("; ".join(filter(None, [about, scores.attrs["notes"]]))), markup=False)
+    out.print(shown(str(path)), markup=False, soft_wrap=True)
+
+
 def tell_compared(rows: Sequence[Any], folder: Path) -> None:
     """Prints what a comparison of runs in a folder found, a row a run."""
     from sdeflow.analysis.comparison.report import notes, plain_cells

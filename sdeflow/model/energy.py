@@ -54,6 +54,10 @@ class EnergyModel(Model):
             for name, value in named(init(generator)).items()
         }
 
+    def log_prior(self, theta: Parameters, x: Tensor) -> Tensor:
+        """-U_alpha(x), [n] of x [n, *latent_shape]: log p_alpha where the energy is normalised."""
+        return -self.energy(part(theta, ALPHA), x)
+
     def log_joint(self, theta: Parameters, x: Tensor, y: Data) -> Tensor:
         """log p_beta(y_i | x_ij) - U_alpha(x_ij), without log Z(alpha)."""
         energy = self.energy(part(theta, ALPHA), x.flatten(0, 1)).view(x.shape[:2])

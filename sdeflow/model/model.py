@@ -39,6 +39,10 @@ class Model(ABC):
         decode(theta, x) -> [n, pixels]                       images in [-1, 1] of x [n, *latent_shape]
         sample_prior(theta, n, generator) -> [n, *latent_shape]   latents from p_theta
         sample_data(theta, x, generator) -> [n, ...]          observations of latents x [n, *latent_shape]
+        log_prior(theta, x) -> [n]                            log p_theta(x) of x [n, *latent_shape]
+
+    `sdeflow evaluate` needs log_prior and sample_prior, of one law, for the evidence of data; with
+    sample_data it tells how far that is to be trusted, and with decode how well the model reconstructs.
 
     joint_maximum: whether log_joint has a maximum over theta and x together. It has none where a weight can
     grow while the latents that it multiplies shrink; `sdeflow stability` then needs the end of a run.
@@ -55,6 +59,7 @@ class Model(ABC):
     decode: Any = None
     sample_prior: Any = None
     sample_data: Any = None
+    log_prior: Any = None
     image_shape: tuple[int, int, int] | None = None
 
     @abstractmethod

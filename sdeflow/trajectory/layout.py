@@ -6,6 +6,7 @@ segments/            snapshots so far, netCDF files in order
 checkpoint           the state, and the segments that it covers, by checksum
 checkpoint.prev      the one before
 final.safetensors    at the end, the whole last state by parameter name
+evaluation.nc        what `sdeflow evaluate` found, of a run that has ended
 trajectory.nc        at the end, all snapshots; the segments go once it is verified and covered
 """
 
@@ -15,6 +16,7 @@ import shlex
 from pathlib import Path
 
 TRAJECTORY, FINAL, CONFIG, LOG = "trajectory.nc", "final.safetensors", "config.toml", "run.log"
+EVALUATION = "evaluation.nc"
 CHECKPOINT, PREVIOUS, SEGMENTS = "checkpoint", "checkpoint.prev", "segments"
 LOCK = ".lock"
 

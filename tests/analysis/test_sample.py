@@ -146,7 +146,10 @@ def test_sample_says_what_is_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert command("run", "hierarchical", "--steps", 2, "--out", "toy", "--quiet") == 0
+    begin = "from sdeflow.problems.hierarchical import Hierarchical\n\n\n"
+    Path("toy.py").write_text(f"{begin}class Toy(Hierarchical):\n    sample_prior = None\n")
+    model = ["--set", "model.use=toy.py:Toy"]
+    assert command("run", "hierarchical", *model, "--steps", 2, "--out", "toy", "--quiet") == 0
     for arguments, sentence in (
         (["nothing"], "has no config.toml"),
         (["toy"], "makes no pictures"),
