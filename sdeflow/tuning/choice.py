@@ -165,7 +165,7 @@ def _chosen(b: Block, h: float, reference: float, pace: Pace, curvature: float) 
     new: dict[str, Any] = {"rate": h / reference, "restart": restart, "auto": ()}
     if isinstance(b, Spread):
         return replace(b, **new, each=tuple(_chosen(one, h, reference, pace, curvature) for one in b.each))
-    if b.kinetic and b.auto:
+    if b.kinetic:
         eta = (pace.h / h) ** 2 / curvature if "eta" in b.auto else b.eta
         gamma = pace.friction(b) * math.sqrt(curvature / eta) if "gamma" in b.auto else b.gamma
         new |= {"eta": eta, "gamma": gamma}
