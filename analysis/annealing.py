@@ -106,7 +106,7 @@ class Path:
 
     def sample(self, data: int, chains: int, g: torch.Generator) -> Tensor:
         """Starts [data, chains, *latent_shape] from p_0."""
-        return self.base.sample(data * chains, g).view(data, chains, *self.model.latent_shape)
+        return self.base.sample(data * chains, g).reshape(data, chains, *self.model.latent_shape)
 
     def ends(self, x: Tensor, y: Data) -> Ends:
         """log p_0 and l_i at x, and their gradients."""

@@ -99,6 +99,13 @@ def test_log_joint_against_torch_distributions() -> None:
     image = model.decode(theta, x.flatten(0, 1)).view(5, 2, -1)
     expected = prior.log_prob(x) + Normal(image, 0.3).log_prob(model.data[:, None]).sum(-1)
     torch.testing.assert_close(model.log_joint(theta, x, model.data), expected, rtol=1e-10, atol=1e-8)
+    flat = x.flatten(0, 1)
+    torch.testing.assert_close(model.log_prior(theta, flat), prior.log_prob(flat), rtol=1e-10, atol=1e-8)
+    drawn = model.sample_data(theta, flat[:1].expand(400, -1), generator(2))
+    z = (drawn - model.decode(theta, flat[:1])) / 0.3
+    assert abs(float(z.var()) - 1) < 4.5 * (2 / z.numel()) ** 0.5
+    plain = Images("mnist", images=5, decoder="mlp", hidden=[7], latent=3)
+    torch.testing.assert_close(plain.log_prior({}, flat), Normal(0, 1).log_prob(flat).sum(1))
 
 
 def test_samples_of_the_mixture_have_its_moments() -> None:
