@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import xarray as xr
 
@@ -29,7 +30,7 @@ def chosen(system: BlockSystem, run: xr.Dataset, replica: int = 0) -> BlockSyste
     h = number(f"h_{next(iter(system.blocks)).name}")
     blocks = []
     for b in system.blocks:
-        own = {key: number(f"{key}_{b.name}") for key in ("eta", "gamma") if b.kinetic}
+        own: dict[str, Any] = {key: number(f"{key}_{b.name}") for key in ("eta", "gamma") if b.kinetic}
         restart = bool(last.get(f"restart_{b.name}", b.restart))
         blocks.append(replace(b, rate=number(f"h_{b.name}") / h, auto=(), restart=restart, **own))
     return BlockSystem(blocks, system.force_field, h=h, start=system.given_start)
@@ -39,6 +40,6 @@ def refuse_auto(system: BlockSystem) -> None:
     """Raises SdeflowError where a block has numbers that a run is yet to choose: theory is of given ones."""
     if names := [b.name for b in system.blocks if b.auto]:
         raise SdeflowError(
-            f"the numbers of {' and '.join(names)} are 'auto', and a run chooses them: give h, eta and gamma, "
-            "take a variant that does, or what 'sdeflow tune PROBLEM --out tuned.toml' writes"
+            f"the numbers of {' and '.join(names)} are 'auto', and a run chooses them: give h, eta and "
+            "gamma, take a variant that does, or what 'sdeflow tune PROBLEM --out tuned.toml' writes"
         )

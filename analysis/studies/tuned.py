@@ -24,9 +24,9 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sdeflow.analysis.curves import open_frame
-from sdeflow.analysis.studies.latent_priors import along
 from sdeflow.analysis.studies.race import reached
 from sdeflow.analysis.studies.script import markdown, parser, write
 from sdeflow.config.build import build
@@ -50,8 +50,11 @@ def relative(run: Run, dataset: xr.Dataset) -> Series:
     """Distance of the parameters from the MLE, the mean of the data, in that of the start."""
     name = "theta" if "theta" in dataset else "alpha"
     at = dataset[name].to_numpy().astype(np.float64)
-    data = _system(run).force_field.model.data.double().numpy()
-    return _relative(at, data.mean(0).reshape(-1)[: at.shape[1]])
+    assert isinstance(run.system, BlockSystem)
+    assert run.system.model_forces is not None
+    data = run.system.model_forces.model.data
+    assert isinstance(data, Tensor)
+    return _relative(at, data.double().mean(0).reshape(-1).numpy())
 
 
 def from_long_run(run: Run, dataset: xr.Dataset) -> Series:
@@ -62,7 +65,10 @@ def from_long_run(run: Run, dataset: xr.Dataset) -> Series:
 @cache
 def long_run() -> float:
     """theta of breast_cancer, over the last three quarters of 16 replicas."""
-    over = {"run": {"integrator": "ubu", "replicas": 16, "dtype": "float64", "seed": 1}, "save": {"every": 50}}
+    over = {
+        "run": {"integrator": "ubu", "replicas": 16, "dtype": "float64", "seed": 1},
+        "save": {"every": 50},
+    }
     config = load_config(problem_file("breast_cancer"), variant="fixed", overrides=[over])
     theta = _solved(build(config), "the long run").dataset["theta"]
     return float(theta.isel(time=slice(theta.sizes["time"] // 4, None)).mean())
@@ -80,6 +86,8 @@ def short_of_half(run: Run, dataset: xr.Dataset) -> Series:
 
 def to_held_out(run: Run, dataset: xr.Dataset) -> Series:
     """W_2 from the prior particles' observations to held-out points."""
+    from sdeflow.analysis.studies.latent_priors import along
+
     return along(run, dataset.expand_dims("replica", 1)).to_numpy()[:, 0]
 
 
@@ -180,7 +188,7 @@ class Course(NamedTuple):
         return np.array([v[np.searchsorted(e, part * self.budget, side="right") - 1] for e, v in pairs])
 
     def until(self, level: float) -> Series:
-        """Gradient evaluations from which the measure stays below a level, for each seed; inf if it does not."""
+        """Gradient evaluations from which the measure stays below a level, for each seed; inf for never."""
         found = []
         for e, v in zip(self.evaluations, self.values, strict=True):
             series = xr.DataArray(v[:, None], dims=("time", "replica"), coords={"step": ("time", e)})
@@ -331,11 +339,6 @@ def _solved(run: Run, what: str, *, must: bool = True) -> Solution:
     if must and solution.retcode != "success":
         raise SdeflowError(f"{what}: {solution.message}")
     return solution
-
-
-def _system(run: Run) -> BlockSystem:
-    assert isinstance(run.system, BlockSystem)
-    return run.system
 
 
 if __name__ == "__main__":
