@@ -364,7 +364,7 @@ def test_decoder_starts_from_its_seed_alone() -> None:
     ],
 )
 def test_digits_are_learnt(use: str, integrator: str, h: float) -> None:
-    """From numbers that are written down, on 200 images, where theta's force is 9 times smaller and h larger.
+    """From the numbers of 'fixed', on 200 images, where theta's force is 9 times smaller and h larger.
 
     At the start a pixel's squared error is 0.75, so that the loss is about 64 * 0.75 / (2 * 0.3^2) = 267;
     the mean image leaves 0.29, and 8 principal components of all images 0.096. 300 steps must take nine
