@@ -449,7 +449,11 @@ def names_in(path: Path) -> set[str]:
 @every_document
 def test_files_that_the_text_names_are_there(document: str) -> None:
     """`path/file.py` is the end of a path, `path/file.py:name` something that is defined there."""
-    own = {block.file for block in blocks(document)} | {"file.py", "config.toml"}  # of any user, of a run
+    own = {block.file for block in blocks(document)} | {
+        "file.py",
+        "toy.toml",
+        "config.toml",
+    }  # not of the checkout
     pattern = r"`([\w./-]+\.(?:py|toml|cpp|hpp|yaml|md))(?::([\w.]+))?`"
     for name, defined in re.findall(pattern, text_of(document)):
         if name in own or (ROOT / name).exists():

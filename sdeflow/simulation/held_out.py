@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from sdeflow.noise.source import NoiseSource, TorchNoise
 from sdeflow.options import Evaluate
 from sdeflow.state import Replicas, State
 from sdeflow.system.increments import Channel, NoiseSpec
-from sdeflow.system.maps import exponential
+from sdeflow.system.integrator import Integrator
 from sdeflow.system.system import BlockSystem, System, initial_state
 
 PREFIX = "held_out."
@@ -23,10 +24,11 @@ LOSS = "held_out_loss"
 class HeldOut:
     """Moves the particles of a model's held-out data and measures their loss.
 
-    Held-out particles start like the others and follow the dynamics of the system's particle blocks, by
-    the exponential integrator (Euler-Maruyama without momenta), on noise of their own. They are part of
-    the state, as 'held_out.X' [R, D', N, d] and 'held_out.U', and change no other number.
+    Held-out particles start like the others and follow the dynamics of the system's particle blocks, by the
+    run's scheme and numbers, on noise of their own: what is stable for the run is so for them. They are part
+    of the state, as 'held_out.X' [R, D', N, d] and 'held_out.U', and change no other number.
 
+    scheme    what moves them; forces that it keeps are computed anew at the start of each evaluation
     at_once   data whose forces are taken together, which bounds the memory
 
     Raises SdeflowError for a system without a model, or a model without held-out data of the right kind.
@@ -35,6 +37,7 @@ class HeldOut:
     def __init__(
         self,
         system: System,
+        scheme: Integrator[Any],
         evaluate: Evaluate,
         replicas: Replicas,
         *,
@@ -46,6 +49,7 @@ class HeldOut:
             replace(b, shape=(forces.n_data, *b.shape[1:])) for b in system.blocks if b.role == "particles"
         ]
         self.system = BlockSystem(blocks, forces, h=system.h)
+        self._scheme, self._moved = scheme, BlockSystem(blocks, self._forces, h=system.h)
         self.evaluate, self.n_data, self.n_particles = evaluate, forces.n_data, forces.n_particles
         self._replicas = replicas
         size = min(at_once or forces.n_data, forces.n_data)
@@ -53,7 +57,7 @@ class HeldOut:
         pieces = [slice(i, i + size) for i in range(0, forces.n_data, size)]
         self._pieces = [(piece, forces.minibatch(index[:, piece])) for piece in pieces]
         channels = [replace(c, key=f"{c.key}/held-out") for c in self.system.channels]
-        self._noise = source(channels, NoiseSpec("PQ", 1, system.h), replicas)
+        self._noise = source(channels, scheme.noise_spec(system.h), replicas)
 
     def start(self) -> State:
         """The particles at the start of a run; raises SdeflowError where the model cannot take the data."""
@@ -80,12 +84,11 @@ class HeldOut:
     def move(self, z: State, n: int) -> State:
         """The state after step n with its held-out particles moved, the rest as it was."""
         part = {"theta": z["theta"]} | {name: z[PREFIX + name] for name in self.system.axes}
-        blocks, h = self.system.blocks, self.system.h
+        steps, h = self.evaluate.steps, self.system.h
         with torch.no_grad():
-            for i in range(self.evaluate.steps):
-                forces = {b.name: self._in_pieces(part, lambda f, z: f(0.0, z, ["x"])["x"]) for b in blocks}
-                (noise,) = self._noise(n * self.evaluate.steps + i)
-                part |= exponential(blocks, part, forces, h, noise)
+            part |= self._scheme.init(self._moved, part)
+            for i in range(n * steps, (n + 1) * steps):
+                part = self._scheme.step(self._moved, i * h, part, h, self._noise(i))
         return z | {PREFIX + name: part[name] for name in self.system.axes}
 
     def loss(self, z: State) -> Tensor:
@@ -94,6 +97,11 @@ class HeldOut:
         with torch.no_grad():
             losses = self._in_pieces(part, lambda f, z: f.loss(z)[:, None] * z["X"].shape[1])
         return losses.sum(1) / self.n_data
+
+    def _forces(self, t: float, z: State, names: Sequence[str]) -> dict[str, Tensor]:
+        """The scores of the particles of all data: no other block moves here."""
+        scores = self._in_pieces(z, lambda forces, part: forces(t, part, ["x"])["x"])
+        return dict.fromkeys(names, scores)
 
     def _in_pieces(self, z: State, one: Callable[[ModelForces, State], Tensor]) -> Tensor:
         """`one(forces, state)` on one piece of the data after the other, joined along axis 1."""

@@ -130,7 +130,9 @@ class Prepared:
             self.stepper, self.observe = self._batches, self._batches.observe
         if run.evaluate is not None:
             at_once = None if run.batch is None else run.batch.size
-            self.held_out = HeldOut(system, run.evaluate, replicas, at_once=at_once, source=engine.source)
+            self.held_out = HeldOut(
+                system, run.integrator, run.evaluate, replicas, at_once=at_once, source=engine.source
+            )
 
 
 def prepare(run: Run) -> Prepared:

@@ -82,7 +82,7 @@ def test_samples_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_samples_of_a_grid_are_of_one_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     size = ["--set", "model.data=4", "--set", "system.particles=2", "--set", "system.prior_particles=3"]
-    options = [*size, "--steps", 10, "--quiet", "--out"]
+    options = ["--variant", "fixed", *size, "--steps", 10, "--quiet", "--out"]
     assert command("run", "linear_energy", *options, "grid", "--set", "grid.gamma=[0.5, 1.0]") == 0
     assert command("run", "linear_energy", *options, "one", "--set", "system.alpha.gamma=1.0",
                    "--set", "system.x.gamma=1.0") == 0  # fmt: skip

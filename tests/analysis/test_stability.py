@@ -163,7 +163,10 @@ def test_a_nonlinear_model_and_a_scheme_of_the_users(tmp_path: Path) -> None:
                 z = z | {name: z[name] + h / 2 * b for name, b in system.drift(t, z).items()}
             return z
 
-    run = build(load_config(problem_file("breast_cancer"), overrides=[{"system": {"particles": 2}}]))
+    config = load_config(
+        problem_file("breast_cancer"), variant="fixed", overrides=[{"system": {"particles": 2}}]
+    )
+    run = build(config)
     system, z = linearised(run)
     forces = system.forces(0.0, z, system.blocks)
     assert max(float(f.abs().max()) for f in forces.values()) < 1e-5

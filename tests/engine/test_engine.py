@@ -24,6 +24,7 @@ from sdeflow.engine.engine import Engine, resolve_engine
 from sdeflow.engine.minibatch import MiniBatches
 from sdeflow.engine.step import EagerSteps, advance, strides
 from sdeflow.errors import SdeflowError
+from sdeflow.integrators.expint import ExpInt
 from sdeflow.noise.cpp import CppKernel, cpp_kernel
 from sdeflow.noise.kernel import NoKernel
 from sdeflow.noise.philox_source import PhiloxNoise
@@ -430,7 +431,7 @@ def test_noise_of_batches_and_held_out_data_is_their_own(calls: Counter[str]) ->
     assert step["U"]["P"].shape == (1, 3, 2, 1)
     assert late.shape == (1, 1, 2, 1, 3, 2, 1)
     more = mpgd(WithHeldOut(6), particles=2, theta=MOTION, x=MOTION)
-    held_out = HeldOut(more, Evaluate(every=1), doubles(), source=PhiloxNoise)
+    held_out = HeldOut(more, ExpInt(), Evaluate(every=1), doubles(), source=PhiloxNoise)
     (part,) = held_out._noise(2)
     drawn = torch.cat([late.flatten(), part["U"]["P"].flatten(), step["U"]["P"].flatten()])
     assert drawn.unique().numel() == drawn.numel()

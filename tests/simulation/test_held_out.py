@@ -24,6 +24,7 @@ from sdeflow.config.build import build
 from sdeflow.config.catalogue import problem_file
 from sdeflow.config.schema import load_config
 from sdeflow.errors import SdeflowError
+from sdeflow.integrators.expint import ExpInt
 from sdeflow.noise.source import TorchNoise
 from sdeflow.problems.hierarchical import Hierarchical
 from sdeflow.simulation.held_out import PREFIX, HeldOut
@@ -41,7 +42,7 @@ def toy(data: int = 6, held_out: int = 5, particles: int = 3, h: float = 0.05) -
 
 def test_the_loss_is_that_of_the_held_out_data() -> None:
     system = toy()
-    held_out = HeldOut(system, Evaluate(1, 4), doubles(range(2)))
+    held_out = HeldOut(system, ExpInt(), Evaluate(1, 4), doubles(range(2)))
     z = initial_state(system, doubles(range(2))) | held_out.start()
     z = held_out.move(z, 0)
     assert system.model_forces is not None
@@ -57,7 +58,7 @@ def test_held_out_particles_reach_the_posterior_at_theta_held_fixed() -> None:
     """
     theta, n = 1.5, 400
     system = toy(held_out=40, particles=10, h=0.05)
-    held_out = HeldOut(system, Evaluate(1, 20), doubles(range(1)))
+    held_out = HeldOut(system, ExpInt(), Evaluate(1, 20), doubles(range(1)))
     c, curvature = system.particles[0].flow(system.h), 2.0
     step = np.array([[1 - c.push * curvature, c.free], [-c.kick * curvature, c.w]])
     noise = np.array([[c.q1, c.q2], [c.p1, c.p2]])
@@ -97,7 +98,7 @@ def test_pieces_change_no_number(replicas: int) -> None:
     losses = []
     for at_once in (None, 1, 2, 5, 99):
         system = toy()
-        held_out = HeldOut(system, Evaluate(1, 6), doubles(range(replicas)), at_once=at_once)
+        held_out = HeldOut(system, ExpInt(), Evaluate(1, 6), doubles(range(replicas)), at_once=at_once)
         z = initial_state(system, doubles(range(replicas))) | held_out.start()
         z = held_out.move(z, 3)
         losses.append((z[PREFIX + "X"], held_out.loss(z)))
@@ -177,7 +178,7 @@ def test_held_out_particles_have_noise_of_their_own() -> None:
     system = toy(data=5, held_out=5)
     assert system.model_forces is not None
     system.model_forces.model.held_out = system.model_forces.model.data
-    held_out = HeldOut(system, Evaluate(1, 1), doubles(range(1)))
+    held_out = HeldOut(system, ExpInt(), Evaluate(1, 1), doubles(range(1)))
     (own,) = held_out._noise(0)
     (other,) = TorchNoise(system.channels, NoiseSpec("PQ", 1, system.h), doubles(range(1)))(0)
     assert not bool((own["U"]["P"] == other["U"]["P"]).any())
