@@ -207,7 +207,8 @@ class Evaluate(Options):
 class Tune(Options):
     """How numbers that are 'auto' are chosen (sdeflow.tuning).
 
-    until   the step at which adaptation ends, half of the run's where it is not given; 0 for the start alone
+    until   the step at which adaptation ends; 0 for the start alone. Where it is not given it is half of the
+            run; for parameters that prior particles oppose, whose curvature goes on growing, there is none
     share   of the largest stable step that is taken while curvature may still grow
     """
 
@@ -216,9 +217,11 @@ class Tune(Options):
     until: Annotated[int, Ge(0)] | None = None
     share: Annotated[float, Gt(0), Le(1)] = 0.65
 
-    def last(self, steps: int) -> int:
-        """The step at which adaptation ends in a run of so many."""
-        return steps // 2 if self.until is None else min(self.until, steps)
+    def last(self, steps: int, *, opposed: bool = False) -> float:
+        """The step at which adaptation ends in a run of so many; inf for never."""
+        if self.until is None:
+            return inf if opposed else steps // 2
+        return self.until
 
 
 @dataclass(frozen=True)

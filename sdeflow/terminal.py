@@ -34,19 +34,13 @@ def shown(text: str) -> str:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, cut: bool = False) -> None:
     """Prints a table. A row too long for the terminal is folded; with `cut` it is a line, cut with '…'."""
-    grid = Table(
-        title=shown(title),
-        title_justify="left",
-        title_style="bold",
-        box=None,
-        pad_edge=False,
-        padding=(0, 2, 0, 0),
-    )
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for i, column in enumerate(columns):
         grid.add_column(column, style="cyan" if i == 0 else None, overflow="fold", no_wrap=i == 0)
     for row in rows:
         how: Any = {"no_wrap": True, "overflow": "ellipsis"} if cut else {}
         grid.add_row(*(Text(shown(cell), **how) for cell in row))
+    out.print(Text(shown(title), style="bold"))  # a table's own title is folded to the table's width
     out.print(grid)
     out.print()
 

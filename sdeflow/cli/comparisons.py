@@ -50,7 +50,7 @@ def stability(
         raise SdeflowError(
             "stability is of one point: remove [grid]; --out draws a map over friction and step"
         )
-    able = [name for name in integrators_for(run.system) if not name.startswith("torchsde:")]
+    able = integrators_for(run.system, reference=False)
     names = names_in(integrators) or able
     title = " ".join(filter(None, [path.stem, variant, system]))
     show_stability(run, names, at=at, out=out, title=title)

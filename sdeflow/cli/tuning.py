@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import exp
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,17 +13,14 @@ from sdeflow.cli.app import app, configured
 from sdeflow.errors import SdeflowError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sdeflow.config.run import Run
     from sdeflow.config.schema import Config
     from sdeflow.simulation.tune import Tuned
+    from sdeflow.system.block import Block
 
 NUMBERS = ("h", "eta", "gamma")
-MEANING = {
-    "h": "step on this block's own clock",
-    "eta": "inverse mass, 1 over the largest curvature that the block sees",
-    "gamma": "friction",
-    "restart": "a momentum that points against the force is set to zero",
-}
 
 
 @app.command()
@@ -41,7 +39,10 @@ def tune(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
     quiet: cli.QuietOption = False,
 ) -> None:
-    """Choose h, eta and gamma of all blocks by the curvature that they see, and say why."""
+    """Choose the numbers of a problem by the curvature that its blocks see, and say why.
+
+    Chosen are h, eta and gamma where the file has 'auto' or nothing; all of them where it gives all.
+    """
     from contextlib import nullcontext
 
     from sdeflow.config.build import build
@@ -53,7 +54,7 @@ def tune(
     if out is not None and out.exists() and not overwrite:
         raise SdeflowError(f"{out} exists: give another --out, or --overwrite")
     config = configured(problem_file(problem), {**ctx.params, "steps": None})
-    run = build(_opened(config, [b.name for b in build(config).system.blocks], settings or [], steps))
+    run = build(_opened(config, build(config).system.blocks, settings or [], steps))
     with nullcontext() if quiet else progress_bar() as progress:
         tuned = find(run, progress=progress)
     if out is not None:
@@ -62,40 +63,58 @@ def tune(
         _tell(run, tuned, out)
 
 
-def _opened(config: Config, blocks: list[str], settings: list[str], steps: int) -> Config:
-    """The configuration with every number of the blocks 'auto' that is not set on the command line."""
+def _opened(config: Config, blocks: Sequence[Block], settings: list[str], steps: int) -> Config:
+    """The configuration for a warm-up alone.
+
+    Where no number is 'auto' all are made so, but for those that are set on the command line.
+    """
     from sdeflow.config.schema import Config, merged
 
-    opened: dict[str, Any] = {
-        name: {key: "auto" for key in NUMBERS if f"system.{name}.{key}" not in _keys(settings)}
-        for name in blocks
-    }
+    opened: dict[str, Any] = {}
+    if not any(b.auto for b in blocks):
+        fixed = {setting.partition("=")[0].strip() for setting in settings}
+        opened = {
+            b.name: {key: "auto" for key in NUMBERS if f"system.{b.name}.{key}" not in fixed} for b in blocks
+        }
     warm_up = {"system": opened, "run": {"steps": steps, "replicas": 1}, "tune": {"until": steps}}
     return Config.of(merged(config.tables(), warm_up))
-
-
-def _keys(settings: list[str]) -> set[str]:
-    return {setting.partition("=")[0].strip() for setting in settings}
 
 
 def _written(config: Config, run: Run, tuned: Tuned) -> str:
     """The problem with the numbers that were found, as TOML, and what they are."""
     from sdeflow.config.schema import Config, merged
 
-    numbers = {
+    numbers: dict[str, dict[str, Any]] = {
         "system": {name: _rounded(own) for name, own in tuned.numbers.items()},
         "run": {"integrator": run.config.run.integrator if run.config else run.integrator.name},
     }
     lines = Config.of(merged(config.tables(), numbers)).toml().splitlines()
-    block = ""
+    meaning: dict[str, str] = {}
     for i, line in enumerate(lines):
         if line.startswith("["):
             block = line.removeprefix("[system.").removesuffix("]")
-        key = line.partition(" = ")[0]
-        if block in tuned.numbers and key in MEANING:
-            lines[i] = f"{line}  # {MEANING[key].format(curvature=tuned.curvature[block])}"
+            own = numbers["system"].get(block)
+            meaning = _meaning(own, tuned.curvature[block]) if own else {}
+        if key := meaning.get(line.partition(" = ")[0]):
+            lines[i] = f"{line}  # {key}"
     head = [f"# h, eta and gamma are those of 'sdeflow tune': {_why(run, tuned)}."]
     return "\n".join([*head, *lines, ""])
+
+
+def _meaning(own: dict[str, float | bool], curvature: float) -> dict[str, str]:
+    """What the numbers of a block do, by name."""
+    told = {
+        "h": "step on this block's own clock",
+        "restart": "a momentum that points against the force is set to zero",
+    }
+    if {"h", "eta", "gamma"} <= own.keys():
+        h, eta, gamma = (float(own[key]) for key in NUMBERS)
+        told["eta"] = (
+            f"inverse mass: h^2 eta L = {h * h * eta * curvature:.3g}, with L = {curvature:.4g} the largest "
+            "curvature that the block sees"
+        )
+        told["gamma"] = f"friction: the momentum keeps exp(-gamma eta h) = {exp(-gamma * eta * h):.2g} a step"
+    return told
 
 
 def _rounded(numbers: dict[str, float | bool]) -> dict[str, float | bool]:
@@ -104,8 +123,8 @@ def _rounded(numbers: dict[str, float | bool]) -> dict[str, float | bool]:
 
 def _why(run: Run, tuned: Tuned) -> str:
     return (
-        f"h is {tuned.share:.2g} of the largest stable step of {run.integrator.name}, in units in which "
-        "every block's largest curvature is 1"
+        f"the step is {tuned.share:.2g} of the largest stable one of {run.integrator.name}, in units in "
+        "which every block's largest curvature is 1"
     )
 
 
@@ -115,8 +134,8 @@ def _tell(run: Run, tuned: Tuned, out: Path | None) -> None:
     from sdeflow.terminal import table
 
     rows = [
-        [name, f"{tuned.curvature[name]:.4g}", *(_cell(own.get(key)) for key in NUMBERS), _rest(own)]
-        for name, own in tuned.numbers.items()
+        [b.name, f"{tuned.curvature[b.name]:.4g}", *(_cell(b, key, own) for key in NUMBERS), _rest(own)]
+        for b, own in zip(run.system.blocks, tuned.numbers.values(), strict=True)
     ]
     table(
         f"What the blocks see and take, found by {tuned.evaluations:,.0f} gradient evaluations",
@@ -127,16 +146,17 @@ def _tell(run: Run, tuned: Tuned, out: Path | None) -> None:
     joint = (
         f"Their joint curvature lies between {s.lo:.3g} and {s.hi:.3g}: friction suits the slowest error."
         if s.known
-        else "Their joint curvature is not positive, so what is slowest is not known: friction suits 1/400 "
-        "of the largest curvature."
+        else "Their joint curvature is not positive, so what is slowest is not known: friction, and the "
+        "table below, suit errors that see 1/400 of the largest curvature."
     )
     console.print(f"{_why(run, tuned)[0].upper()}{_why(run, tuned)[1:]}. {joint}\n", markup=False)
-    title = "Gradient evaluations an e-fold" + ("" if s.known else " at 1/400 of the largest curvature")
-    table(title, ["integrator", "evaluations"], [[n, f"{v:,.3g}"] for n, v in tuned.efold.items()])
+    rows = [[name, _count(v)] for name, v in tuned.efold.items()]
+    table("Gradient evaluations an e-fold of the slowest error", ["integrator", "evaluations"], rows)
     best, own = next(iter(tuned.efold)), run.integrator.name
-    if tuned.efold.get(own, 0) > 2 * tuned.efold[best]:
+    needs, least = tuned.efold.get(own, 0.0), tuned.efold[best]
+    if needs > 2 * least:
         console.print(
-            f"{own} needs {tuned.efold[own]:,.0f} evaluations an e-fold and {best} {tuned.efold[best]:,.0f}: "
+            f"{own} needs {_count(needs)} evaluations an e-fold and {best} {_count(least)}: "
             f"take --integrator {best}\n",
             markup=False,
         )
@@ -146,8 +166,14 @@ def _tell(run: Run, tuned: Tuned, out: Path | None) -> None:
         )
 
 
-def _cell(value: float | bool | None) -> str:
-    return "" if value is None else f"{value:.4g}"
+def _cell(b: Block, key: str, own: dict[str, float | bool]) -> str:
+    if key in own:
+        return f"{own[key]:.4g}"
+    return "of the grid" if b.kinetic else ""
+
+
+def _count(value: float) -> str:
+    return f"{float(f'{value:.3g}'):,g}"
 
 
 def _rest(own: dict[str, float | bool]) -> str:

@@ -86,10 +86,12 @@ def integrator_named(integrator: str | Integrator | type[Integrator]) -> Integra
     return found
 
 
-def integrators_for(system: System) -> list[str]:
-    """Names of the catalogue's integrators that can take the system."""
+def integrators_for(system: System, *, reference: bool = True) -> list[str]:
+    """Names of the catalogue's integrators that can take the system; torchsde's too, or not."""
     able = []
     for name in entries("integrators"):
+        if name.startswith("torchsde:") and not reference:
+            continue
         with suppress(SdeflowError):  # a plug-in that does not load is no help here
             if integrator_named(name).refuses(system) is None:
                 able.append(name)

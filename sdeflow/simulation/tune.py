@@ -11,6 +11,7 @@ from sdeflow.config.catalogue import integrator_named, integrators_for
 from sdeflow.config.run import Run
 from sdeflow.errors import RunError, SdeflowError
 from sdeflow.simulation.solve import solve
+from sdeflow.system.block import Block
 from sdeflow.system.system import BlockSystem
 from sdeflow.terminal import Progress
 from sdeflow.tuning.choice import UNKNOWN_LO, Spectrum, evaluations_an_efold
@@ -21,7 +22,8 @@ from sdeflow.tuning.limits import wells_of
 class Tuned:
     """What a warm-up found.
 
-    numbers      by block h and, with a momentum, eta and gamma, and restart where it is to be set
+    numbers      by block h and, with a momentum, eta and gamma, but for those that differ over a grid;
+                 restart where it is to be set
     curvature    by block the largest that it sees, on the last data that were looked at
     spectrum     the ends of the joint curvature; `known` is False where there is no least positive one
     share        of the largest stable step that h is
@@ -55,11 +57,14 @@ def tune(run: Run, *, progress: Progress | None = None) -> Tuned:
     def value(name: str) -> float:
         return float(last[name].max())
 
+    def spread(key: str, b: Block) -> bool:
+        return len({float(v) for v in last[f"{key}_{b.name}"].values.reshape(-1)}) > 1
+
     spectrum = Spectrum(value("curvature_least"), value("curvature_most"))
     numbers: dict[str, dict[str, float | bool]] = {}
     for b in system.blocks:
         keys = ("h", "eta", "gamma") if b.kinetic else ("h",)
-        own: dict[str, float | bool] = {key: value(f"{key}_{b.name}") for key in keys}
+        own: dict[str, float | bool] = {key: value(f"{key}_{b.name}") for key in keys if not spread(key, b)}
         if f"restart_{b.name}" in last and value(f"restart_{b.name}"):
             own["restart"] = True
         numbers[b.name] = own
@@ -75,10 +80,10 @@ def tune(run: Run, *, progress: Progress | None = None) -> Tuned:
 
 
 def _efolds(system: BlockSystem, spectrum: Spectrum, share: float) -> dict[str, float]:
-    """Predicted evaluations an e-fold of every scheme that can take the system, the best first."""
+    """Predicted evaluations an e-fold of every scheme of our own that can take the system, the best first."""
     assumed = spectrum if spectrum.known else Spectrum(UNKNOWN_LO, spectrum.hi)
     found: dict[str, float] = {}
-    for name in integrators_for(system):
+    for name in integrators_for(system, reference=False):
         scheme: Any = integrator_named(name)
         found[name] = evaluations_an_efold(wells_of(system, scheme), assumed, share)
     return dict(sorted(found.items(), key=lambda item: (item[1], item[0])))

@@ -59,6 +59,7 @@ class Known:
     first, good            the loss at the start, and at the last good state
     evaluations            gradient evaluations that it took
     backs                  how often the run went back
+    ends                   the step at which adaptation ends; a run that is made longer keeps it
     """
 
     share: float
@@ -69,6 +70,7 @@ class Known:
     good: float = math.nan
     evaluations: float = 0.0
     backs: float = 0.0
+    ends: float = 0.0
 
 
 class WarmUp:
@@ -91,8 +93,8 @@ class WarmUp:
         self._wells = wells_of(system, integrator)
         self._part = part or (lambda system, z, n: (system, z))
         self._integrator = integrator
-        self.ends = tune.last(steps)
-        self._share, self._known = tune.share, Known(tune.share, hi=highest(system))
+        ends = tune.last(steps, opposed=bool(system.force_field.opposed))
+        self._share, self._known = tune.share, Known(tune.share, hi=highest(system), ends=ends)
         self._curvature = {b.name: 1.0 for b in system.blocks}
         self._clock = _Clock(system)
         self.news = ""
@@ -109,7 +111,7 @@ class WarmUp:
     def next(self, n: int) -> int | None:
         """The step after n at which to `look`; None where there is no more."""
         after = (n // LOOK + 1) * LOOK
-        return after if after <= self.ends else None
+        return after if after <= self._known.ends else None
 
     def look(self, z: State, n: int) -> State:
         """The state to go on from after step n; `system` may have changed."""
@@ -117,7 +119,7 @@ class WarmUp:
         if not _finite(z) or not loss <= self._known.good + self._allowed():
             return self.back(z, n)
         self._known.good = loss
-        if n in self._windows:
+        if self._is_window_end(n):
             before = dict(self._curvature)
             z = self._measure(z, n)
             steady = all(abs(self._curvature[k] - then) < STEADY * then for k, then in before.items())
@@ -137,7 +139,7 @@ class WarmUp:
             )
         good = {name.removeprefix(GOOD): value for name, value in z.items() if name.startswith(GOOD)}
         z = {name: good.get(name, value) for name, value in z.items() if not name.startswith(GOOD)}
-        z |= {b.momentum: torch.zeros_like(z[b.momentum]) for b in self._still(z) if b.momentum}
+        z |= {b.momentum: torch.zeros_like(z[b.momentum]) for b in self._still if b.momentum}
         z = self._measure(z, n)
         known.margin *= BACK
         return self.keep(self._choose(z, n), n)
@@ -194,14 +196,11 @@ class WarmUp:
 
     # How it does so ----------------------------------------------------------------------------------
 
-    @property
-    def _windows(self) -> list[int]:
-        ends = []
+    def _is_window_end(self, n: int) -> bool:
         end = WINDOW
-        while end <= self.ends:
-            ends.append(end)
+        while end < n:
             end *= GROWTH
-        return ends
+        return end == n <= self._known.ends
 
     def _measure(self, z: State, n: int, *, ends: bool = False) -> State:
         """Curvature at z, after step n; the state with the directions that were found."""
@@ -282,7 +281,9 @@ class WarmUp:
         heat = sum(math.prod(b.shape[-1:]) for b in self.system.particles)
         return max(0.25 * (self._known.first - self._known.good), float(heat))
 
-    def _still(self, z: State) -> list[Block]:
+    @property
+    def _still(self) -> list[Block]:
+        """Blocks without noise, whose momenta carry nothing but where they were going."""
         return [b for b in self.system.blocks if b.temperature == 0]
 
 

@@ -18,6 +18,7 @@ import sdeflow
 from sdeflow import Batch, Evaluate, Grid, Save, Tune, mpgd, pgd, simulate
 from sdeflow.errors import RunError, SdeflowError
 from sdeflow.problems.hierarchical import Hierarchical
+from sdeflow.problems.linear_energy import LinearEnergy
 from sdeflow.state import TUNING
 from sdeflow.tuning import warm_up
 
@@ -94,6 +95,32 @@ def test_a_run_in_pieces(stop_before: Any, tmp_path: Path, options: dict[str, An
             simulate(toy(), out=tmp_path / "pieces", resume=True, **given)
     stop_before(None)
     assert_same(whole, simulate(toy(), out=tmp_path / "pieces", resume=True, **given))
+
+
+def test_a_run_that_is_made_longer_keeps_the_end_of_its_warm_up(tmp_path: Path) -> None:
+    """Which was half of the steps that it was to have: later windows, at 60 here, do not come."""
+    given: dict[str, Any] = {"save": Save(every=10, checkpoint=0.0)}
+    simulate(toy(), steps=90, out=tmp_path / "run", **given)
+    longer = simulate(toy(), steps=130, out=tmp_path / "run", resume=True, **given)
+    assert_same(simulate(toy(), steps=130, out=tmp_path / "whole", tune=Tune(until=45), **given), longer)
+
+
+def test_a_learned_prior_is_adapted_to_all_along(tmp_path: Path, stop_before: Any) -> None:
+    """Windows do not end at half of the run, and one that is made longer goes on as in one piece."""
+
+    def prior() -> sdeflow.BlockSystem:
+        return sdeflow.kinetic_ebipla(LinearEnergy(data=4), particles=2, prior_particles=3)
+
+    given: dict[str, Any] = {"save": Save(every=10, checkpoint=0.0)}
+    whole = simulate(prior(), steps=90, out=tmp_path / "whole", **given)
+    looks = whole["tuning_evaluations"].values
+    assert looks[6] > looks[5]  # at step 60
+    simulate(prior(), steps=50, out=tmp_path / "pieces", **given)
+    stop_before(75)
+    with pytest.raises(KeyboardInterrupt):
+        simulate(prior(), steps=90, out=tmp_path / "pieces", resume=True, **given)
+    stop_before(None)
+    assert_same(whole, simulate(prior(), steps=90, out=tmp_path / "pieces", resume=True, **given))
 
 
 def test_a_run_in_pieces_that_goes_back(stop_before: Any, tmp_path: Path, monkeypatch: Any) -> None:
