@@ -9,7 +9,8 @@ import torch
 import xarray as xr
 
 from sdeflow.analysis import scores
-from sdeflow.analysis.samples import Learned, learned
+from sdeflow.analysis.mixture_prior import Mixture, components_of, mixture_of
+from sdeflow.analysis.samples import Learned, learned, no_mixture
 from sdeflow.analysis.scores import Options, Score, Subject, part_of, pieces
 from sdeflow.errors import SdeflowError
 from sdeflow.terminal import Progress
@@ -40,7 +41,9 @@ def evaluate(run: Path, options: Options | None = None, progress: Progress | Non
     SDE, and for a prior that cannot be sampled.
     """
     options = options or Options()
-    subject = Subject(read(run, options.replica), options, progress)
+    learned_here = read(run, options.replica)
+    mixture = _mixture(run, learned_here, options)
+    subject = Subject(learned_here, options, progress, mixture)
     found, notes = _scores(subject)
     arrays = {name: (score.axis, values) for score in found for name, values in score.each.items()}
     dataset = xr.Dataset(
@@ -61,6 +64,7 @@ def evaluate(run: Path, options: Options | None = None, progress: Progress | Non
             "steps_taken": int(open_run(run).attrs["steps_taken"]),
             "notes": "; ".join(notes),
             **{name: value for name, value in asdict(options).items() if value is not None},
+            "prior": options.prior or "of the model",
             **provenance(subject.like.device),
             "dtype": str(subject.like.dtype).removeprefix("torch."),
             "history": stamp("evaluated"),
@@ -77,14 +81,23 @@ def _scores(subject: Subject) -> tuple[list[Score], list[str]]:
     if subject.learns_energy:
         notes.append("no gap of bounds: a learned energy gives no exact draws")
     elif not subject.simulates:
-        notes.append(f"no gap of bounds: {type(subject.model).__name__} has no sample_data")
+        notes.append(f"no gap of bounds: {type(subject.found.model).__name__} has no sample_data")
     else:
         found.append(scores.gap(subject, ladder))
     if subject.decodes:
         found += scores.reconstructions(subject)
     else:
-        notes.append(f"no reconstructions: {type(subject.model).__name__} has no decode")
+        notes.append(f"no reconstructions: {type(subject.found.model).__name__} has no decode")
     return found, notes
+
+
+def _mixture(run: Path, found: Learned, options: Options) -> Mixture | None:
+    """What is to be the prior in place of the model's own, by its file in the run folder."""
+    if not options.prior:
+        return None
+    if found.learns_energy:
+        raise no_mixture(run)
+    return mixture_of(run, found.state["X"], components_of(options.prior), options.replica)[0]
 
 
 def read(run: Path, replica: int = 0) -> Learned:

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from math import log, pi
 from numbers import Integral
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from sdeflow.analysis.entropy import refuse_not_finite
 from sdeflow.errors import SdeflowError, is_number
+from sdeflow.model.model import Data, Model, Parameters
 from sdeflow.trajectory import durable
 
 PARTICLES = 10
@@ -61,6 +63,42 @@ class Mixture:
         which = torch.multinomial(self.log_weights.exp(), n, replacement=True, generator=generator)
         normals = torch.randn(n, self.means.shape[1], generator=generator, dtype=torch.float64)
         return self.means[which] + self.variances[which].sqrt() * normals
+
+
+class WithMixture(Model):
+    """A model with a mixture in place of its prior: l_i(theta, x) - log p_theta(x) + log p_mixture(x).
+
+    Raises SdeflowError for one that does not state its log_prior.
+    """
+
+    def __init__(self, model: Model, mixture: Mixture) -> None:
+        if model.log_prior is None:
+            name = type(model).__name__
+            raise SdeflowError(
+                f"{name} has no log_prior, whose place a mixture would take: give it log_prior(theta, x) "
+                "-> [n], of x [n, *latent_shape], or leave --prior out"
+            )
+        self.of, self.mixture = model, mixture
+        self.data, self.held_out, self.latent_shape = model.data, model.held_out, model.latent_shape
+        self.decode, self.sample_data = model.decode, model.sample_data
+        self.image_shape = model.image_shape
+
+    def log_prior(self, theta: Parameters, x: Tensor) -> Tensor:
+        return self.mixture.log_density(x.flatten(1))
+
+    def sample_prior(self, theta: Parameters, n: int, generator: torch.Generator) -> Tensor:
+        return self.mixture.sample(n, generator).view(n, *self.latent_shape)
+
+    def log_joint(self, theta: Parameters, x: Tensor, y: Data) -> Tensor:
+        latents = x.flatten(0, 1)
+        gain = self.log_prior(theta, latents) - self.of.log_prior(theta, latents)
+        return self.of.log_joint(theta, x, y) + gain.view(x.shape[:2])
+
+    def init_theta(self, generator: torch.Generator) -> Parameters | torch.nn.Module:
+        return self.of.init_theta(generator)
+
+    def to(self, dtype: torch.dtype, device: torch.device) -> Self:
+        return type(self)(self.of.to(dtype, device), self.mixture)
 
 
 def components_of(prior: str) -> int:

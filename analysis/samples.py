@@ -87,6 +87,11 @@ class Learned:
     def model(self) -> Model:
         return self.forces.model
 
+    @property
+    def learns_energy(self) -> bool:
+        """Whether the prior is an energy that was learned, with particles of its own."""
+        return isinstance(self.forces, EnergyForces) and self.forces.prior is not None
+
 
 def learned(run: Path, replica: int = 0, *, average: bool = False) -> Learned:
     """Reads a run folder.
@@ -156,6 +161,13 @@ def learned(run: Path, replica: int = 0, *, average: bool = False) -> Learned:
     return Learned(system, built.integrator, system.model_forces, theta, state)
 
 
+def no_mixture(run: Path) -> SdeflowError:
+    """What to raise where a run's prior can be no mixture."""
+    return SdeflowError(
+        f"the prior of {run} is an energy that it learned, with particles of its own: leave --prior out"
+    )
+
+
 def sample(
     run: Path,
     *,
@@ -184,12 +196,10 @@ def sample(
         raise SdeflowError(f"n must be at least 1 and steps at least 0, given {n} and {steps}")
     components = components_of(prior) if prior else 0
     found = learned(run, replica, average=average)
-    model, forces, theta = found.model, found.forces, found.theta
-    with_energy = isinstance(forces, EnergyForces) and forces.prior is not None
+    model, theta = found.model, found.theta
+    with_energy = found.learns_energy
     if with_energy and components:
-        raise SdeflowError(
-            f"the prior of {run} is an energy that it learned, with particles of its own: leave --prior out"
-        )
+        raise no_mixture(run)
     if not (with_energy or components or model.sample_prior):
         raise SdeflowError(
             f"the model of {run} cannot be sampled, and makes no pictures: it has no sample_prior"

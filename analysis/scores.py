@@ -21,12 +21,12 @@ from sdeflow.analysis import annealing
 from sdeflow.analysis.annealing import SETTLING, Base, Ladder, prior
 from sdeflow.analysis.entropy import Estimate
 from sdeflow.analysis.evidence import Evidence, fitted
+from sdeflow.analysis.mixture_prior import Mixture, WithMixture, components_of
 from sdeflow.analysis.reconstruction import langevin, misfit
 from sdeflow.analysis.samples import Learned, continued
 from sdeflow.config.run import resolve_device
 from sdeflow.errors import SdeflowError, attempt, expect_count, expect_positive
 from sdeflow.model.energy import ALPHA, EnergyModel, Prior, part
-from sdeflow.model.energy_forces import EnergyForces
 from sdeflow.model.model import Data, data_size
 from sdeflow.seeds import generator
 from sdeflow.terminal import Progress
@@ -51,6 +51,7 @@ class Options:
     chains, temperatures   of annealed importance sampling
     particles              that reconstruct a datum, by `langevin_steps` steps of `langevin_h`
     at_once                data whose chains move together, which bounds the memory
+    prior                  'gmm:K' for a mixture fitted to the final particles; '' is the model's own
     dtype                  float32 or float64; None is the run's
     """
 
@@ -65,6 +66,7 @@ class Options:
     device: str = "auto"
     seed: int = 0
     replica: int = 0
+    prior: str = ""
 
     def __post_init__(self) -> None:
         for name in ("data", "particles", "langevin_steps", "at_once"):
@@ -73,6 +75,8 @@ class Options:
             if expect_count(name, getattr(self, name)) < 2:
                 raise SdeflowError(f"{name} must be at least 2, given {getattr(self, name)}")
         expect_positive("langevin_h", self.langevin_h)
+        if self.prior:
+            components_of(self.prior)
         if self.dtype not in (None, "float32", "float64"):
             raise SdeflowError(f"dtype must be float32 or float64, given {self.dtype}")
 
@@ -95,27 +99,42 @@ class Score(NamedTuple):
 class Subject:
     """What is scored: a model at the parameters of a run, in a dtype, on a device, and data y at `index`.
 
+    mixture   takes the place of the model's prior
+    stated    the model with the prior that it is scored with, as the run has it; `model` is where chains are
+
     Raises SdeflowError for a prior that cannot be sampled.
     """
 
-    def __init__(self, found: Learned, options: Options, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        found: Learned,
+        options: Options,
+        progress: Progress | None = None,
+        mixture: Mixture | None = None,
+    ) -> None:
         self.found, self.options = found, options
+        self.stated = found.model if mixture is None else WithMixture(found.model, mixture)
         dtype = found.state["X"].dtype if options.dtype is None else getattr(torch, options.dtype)
         self.like = torch.zeros((), dtype=dtype, device=resolve_device(options.device))
-        self.model = found.model.to(dtype, self.like.device)
+        self.model = self.stated.to(dtype, self.like.device)
         self.theta = {name: value.to(self.like) for name, value in found.theta.items()}
         self.held_out = self.model.held_out is not None
         self.of = "held-out data" if self.held_out else "training data"
         whole = self.model.held_out if self.held_out else self.model.data
         self.index = spread(annealing.size(whole), options.data)
         self.y = part_of(whole, self.index)
-        self.learns_energy = isinstance(found.forces, EnergyForces) and found.forces.prior is not None
-        self.base = self._gaussian() if self.learns_energy else prior(found.model, found.theta, self.like)
+        self.learns_energy = found.learns_energy
+        self.base = self._gaussian() if self.learns_energy else prior(self.stated, found.theta, self.like)
         self.path = annealing.Path(self.base, self.model, self.theta)
         self.simulates = bool(found.model.sample_data) and not self.learns_energy
         self.decodes = bool(found.model.decode) and isinstance(found.model.data, Tensor)
         self.tick = self._ticking(progress)
         self.notes: list[str] = []
+
+    @property
+    def of_what(self) -> str:
+        """The data, and the prior where it is not the model's."""
+        return f"{self.of}, prior {prior}" if (prior := self.options.prior) else self.of
 
     @property
     def pieces(self) -> Iterator[slice]:
@@ -170,7 +189,7 @@ class Subject:
 def evidence(subject: Subject) -> tuple[list[Score], Ladder]:
     """log p_theta(y_i), from below in expectation, and log Z where an energy was learned; and the steps."""
     options, scores = subject.options, []
-    pilots = part_of(subject.found.model.data, spread(data_size(subject.found.model), PILOTS))
+    pilots = part_of(subject.model.data, spread(data_size(subject.model), PILOTS))
     ladder = subject.ladder(subject.path, pilots, options.chains)
     parts = []
     for number, piece in enumerate(subject.pieces):
@@ -191,7 +210,7 @@ def evidence(subject: Subject) -> tuple[list[Score], Ladder]:
     value = found.value - log_z.value
     each = {"log_evidence": value, "log_evidence_error": found.error, "effective_samples": found.ess}
     error = float(np.hypot(found.mean.error, log_z.error))
-    title = f"log-evidence, {subject.of}"
+    title = f"log-evidence, {subject.of_what}"
     return [_score("evidence", title, value, error, "datum", each), *scores], ladder
 
 
@@ -214,9 +233,9 @@ def _log_z(subject: Subject) -> Estimate:
 
 def gap(subject: Subject, ladder: Ladder) -> Score:
     """Of data that are drawn from the model, the bound on log p(y) from above less that from below."""
-    model, theta, g = subject.found.model, subject.found.theta, subject.generator("simulated")
+    model, theta, g = subject.stated, subject.found.theta, subject.generator("simulated")
     x = subject.base.sample(SIMULATED, g)
-    name = f"{type(model).__name__}.sample_data"
+    name = f"{type(subject.found.model).__name__}.sample_data"
     y = subject.there(attempt(name, model.sample_data, theta, x.to(subject.found.state["X"]), g))
     given, expected = ([v.shape[1:] for v in tree_leaves(data)] for data in (y, model.data))
     if given != expected or annealing.size(y) != SIMULATED:
@@ -248,7 +267,7 @@ def reconstructions(subject: Subject) -> list[Score]:
         own.append(misfit(model, theta, x, model.data[index[piece]]))
     scores = []
     for name, title, axis, misfits in (
-        ("reconstruction", f"reconstruction, {subject.of}", "datum", parts),
+        ("reconstruction", f"reconstruction, {subject.of_what}", "datum", parts),
         ("own_reconstruction", "reconstruction, own particles", "trained", own),
     ):
         of_mean, of_each = map(np.concatenate, zip(*misfits, strict=True))

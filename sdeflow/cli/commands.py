@@ -14,6 +14,12 @@ from sdeflow.cli.app import app, configured
 from sdeflow.errors import SdeflowError
 from sdeflow.terminal import shown
 
+PriorOption = Annotated[
+    str,
+    typer.Option(
+        metavar="gmm:K", help="Take a mixture of K Gaussians, fitted to the final particles, as the prior."
+    ),
+]
 EXIT = {"success": 0, "diverged": 3, "interrupted": 130}
 
 
@@ -193,13 +199,7 @@ def sample(
         bool,
         typer.Option("--average", help="Take the average of the parameters (average.decay), not the last."),
     ] = False,
-    prior: Annotated[
-        str,
-        typer.Option(
-            metavar="gmm:K",
-            help="Take a mixture of K Gaussians, fitted to the final particles, as the prior.",
-        ),
-    ] = "",
+    prior: PriorOption = "",
 ) -> None:
     """Sample the prior that a run has learned; writes samples.nc and pictures into the run folder."""
     from sdeflow.analysis.samples import sample as sample_run
@@ -225,6 +225,7 @@ def evaluate(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of the chains.")] = 0,
     replica: Annotated[int, typer.Option(help="Which replica's parameters.")] = 0,
+    prior: PriorOption = "",
     quiet: cli.QuietOption = False,
 ) -> None:
     """Score a trained model: evidence and reconstructions, of held-out data where it has any.

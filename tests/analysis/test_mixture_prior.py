@@ -16,6 +16,7 @@ import torch
 import xarray as xr
 from commands import Cli, command
 from pieces import flip
+from safetensors.torch import load_file
 from scipy.special import logsumexp
 from scipy.stats import norm
 from support import SE
@@ -44,7 +45,11 @@ class Clusters(sdeflow.Model):
         return {{"mean": torch.zeros(2)}}
 
     def log_joint(self, theta, x, y):
-        return -((y[:, None] - x) ** 2).sum(-1) / {2 * S2} - ((x - theta["mean"]) ** 2).sum(-1) / 2
+        likelihood = -((y[:, None] - x) ** 2).sum(-1) / {2 * S2} - {log(2 * pi * S2)}
+        return likelihood + self.log_prior(theta, x.flatten(0, 1)).view(x.shape[:2])
+
+    def log_prior(self, theta, x):
+        return -((x - theta["mean"]) ** 2).sum(-1) / 2 - {log(2 * pi)}
 """
 PROBLEM = """
 model.use = "clusters.py:Clusters"
@@ -68,6 +73,12 @@ def aggregate(n: int, seed: int) -> torch.Tensor:
     """Independent draws from the mixture, by NumPy."""
     rng = np.random.default_rng(seed)
     return torch.from_numpy(MEANS[rng.choice(3, n, p=WEIGHTS)] + VARIANCE**0.5 * rng.normal(size=(n, 2)))
+
+
+def evidence(y: Any, weights: Any, means: Any, variances: Any) -> Any:
+    """log sum_k pi_k N(y; m_k, v_k + s2) of each row of y."""
+    parts = norm.logpdf(y[:, None], means, np.sqrt(np.broadcast_to(variances, means.shape) + S2)).sum(-1)
+    return logsumexp(parts + np.log(weights), axis=-1)
 
 
 def vars_of(found: Mixture) -> list[torch.Tensor]:
@@ -241,6 +252,73 @@ def test_replicas_have_mixtures_of_their_own(tmp_path: Path, monkeypatch: pytest
     assert files == {"prior-gmm3.safetensors", "prior-gmm3-replica1.safetensors"}
 
 
+def normal_evidence(y: Any, weights: Any, means: Any, variances: Any) -> Any:
+    """log sum_k pi_k N(y; m_k, v_k + s2) of each row of y."""
+    parts = norm.logpdf(y[:, None], means, np.sqrt(variances + S2)).sum(-1)
+    return logsumexp(parts + np.log(weights), axis=-1)
+
+
+def evaluated(*arguments: object) -> xr.Dataset:
+    options = ["--temperatures", 50, "--data", 12, "--quiet"]  # of which each centre has its share
+    assert command("evaluate", "run", *options, *arguments) == 0
+    return xr.load_dataset("run/evaluation.nc")
+
+
+def score(found: xr.Dataset, name: str) -> list[float]:
+    """Value, and errors over data and over chains."""
+    one = found.sel(score=name)
+    return [float(one[key]) for key in ("value", "error_over_data", "error_over_chains")]
+
+
+DRAWS = f"""
+    def sample_prior(self, theta, n, generator):
+        return theta["mean"] + torch.randn(n, 2, generator=generator, dtype=torch.float64)
+
+    def sample_data(self, theta, x, generator):
+        return x + {S2**0.5} * torch.randn(x.shape, generator=generator, dtype=x.dtype)
+"""
+
+
+def test_evidence_rises_by_what_the_closed_form_says(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the fitted and the known mixture as prior it is the closed form's, within 4 of its errors.
+
+    Many chains, for they do not travel between the clusters.
+    """
+    y = np.repeat(CENTRES, 2 * TIMES, axis=0)
+    many = ("--chains", 200)
+    found = evaluated("--prior", "gmm:3", *many)
+    x = load_file("run/final.safetensors")["X"]
+    fitted, _ = mixture_prior.mixture_of(run, x, 3)
+    weights, means, variances = (v.numpy() for v in vars_of(fitted))
+    value, _, error = score(found, "evidence")
+    assert abs(value - evidence(y, np.exp(weights), means, variances).mean()) < 4 * error < 0.2
+    assert found.attrs["prior"] == "gmm:3"
+    assert str(found.title.values[0]) == "log-evidence, training data, prior gmm:3"
+
+    monkeypatch.setattr(mixture_prior, "fit_mixture", lambda x, components: known())
+    truth = evidence(y, WEIGHTS, MEANS, VARIANCE)
+    value, _, error = score(evaluated("--prior", "gmm:4", *many), "evidence")
+    assert abs(value - truth.mean()) < 4 * error < 0.2
+    Path("clusters.py").write_text(f"{MODEL}{DRAWS}")
+    plain, _, plain_error = score(evaluated(), "evidence")
+    rise = truth - evidence(y, np.ones(1), np.zeros((1, 2)), 1.0)
+    assert abs(value - plain - rise.mean()) < 4 * np.hypot(error, plain_error)
+    assert rise.mean() > 5
+
+
+def test_the_gap_of_bounds_is_of_the_mixture_too(run: Path) -> None:
+    """Of one Gaussian: data drawn from it have its negative entropy as evidence, within 4.5 errors."""
+    Path("clusters.py").write_text(f"{MODEL}{DRAWS}")
+    found = evaluated("--prior", "gmm:1", "--temperatures", 300)
+    x = load_file("run/final.safetensors")["X"].flatten(0, 1).numpy()
+    entropy = norm(0, np.sqrt(x.var(0) + S2)).entropy().sum()
+    below = found.simulated_below
+    assert abs(below.mean() + entropy) < SE * below.std(ddof=1) / below.size**0.5
+    assert entropy > 1 + 2 * norm(0, (1 + S2) ** 0.5).entropy()  # the model's own prior
+    gap, error, _ = score(found, "gap")
+    assert -4 * error < gap < 0.1
+
+
 def test_samples_of_images_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     size = ["--set", "model.images=40", "--set", "system.particles=5", "--steps", 3]
@@ -272,7 +350,15 @@ def test_what_is_wrong_is_said(run: Path, cli: Cli) -> None:
         assert told.code == 2
         assert sentence in told.err
         assert told.err.count("\n") == 1
+        if folder != "nothing":
+            again = cli("evaluate", folder, "--prior", prior)
+            assert (again.code, sentence in again.err, again.err.count("\n")) == (2, True, 1)
         assert not list(Path(folder).glob("prior*"))
+    silent = MODEL.replace("log_prior", "own_prior")
+    Path("clusters.py").write_text(silent)
+    told = cli("evaluate", "run", "--prior", "gmm:3")
+    assert told.code == 2
+    assert "Clusters has no log_prior, whose place a mixture would take" in told.err
     with pytest.raises(SdeflowError, match="needs particles that differ, and all 50 are the same"):
         fit_mixture(torch.ones(50, 2), 2)
     with pytest.raises(SdeflowError, match="the particles must be finite"):
