@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 
 import torch
 import xarray as xr
 
 from sdeflow.analysis import scores
+from sdeflow.analysis.annealing import Tick
 from sdeflow.analysis.mixture_prior import Mixture, components_of, mixture_of
 from sdeflow.analysis.samples import Learned, learned, no_mixture
 from sdeflow.analysis.scores import Options, Score, Subject, part_of, pieces
@@ -27,7 +30,8 @@ LOSS_TOLERANCE = 1e-4
 def evaluate(run: Path, options: Options | None = None, progress: Progress | None = None) -> xr.Dataset:
     """Scores a run, writes evaluation.nc into its folder, and gives what is in it.
 
-    value [score]       evidence: mean log p_theta(y_i), from below in expectation
+    value [parameters, score]
+                        evidence: mean log p_theta(y_i), from below in expectation
                         log_z: of a learned energy
                         gap: of data drawn from the model, the bound from above less that from below
                         reconstruction: mean squared error of a pixel of the mean image of particles that
@@ -36,29 +40,28 @@ def evaluate(run: Path, options: Options | None = None, progress: Progress | Non
     error_over_chains   that of the estimate for these data, with its bias
     log_evidence, ...   what a score is the mean of, a value a datum
 
+    `parameters` are 'last', and 'average' where the run has kept one. Both are scored with the same noise.
     A score is there where the model states what it takes; the attribute `notes` says what is not.
     Raises SdeflowError for a run that has not ended, has diverged, or whose model has changed, for a plain
     SDE, and for a prior that cannot be sampled.
     """
     options = options or Options()
-    learned_here = read(run, options.replica)
-    mixture = _mixture(run, learned_here, options)
-    subject = Subject(learned_here, options, progress, mixture)
-    found, notes = _scores(subject)
-    arrays = {name: (score.axis, values) for score in found for name, values in score.each.items()}
-    dataset = xr.Dataset(
+    last = read(run, options.replica)
+    mixture = _mixture(run, last, options)
+    subjects = {"last": Subject(last, options, mixture)}
+    if last.average is not None:
+        subjects["average"] = Subject(last.average, options, mixture)
+    tick = ticking(sum(subject.moves for subject in subjects.values()), progress)
+    found, notes = {}, list[str]()
+    for parameters, subject in subjects.items():
+        subject.tick = tick
+        found[parameters] = _scores(subject)
+        news = [note for note in subject.notes if note not in notes]
+        notes += news if parameters == "last" else [f"of the {parameters}: {note}" for note in news]
+    dataset = xr.concat(map(_as_dataset, found.values()), xr.Variable("parameters", list(found)))
+    subject = subjects["last"]
+    dataset = dataset.assign_coords(datum=subject.index.numpy()).assign_attrs(
         {
-            "value": ("score", [score.value for score in found]),
-            "error_over_data": ("score", [score.over_data for score in found]),
-            "error_over_chains": ("score", [score.over_chains for score in found]),
-            **arrays,
-        },
-        coords={
-            "score": [score.name for score in found],
-            "title": ("score", [score.title for score in found]),
-            "datum": subject.index.numpy(),
-        },
-        attrs={
             "run": run.name,
             "scored": subject.of,
             "steps_taken": int(open_run(run).attrs["steps_taken"]),
@@ -68,27 +71,50 @@ def evaluate(run: Path, options: Options | None = None, progress: Progress | Non
             **provenance(subject.like.device),
             "dtype": str(subject.like.dtype).removeprefix("torch."),
             "history": stamp("evaluated"),
-        },
+        }
     )
     durable.write(run / EVALUATION, encode(dataset))
     return dataset
 
 
-def _scores(subject: Subject) -> tuple[list[Score], list[str]]:
-    """All scores that there can be, and why there are not more."""
+def _as_dataset(scores: Sequence[Score]) -> xr.Dataset:
+    """Values and errors along `score`, and what is behind them."""
+    each = {name: (score.axis, values) for score in scores for name, values in score.each.items()}
+    return xr.Dataset(
+        {
+            "value": ("score", [score.value for score in scores]),
+            "error_over_data": ("score", [score.over_data for score in scores]),
+            "error_over_chains": ("score", [score.over_chains for score in scores]),
+            **each,
+        },
+        coords={
+            "score": [score.name for score in scores],
+            "title": ("score", [score.title for score in scores]),
+        },
+    )
+
+
+def ticking(total: int, progress: Progress | None) -> Tick:
+    """What is to be called after each of so many moves."""
+    done = count(1)
+    return lambda: progress(next(done), total, None) if progress else None
+
+
+def _scores(subject: Subject) -> list[Score]:
+    """All scores that there can be; why there are not more is noted."""
     found, ladder = scores.evidence(subject)
-    notes = subject.notes
+    notes, name = subject.notes, type(subject.found.model).__name__
     if subject.learns_energy:
         notes.append("no gap of bounds: a learned energy gives no exact draws")
     elif not subject.simulates:
-        notes.append(f"no gap of bounds: {type(subject.found.model).__name__} has no sample_data")
+        notes.append(f"no gap of bounds: {name} has no sample_data")
     else:
         found.append(scores.gap(subject, ladder))
     if subject.decodes:
         found += scores.reconstructions(subject)
     else:
-        notes.append(f"no reconstructions: {type(subject.found.model).__name__} has no decode")
-    return found, notes
+        notes.append(f"no reconstructions: {name} has no decode")
+    return found
 
 
 def _mixture(run: Path, found: Learned, options: Options) -> Mixture | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -75,13 +75,17 @@ CLOUDS = 4
 
 @dataclass(frozen=True)
 class Learned:
-    """What a run has learned: system (on the CPU), scheme, and of one replica theta and the last state."""
+    """What a run has learned: system (on the CPU), scheme, and of one replica theta and the last state.
+
+    average   the same with the average of the parameters; None where none was kept
+    """
 
     system: BlockSystem
     scheme: Integrator
     forces: ModelField
     theta: dict[str, Tensor]
     state: dict[str, Tensor]
+    average: Learned | None = None
 
     @property
     def model(self) -> Model:
@@ -125,18 +129,27 @@ def learned(run: Path, replica: int = 0, *, average: bool = False) -> Learned:
         raise SdeflowError(
             f"replica {replica} of {run} diverged: at its end not finite: {', '.join(sorted(lost))}"
         )
-    if average:
-        kept = {name.removeprefix(AVERAGE): v for name, v in stored.items() if name.startswith(AVERAGE)}
-        if not kept:
-            raise SdeflowError(
-                f"{run} has kept no average of its parameters: run it with --set average.decay=0.999, or "
-                "leave --average out"
-            )
-        stored |= {name: v.to(stored[name].dtype) for name, v in kept.items() if name in stored}
     system = BlockSystem([b.of(replica) for b in system.blocks], system.force_field, h=system.h)
     if any(b.auto for b in system.blocks):
         system = chosen(system, open_run(run), replica)
     system = system.to(stored["X"].dtype, torch.device("cpu"))
+    last = _of(run, system, built.integrator, stored)
+    kept = {name.removeprefix(AVERAGE): v for name, v in stored.items() if name.startswith(AVERAGE)}
+    if kept:
+        same = {name: v.to(stored[name].dtype) for name, v in kept.items() if name in stored}
+        last = replace(last, average=_of(run, system, built.integrator, stored | same))
+    if not average:
+        return last
+    if last.average is None:
+        raise SdeflowError(
+            f"{run} has kept no average of its parameters: run it with --set average.decay=0.999, or "
+            "leave --average out"
+        )
+    return last.average
+
+
+def _of(run: Path, system: BlockSystem, scheme: Integrator, stored: Mapping[str, Tensor]) -> Learned:
+    """What a run has learned, by what it stored, each parameter and variable by name."""
     assert system.model_forces is not None
     state, layouts = {}, system.model_forces.layouts
     for name, axes in system.axes.items():
@@ -158,7 +171,7 @@ def learned(run: Path, replica: int = 0, *, average: bool = False) -> Learned:
     positions = tuple(f"{b.position}." for b in system.parameters)
     theta = {name: v for name, v in stored.items() if name.startswith(positions)}
     theta = {name.removeprefix("theta."): v for name, v in theta.items()}
-    return Learned(system, built.integrator, system.model_forces, theta, state)
+    return Learned(system, scheme, system.model_forces, theta, state)
 
 
 def no_mixture(run: Path) -> SdeflowError:

@@ -5,9 +5,8 @@ Scored are held-out data where the model has any, else those that it was trained
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count
 from math import log, pi
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from sdeflow.analysis import annealing
-from sdeflow.analysis.annealing import SETTLING, Base, Ladder, prior
+from sdeflow.analysis.annealing import SETTLING, Base, Ladder, Tick, no_tick, prior
 from sdeflow.analysis.entropy import Estimate
 from sdeflow.analysis.evidence import Evidence, fitted
 from sdeflow.analysis.mixture_prior import Mixture, WithMixture, components_of
@@ -29,7 +28,6 @@ from sdeflow.errors import SdeflowError, attempt, expect_count, expect_positive
 from sdeflow.model.energy import ALPHA, EnergyModel, Prior, part
 from sdeflow.model.model import Data, data_size
 from sdeflow.seeds import generator
-from sdeflow.terminal import Progress
 
 PILOTS, SIMULATED, CONSTANT_CHAINS = 32, 64, 1000
 """Data that steps are adapted on, data that are drawn from the model, chains of log Z."""
@@ -105,13 +103,7 @@ class Subject:
     Raises SdeflowError for a prior that cannot be sampled.
     """
 
-    def __init__(
-        self,
-        found: Learned,
-        options: Options,
-        progress: Progress | None = None,
-        mixture: Mixture | None = None,
-    ) -> None:
+    def __init__(self, found: Learned, options: Options, mixture: Mixture | None = None) -> None:
         self.found, self.options = found, options
         self.stated = found.model if mixture is None else WithMixture(found.model, mixture)
         dtype = found.state["X"].dtype if options.dtype is None else getattr(torch, options.dtype)
@@ -128,7 +120,7 @@ class Subject:
         self.path = annealing.Path(self.base, self.model, self.theta)
         self.simulates = bool(found.model.sample_data) and not self.learns_energy
         self.decodes = bool(found.model.decode) and isinstance(found.model.data, Tensor)
-        self.tick = self._ticking(progress)
+        self.tick: Tick = no_tick
         self.notes: list[str] = []
 
     @property
@@ -176,14 +168,13 @@ class Subject:
 
         return Base(log_density, sample)
 
-    def _ticking(self, progress: Progress | None) -> Callable[[], None]:
-        """What is called after each move; how many there will be is known."""
+    @property
+    def moves(self) -> int:
+        """How many moves all scores take, after each of which `tick` is called."""
         options, batches = self.options, -(-len(self.index) // self.options.at_once)
         ways = 1 + batches + 2 * self.simulates + 2 * self.learns_energy
         total = ways * (options.temperatures - 1) + (1 + self.learns_energy) * SETTLING
-        total += self.decodes * batches * options.langevin_steps
-        done = count(1)
-        return lambda: progress(next(done), total, None) if progress else None
+        return total + self.decodes * batches * options.langevin_steps
 
 
 def evidence(subject: Subject) -> tuple[list[Score], Ladder]:

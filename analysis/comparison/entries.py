@@ -21,7 +21,7 @@ from sdeflow.trajectory.layout import EVALUATION
 from sdeflow.trajectory.opening import open_run
 
 FREE = {"integrator", "steps", "seed", "replicas", "device", "bound"}
-"""Keys of [run] in which runs of one comparison may differ; they may also differ in [save]."""
+"""Keys of [run] in which runs of one comparison may differ; they may also differ in [save] and [average]."""
 
 
 @dataclass(frozen=True)
@@ -104,11 +104,15 @@ def _scores(folder: Path, run: xr.Dataset) -> xr.Dataset | None:
     if not (folder / EVALUATION).is_file():
         return None
     scores = xr.load_dataset(folder / EVALUATION, engine="netcdf4")
-    return scores if scores.attrs["steps_taken"] == run.attrs["steps_taken"] else None
+    known = "parameters" in scores.dims and scores.attrs["steps_taken"] == run.attrs["steps_taken"]
+    return scores if known else None
 
 
 def scored(entries: Sequence[Entry]) -> xr.Dataset | None:
-    """Values and errors of all scores, along `integrator`, NaN where a run lacks one; None without any."""
+    """Values and errors of all scores, along `integrator` and `parameters`; None without any.
+
+    NaN where a run lacks one.
+    """
     names = ["value", "error_over_data", "error_over_chains"]
     parts = [
         entry.scores[names]
@@ -146,5 +150,7 @@ def _problem(dataset: xr.Dataset) -> dict[str, Any]:
     keys = flattened(tomllib.loads(dataset.attrs["config"]))
     free = {f"run.{key}" for key in FREE}
     return {
-        key: v for key, v in keys.items() if key not in free and not key.startswith(("save.", "system.use"))
+        key: v
+        for key, v in keys.items()
+        if key not in free and not key.startswith(("save.", "average.", "system.use"))
     }

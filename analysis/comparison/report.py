@@ -92,9 +92,9 @@ _RATES = (
     "Underdamped: theta turns by a radian or more within an e-fold."
 )
 _SCORES = (
-    "Of the last parameters, by sdeflow evaluate, with standard errors over data and, in brackets, over "
-    "chains. An evidence is the mean of log p(y), in nats and from below. A reconstruction is the mean "
-    "squared error of a pixel."
+    "By sdeflow evaluate, of the last parameters where nothing else is said, with standard errors over data "
+    "and, in brackets, over chains. An evidence is the mean of log p(y), in nats and from below. A "
+    "reconstruction is the mean squared error of a pixel."
 )
 _LOSS = "Mean over replicas; the band is their range."
 _ENERGY = "From the particles' moments; below the noise of the estimate the curve means nothing."
@@ -239,24 +239,35 @@ def _table(rows: Sequence[Row]) -> str:
 
 
 def _scores(scores: xr.Dataset) -> str:
-    """A row an integrator, a column a score."""
+    """A row an integrator, and one for the average of its parameters; a column a score."""
     names = ["data", *map(escape, scores.score_title.to_numpy().tolist())]
     lines = []
     for label in scores.integrator.to_numpy().tolist():
-        one = scores.sel(integrator=label)
-        cells = [f"{int(one.score_data)}"]
-        for name in scores.score.to_numpy().tolist():
-            at = one.sel(score=name)
-            numbers = [float(at[f"score_{key}"]) for key in ("value", "error_over_data", "error_over_chains")]
-            value, *errors = to_digits(*numbers)
-            shown = [f"± {errors[0]}" * bool(errors[0]), f"(± {errors[1]})" * bool(errors[1])]
-            cells.append("" if np.isnan(numbers[0]) else " ".join(filter(None, [value, *shown])))
-        row = "".join(
-            f'<td data-label="{escape(n)}">{cell}</td>' for n, cell in zip(names, cells, strict=True)
-        )
-        lines.append(f"<tr><th scope=row>{escape(label)}</th>{row}</tr>")
+        for parameters in scores.parameters.to_numpy().tolist():
+            one = scores.sel(integrator=label, parameters=parameters)
+            if bool(one.score_value.isnull().all()):
+                continue
+            cells = [f"{int(one.score_data)}", *map(score_cell, *score_numbers(one, "score_"))]
+            row = "".join(
+                f'<td data-label="{escape(n)}">{cell}</td>' for n, cell in zip(names, cells, strict=True)
+            )
+            of = label if parameters == "last" else f"{label}, {parameters} of the parameters"
+            lines.append(f"<tr><th scope=row>{escape(of)}</th>{row}</tr>")
     head = "".join(f"<th scope=col>{name}</th>" for name in ["integrator", *names])
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+
+
+def score_numbers(scores: xr.Dataset, prefix: str = "") -> list[list[float]]:
+    """Of all scores the values, and the errors over data and over chains."""
+    keys = ("value", "error_over_data", "error_over_chains")
+    return [scores[prefix + key].to_numpy().tolist() for key in keys]
+
+
+def score_cell(value: float, over_data: float, over_chains: float) -> str:
+    """A score with its errors over data and, in brackets, over chains; '' where there is none."""
+    shown, *errors = to_digits(value, over_data, over_chains)
+    told = [f"± {errors[0]}" * bool(errors[0]), f"(± {errors[1]})" * bool(errors[1])]
+    return "" if np.isnan(value) else " ".join(filter(None, [shown, *told]))
 
 
 def _unbroken(cell: str) -> str:

@@ -75,18 +75,17 @@ def _product(b: Block, h: float) -> str:
 
 def tell_scores(scores: Any, path: Path) -> None:
     """Prints the scores of a run, which are in a file."""
-    from sdeflow.analysis.comparison.report import to_digits
+    from sdeflow.analysis.comparison.report import score_numbers, to_digits
 
-    rows = []
-    for title, *numbers in zip(
-        *(
-            scores[name].to_numpy().tolist()
-            for name in ("title", "value", "error_over_data", "error_over_chains")
-        ),
-        strict=True,
-    ):
-        rows.append([title, *to_digits(*numbers)])
-    table(f"Scores of {scores.attrs['run']}", ("score", "value", "± over data", "± over chains"), rows)
+    titles, of = scores.title.to_numpy().tolist(), scores.parameters.to_numpy().tolist()
+    numbers = [list(zip(*score_numbers(scores.sel(parameters=one)), strict=True)) for one in of]
+    rows = [
+        [title if i == 0 else "", *[of[i]] * (len(of) > 1), *to_digits(*three)]
+        for title, beside in zip(titles, zip(*numbers, strict=True), strict=True)
+        for i, three in enumerate(beside)
+    ]
+    columns = ("score", *["parameters"] * (len(of) > 1), "value", "± over data", "± over chains")
+    table(f"Scores of {scores.attrs['run']}", columns, rows)
     about = "evidence in nats, a bound from below; reconstruction: mean squared error a pixel"
     out.print(shown("; ".join(filter(None, [about, scores.attrs["notes"]]))), markup=False)
     out.print(shown(str(path)), markup=False, soft_wrap=True)

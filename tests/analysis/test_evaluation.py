@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,13 +60,24 @@ def split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def scores(run: str | Path) -> dict[str, tuple[float, float, float]]:
+def scores(run: str | Path, parameters: str = "last") -> dict[str, tuple[float, float, float]]:
     """Value and errors over data and over chains of each score in a run folder."""
-    with xr.open_dataset(Path(run) / "evaluation.nc") as found:
+    with xr.open_dataset(Path(run) / "evaluation.nc") as file:
+        found = file.sel(parameters=parameters)
         rows = zip(
             found.value.values, found.error_over_data.values, found.error_over_chains.values, strict=True
         )
         return dict(zip(found.score.values.tolist(), rows, strict=True))
+
+
+def split_evidence(run: Path, prefix: str) -> np.ndarray:
+    """log p(y) of the data that `Split` holds out, at the parameters of a run with that prefix."""
+    from sdeflow.problems.ppca import PPCA
+
+    theta = {k: v.numpy() for k, v in load_file(run / "final.safetensors").items()}
+    w, mean, noise = (theta[f"{prefix}{name}"] for name in ("weight", "mean", "log_noise"))
+    law = scipy.stats.multivariate_normal(mean, w @ w.T + np.exp(noise) * np.eye(4))
+    return np.asarray(law.logpdf(PPCA(60).data[40:].numpy()))
 
 
 def test_a_collapsed_cloud_has_the_better_loss_and_the_worse_evidence(split: Path) -> None:
@@ -81,12 +93,7 @@ def test_a_collapsed_cloud_has_the_better_loss_and_the_worse_evidence(split: Pat
         assert command("evaluate", system, "-q", "--temperatures", 100) == 0
         value, over_data, error = scores(system)["evidence"]
         evidences[system] = value
-        theta = {k: v.numpy() for k, v in load_file(split / system / "final.safetensors").items()}
-        w, mean, noise = (theta[f"theta.{name}"] for name in ("weight", "mean", "log_noise"))
-        law = scipy.stats.multivariate_normal(mean, w @ w.T + np.exp(noise) * np.eye(4))
-        from sdeflow.problems.ppca import PPCA
-
-        truth = law.logpdf(PPCA(60).data[40:].numpy())
+        truth = split_evidence(split / system, "theta.")
         assert abs(value - truth.mean()) < 4 * error
         assert abs(over_data - truth.std(ddof=1) / 20**0.5) < 0.2 * over_data
     assert losses["collapsed"] < losses["honest"] - 1
@@ -109,7 +116,8 @@ def test_evidence_under_a_learned_energy(steps: int, tmp_path: Path, monkeypatch
     assert command("evaluate", "run", "-q", "--temperatures", 100, "--dtype", "float64") == 0
     found = scores("run")
     alpha = float(load_file("run/final.safetensors")["alpha.mean"])
-    with xr.open_dataset("run/evaluation.nc") as file:
+    with xr.open_dataset("run/evaluation.nc") as both:
+        file = both.sel(parameters="last")
         from sdeflow.problems.linear_energy import LinearEnergy
 
         truth = scipy.stats.norm(alpha, 1.25**0.5).logpdf(
@@ -175,7 +183,9 @@ def test_scores_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: 
         "evaluation.nc",
     ):
         assert told in out
-    first = xr.load_dataset("run/evaluation.nc")
+    whole = xr.load_dataset("run/evaluation.nc")
+    assert whole.parameters.values.tolist() == ["last"]
+    first = whole.isel(parameters=0)
     assert dict(first.sizes) == {"score": 6, "datum": 15, "simulated": 64, "trained": 40}
     each = {"evidence": "log_evidence"} | {s: s for s in first.score.values.tolist() if "reconstruction" in s}
     for score, values in each.items():
@@ -190,11 +200,49 @@ def test_scores_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: 
     assert first.attrs["steps_taken"] == 30 and first.attrs["chains"] == 4  # noqa: PT018
 
     assert command("evaluate", "run", *BRIEF, "--replica", 1, "--at-once", 4, "--quiet") == 0
-    np.testing.assert_array_equal(first.value, xr.load_dataset("run/evaluation.nc").value)
+    np.testing.assert_array_equal(whole.value, xr.load_dataset("run/evaluation.nc").value)
     options = {"temperatures": 20, "chains": 4, "langevin_steps": 30}
     double = evaluate(Path("run"), Options(**options, data=5, dtype="float64"))
     assert (double.attrs["dtype"], double.sizes["datum"], double.sizes["trained"]) == ("float64", 5, 5)
-    assert float(double.value[0]) != float(first.value[0])
+    assert float(double.value[0, 0]) != float(first.value[0])
+
+
+def test_an_average_is_scored_beside_the_last(split: Path, cli: Cli) -> None:
+    """Each with its closed form, within 4 of its errors; in the table, the file, a report and compare.nc."""
+    quick = ["--steps", 150, "-q", "--set", "evaluate.every=100"]
+    assert command("run", "split.toml", "--set", "average.decay=1", *quick, "--out", "run") == 0
+    assert command("run", "split.toml", "--integrator", "expint", *quick, "--out", "other") == 0
+    code, out, _ = cli("evaluate", "run", "--temperatures", 100)
+    assert code == 0
+    truth = {
+        "last": split_evidence(Path("run"), "theta."),
+        "average": split_evidence(Path("run"), "average.theta."),
+    }
+    assert abs(truth["last"].mean() - truth["average"].mean()) > 0.4  # twice what is allowed for
+    for parameters, values in truth.items():
+        value, _, error = scores("run", parameters)["evidence"]
+        assert abs(value - values.mean()) < 4 * error < 0.2
+        shown = re.search(rf"{parameters} +(\S+) +\S+ +\S+ *\n", out)
+        assert shown is not None
+        assert float(shown.group(1)) == pytest.approx(value, abs=0.01)
+    assert command("evaluate", "other", "--temperatures", 20, "-q") == 0
+    assert command("report", "run", "other", "--out", "both", "-q") == 0
+    with xr.open_dataset("both/compare.nc") as both:
+        value = both.score_value.sel(score="evidence")
+        mean = float(value.sel(integrator="euler_maruyama", parameters="average"))
+        assert mean == scores("run", "average")["evidence"][0]
+        assert np.isnan(float(value.sel(integrator="expint", parameters="average")))
+    page = Path("both/report.html").read_text()
+    assert page.count("euler_maruyama, average of the parameters") == 1
+    assert "expint, average" not in page
+
+
+def test_of_two_thetas_that_are_the_same_all_scores_are(split: Path) -> None:
+    """Noise, data and steps are common to both, so that they differ by their parameters alone."""
+    run = ["run", "split.toml", "--steps", 5, "--set", "average.decay=0", "-q", "--set", "evaluate.every=5"]
+    assert command(*run, "--set", "save.every=5", "--out", "run") == 0
+    found = evaluate(Path("run"), Options(temperatures=10))
+    np.testing.assert_array_equal(found.value.sel(parameters="last"), found.value.sel(parameters="average"))
 
 
 def test_every_move_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,6 +285,7 @@ def test_scores_stand_in_a_report(split: Path) -> None:
         mine, other = (both.sel(integrator=name) for name in ("expint", "euler_maruyama"))
         for name, numbers in found.items():
             columns = ("score_value", "score_error_over_data", "score_error_over_chains")
+            mine = mine.sel(parameters="last", drop=True) if "parameters" in mine.dims else mine
             assert [float(mine[c].sel(score=name)) for c in columns] == pytest.approx(numbers, nan_ok=True)
         assert int(mine.score_data) == 12
         assert other.score_value.isnull().all()
