@@ -43,7 +43,7 @@ def evaluate(run: Path, options: Options | None = None, progress: Progress | Non
     `parameters` are 'last', and 'average' where the run has kept one. Both are scored with the same noise.
     A score is there where the model states what it takes; the attribute `notes` says what is not.
     Raises SdeflowError for a run that has not ended, has diverged, or whose model has changed, for a plain
-    SDE, and for a prior that cannot be sampled.
+    SDE, and for a prior that cannot be sampled or is not as stated.
     """
     options = options or Options()
     last = read(run, options.replica)

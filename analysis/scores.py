@@ -21,6 +21,7 @@ from sdeflow.analysis.annealing import SETTLING, Base, Ladder, Tick, no_tick, pr
 from sdeflow.analysis.entropy import Estimate
 from sdeflow.analysis.evidence import Evidence, fitted
 from sdeflow.analysis.mixture_prior import Mixture, WithMixture, components_of
+from sdeflow.analysis.prior_check import check_prior
 from sdeflow.analysis.reconstruction import langevin, misfit
 from sdeflow.analysis.samples import Learned, continued
 from sdeflow.config.run import resolve_device
@@ -100,7 +101,7 @@ class Subject:
     mixture   takes the place of the model's prior
     stated    the model with the prior that it is scored with, as the run has it; `model` is where chains are
 
-    Raises SdeflowError for a prior that cannot be sampled.
+    Raises SdeflowError for a prior that cannot be sampled, or whose log_prior and sample_prior do not agree.
     """
 
     def __init__(self, found: Learned, options: Options, mixture: Mixture | None = None) -> None:
@@ -117,6 +118,8 @@ class Subject:
         self.y = part_of(whole, self.index)
         self.learns_energy = found.learns_energy
         self.base = self._gaussian() if self.learns_energy else prior(self.stated, found.theta, self.like)
+        if not self.learns_energy and mixture is None:
+            check_prior(type(found.model).__name__, self.base, self.generator("check"))
         self.path = annealing.Path(self.base, self.model, self.theta)
         self.simulates = bool(found.model.sample_data) and not self.learns_energy
         self.decodes = bool(found.model.decode) and isinstance(found.model.data, Tensor)

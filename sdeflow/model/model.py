@@ -41,8 +41,9 @@ class Model(ABC):
         sample_data(theta, x, generator) -> [n, ...]          observations of latents x [n, *latent_shape]
         log_prior(theta, x) -> [n]                            log p_theta(x) of x [n, *latent_shape]
 
-    `sdeflow evaluate` needs log_prior and sample_prior, of one law, for the evidence of data; with
-    sample_data it tells how far that is to be trusted, and with decode how well the model reconstructs.
+    `sdeflow evaluate` needs log_prior and sample_prior, of one law, which it checks, for the evidence of
+    data; with sample_data it tells how far that is to be trusted, and with decode how well the model
+    reconstructs.
 
     joint_maximum: whether log_joint has a maximum over theta and x together. It has none where a weight can
     grow while the latents that it multiplies shrink; `sdeflow stability` then needs the end of a run.

@@ -11,9 +11,11 @@ import scipy.stats
 import torch
 from small import CPU, FLOAT64
 
+import sdeflow.analysis.prior_check as prior_check
 from sdeflow import Model
-from sdeflow.analysis.annealing import Ladder, Path, adapted, backwards, forwards, prior, sigmoid
+from sdeflow.analysis.annealing import Base, Ladder, Path, adapted, backwards, forwards, prior, sigmoid
 from sdeflow.analysis.evidence import Evidence
+from sdeflow.analysis.prior_check import check_prior
 from sdeflow.errors import SdeflowError
 from sdeflow.problems.decoder import Decoder
 from sdeflow.problems.factor_analysis import FactorAnalysis
@@ -241,6 +243,62 @@ def test_what_models_state_of_their_data_is_one_law(case: str) -> None:
         for values in (score, centred * score + 1):
             worst = (values.mean(0) / (values.std(0) / n**0.5)).abs().max()
             assert worst < 4.5
+
+
+# log_prior against sample_prior ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", LAWS)
+def test_priors_of_models_are_what_they_draw(case: str) -> None:
+    """None is refused, in single precision neither."""
+    model, theta = LAWS[case]
+    check_prior(case, prior(model, theta, number(0.0)), generator())
+    single = {key: value.float() for key, value in theta.items()}
+    check_prior(case, prior(model.to(torch.float32, CPU), single, torch.zeros(())), generator(1))
+
+
+def heavy(d: int, rate: float = 1.0, factor: float = 1.0, constant: float = 0.0) -> Base:
+    """Draws of Laplace's law of this rate, times a factor; a density with a constant too much."""
+
+    def log_density(x: torch.Tensor) -> torch.Tensor:
+        return d * np.log(rate / 2) - rate * x.abs().sum(-1) + constant
+
+    def sample(n: int, g: torch.Generator) -> torch.Tensor:
+        u = torch.rand(2, n, d, generator=g, dtype=torch.float64).log()
+        return factor * (u[0] - u[1]) / rate
+
+    return Base(log_density, sample)
+
+
+@pytest.mark.parametrize("d", [1, 8])
+def test_a_right_prior_is_seldom_refused(d: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A law of heavier tails, 400 times at a rate of one in twenty: no more, within 4 binomial errors."""
+    monkeypatch.setattr(prior_check, "FALSE_ALARMS", 0.05)
+    monkeypatch.setattr(prior_check, "DRAWS", 400)
+    refused = 0
+    for seed in range(400):
+        try:
+            check_prior("Heavy", heavy(d, 0.3), generator(seed))
+        except SdeflowError:
+            refused += 1
+    assert refused / 400 < 0.05 + 4 * (0.05 * 0.95 / 400) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("d", "wrong", "sentence"),
+    [
+        (1, {"factor": 1.3}, "sample_prior does not draw from the law of log_prior"),
+        (8, {"factor": 0.8}, "sample_prior does not draw from the law of log_prior"),
+        (1, {"constant": 0.92}, "log_prior is not the normalised log-density"),
+        (8, {"constant": 8 * 0.92}, "log_prior is not the normalised log-density"),
+        (8, {"constant": -1.0}, "log_prior is not the normalised log-density"),
+        (2, {"constant": float("nan")}, "log_prior is not finite at 10,000 of 10,000 draws"),
+    ],
+)
+def test_a_wrong_prior_is_refused(d: int, wrong: dict[str, float], sentence: str) -> None:
+    """A standard deviation by a quarter off; a constant left out, as that of a Gaussian."""
+    with pytest.raises(SdeflowError, match=f"Heavy.{sentence}"):
+        check_prior("Heavy", heavy(d, 0.3, **wrong), generator())
 
 
 def test_the_law_of_labels() -> None:

@@ -360,6 +360,9 @@ def test_what_cannot_be_scored_is_said(split: Path, cli: Cli, stop_before: Stop)
         told = refused("run")
         assert "the model of run has changed" in told
         assert sentence in told
+    constant = "old = Split.log_prior\nSplit.log_prior = lambda *a: old(*a) + 1"
+    (split / "split.py").write_text(f"{COLLAPSED}\n\n{constant}\n")
+    assert "Split.log_prior is not the normalised log-density" in refused("run")
     (split / "split.py").write_text(f"{COLLAPSED}\n\nSplit.log_prior = Split.sample_prior = None\n")
     assert "Split has no log_prior and no sample_prior" in refused("run")
 
