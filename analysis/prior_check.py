@@ -50,8 +50,8 @@ def check_prior(name: str, base: Base, generator: torch.Generator) -> None:
         )
     if max(_integrals(base, x, at, generator)) > log(4 / FALSE_ALARMS):
         raise SdeflowError(
-            f"{name}.log_prior is not the normalised log-density of what sample_prior draws: mend either, and "
-            "leave no constant out"
+            f"{name}.log_prior is not the normalised log-density of what sample_prior draws: mend either; "
+            "no constant may be left out"
         )
 
 
