@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from math import inf
 from numbers import Integral, Real
@@ -115,6 +115,8 @@ class Save(Options):
     checkpoint  seconds at least between checkpoints of a run with a folder; more where that keeps them to
                 5% of its time, and in a long run, of which 0.5% (at most 5 minutes) may be lost; 0 for one
                 after every chunk of steps
+    keep        moments of the run whose parameters are kept in a file each, whatever their length, for
+                `sdeflow evaluate --along`: at snapshots, spread evenly up to the last step; 0 for none
     """
 
     table: ClassVar = "save"
@@ -124,6 +126,7 @@ class Save(Options):
     particles: Choice = 16
     theta_max: Annotated[int, Ge(0)] = 10_000
     checkpoint: Annotated[float, Ge(0)] = 15.0
+    keep: Annotated[int, Ge(0)] = field(default=0, repr=False)  # no number depends on it: see Run.settings
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -141,6 +144,11 @@ class Save(Options):
     def steps(self, last: int) -> Steps:
         """The steps at which snapshots are taken in a run of `last` steps."""
         return Steps(range(0, last + 1, self.every), last)
+
+    def moments(self, last: int) -> set[int]:
+        """The steps at which parameters are kept in a run of `last` steps."""
+        near = (round(k * last / self.keep / self.every) * self.every for k in range(1, self.keep))
+        return {step for step in near if 0 < step < last} | ({last} if self.keep and last else set())
 
     def indices(self, dim: str, size: int) -> NDArray[np.int64]:
         """The positions saved along an axis of the given name; raises SdeflowError for one out of range."""

@@ -8,6 +8,7 @@ from sdeflow.simulation.memory import (
     average_bytes,
     data_bytes,
     free_memory,
+    kept_bytes,
     peak_bytes,
     recorder_of,
     state_bytes,
@@ -40,6 +41,9 @@ def cost(run: Run) -> list[tuple[str, str]]:
         rows.append(
             (f"average of {names}", f"{run.average}, in float64: {human(average_bytes(run))} a replica")
         )
+    if moments := run.save.moments(run.steps):
+        kept = f"{human(kept_bytes(run))} at each of {len(moments)} moments"
+        rows.append(("kept parameters", kept))
     return [
         *rows,
         ("a snapshot", human(snapshot)),

@@ -181,7 +181,7 @@ class Run(RunOptions):
         """What fixes the numbers but for how many there are, by key: the same in a run and its resumption."""
         if self.config is not None:
             keys = flattened(self.config.tables())
-            apart = ("run.steps", "run.device", "run.engine", "save.checkpoint")
+            apart = ("run.steps", "run.device", "run.engine", "save.checkpoint", "save.keep")
             return {key: value for key, value in keys.items() if key not in apart}
         settings: dict[str, Any] = {
             "system": str(self.system),

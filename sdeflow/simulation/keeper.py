@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from sdeflow.errors import SdeflowError
+from sdeflow.simulation.memory import kept_bytes
+from sdeflow.system.average import AVERAGE, averaged
 from sdeflow.terminal import human
 from sdeflow.trajectory.dataset import final_state, to_dataset
 from sdeflow.trajectory.durable import DiskFull
@@ -39,6 +41,7 @@ class Keeper:
     def __init__(self, run: Run, prepared: Prepared, folder: RunFolder | None, *, taken: int = 0) -> None:
         self.run, self.folder = run, folder
         self._prepared = prepared
+        self._moments = run.save.moments(run.steps)
         self.recorder = Recorder(
             prepared.system,
             run.save,
@@ -53,16 +56,19 @@ class Keeper:
     def require_room(self) -> None:
         """Raises SdeflowError where the disk has no room for the snapshots to come."""
         if self.folder is not None:
-            _refuse_full_disk(self.folder.path, 2 * self.recorder.bytes_left)  # segments, then trajectory.nc
+            kept = len(self._moments) * kept_bytes(self.run)
+            size = 2 * self.recorder.bytes_left + kept  # segments, then trajectory.nc
+            _refuse_full_disk(self.folder.path, size)
 
     def log(self, line: str) -> None:
         """Adds a line to the folder's log."""
         if self.folder is not None:
             self.folder.log(line)
 
-    def due(self) -> bool:
-        """Whether it is time for a checkpoint."""
-        return self.folder is not None and self.folder.due(self.run.save.checkpoint)
+    def due(self, step: int) -> bool:
+        """Whether it is time for a checkpoint after so many steps: their parameters may be to be kept."""
+        folder = self.folder
+        return folder is not None and (step in self._moments or folder.due(self.run.save.checkpoint))
 
     @property
     def replaces(self) -> bool:
@@ -78,7 +84,8 @@ class Keeper:
         """Puts snapshots and state on the disk, where there is a folder; then `meta.step` is acknowledged."""
         if self.folder is not None:
             with self._naming_the_safe_step():
-                self.folder.keep(self._snapshots(meta) if self.recorder.steps else None, meta, state)
+                snapshots = self._snapshots(meta) if self.recorder.steps else None
+                self.folder.keep(snapshots, meta, state, self._parameters(meta.step, state))
             self.recorder.clear()
 
     def finish(self, meta: Metadata, state: State, stop: Stop) -> tuple[xr.Dataset, State, Metadata]:
@@ -111,6 +118,12 @@ class Keeper:
         )
         self.folder.finish(meta, state, self.attributes(meta), final)
         return open_run(self.folder.path)
+
+    def _parameters(self, step: int, state: State) -> State | None:
+        """The parameters and their average, where they are to be kept after this step."""
+        names = averaged(self._prepared.system) if step in self._moments else []
+        names = [kept for name in names for kept in (name, AVERAGE + name) if kept in state]
+        return {name: state[name] for name in names} or None
 
     def attributes(self, meta: Metadata) -> dict[str, Any]:
         """What a dataset says of the run that made it."""

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from sdeflow.config.run import Run
 from sdeflow.errors import SdeflowError
-from sdeflow.system.average import average_axes
+from sdeflow.system.average import average_axes, averaged
 from sdeflow.terminal import human
 from sdeflow.trajectory.record import BUFFER, Recorder
 
@@ -91,6 +91,12 @@ def state_bytes(run: Run) -> int:
 def average_bytes(run: Run) -> int:
     """Bytes of the average of the parameters of one replica, which is in float64."""
     return 0 if run.average is None else 8 * sum(prod(a.shape) for a in average_axes(run.system).values())
+
+
+def kept_bytes(run: Run) -> int:
+    """Bytes of the parameters of all replicas, and of their average."""
+    of_one = sum(prod(run.system.axes[name].shape) for name in averaged(run.system)) * run.dtype.itemsize
+    return run.replica_count * (of_one + average_bytes(run))
 
 
 def data_bytes(run: Run) -> int:

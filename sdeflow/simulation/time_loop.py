@@ -205,7 +205,7 @@ class TimeLoop:
 
         compared   whether the energies of this state have been compared with the bound
         """
-        if (self._untried and self._keeper.replaces) or not (full or self._keeper.due()):
+        if (self._untried and self._keeper.replaces) or not (full or self._keeper.due(self.step)):
             return
         if not compared:
             observed = self._recorder.observed(self._prepared.times(self.step)[""], self.state)

@@ -29,11 +29,14 @@ from sdeflow.trajectory.layout import (
     CHECKPOINT,
     CONFIG,
     FINAL,
+    KEPT,
     LOCK,
     LOG,
     PREVIOUS,
     SEGMENTS,
     TRAJECTORY,
+    kept_file,
+    kept_files,
     resuming,
 )
 
@@ -99,18 +102,23 @@ class RunFolder:
         wait = max(least, min((now - self._began) / 200, 300.0), 20 * self._cost)
         return self.new or least == 0 or now - self._last >= wait
 
-    def keep(self, dataset: xr.Dataset | None, meta: Metadata, state: State) -> None:
+    def keep(
+        self, dataset: xr.Dataset | None, meta: Metadata, state: State, parameters: State | None = None
+    ) -> None:
         """Puts snapshots since the last call and a checkpoint on the disk; then `meta.step` is acknowledged.
+
+        parameters   of this step, to be kept in a file of their own, a checkpoint of them alone; it is there
+                     before the step is acknowledged
 
         `meta.segments` is filled in here. Raises RunError where the disk does not take it; what was
         acknowledged before is intact.
         """
         began = time.monotonic()
         if self.kept is None:
-            self._make(dataset, meta, state)
+            self._make(dataset, meta, state, parameters)
             self._flush()
         else:
-            self._put(self.path, dataset, replace(meta, segments=self.kept.segments), state)
+            self._put(self.path, dataset, replace(meta, segments=self.kept.segments), state, parameters)
         self._last = time.monotonic()
         self._cost = self._last - began
 
@@ -177,7 +185,9 @@ class RunFolder:
             self._lock.release()
             self._lock = None
 
-    def _make(self, dataset: xr.Dataset | None, meta: Metadata, state: State) -> None:
+    def _make(
+        self, dataset: xr.Dataset | None, meta: Metadata, state: State, parameters: State | None
+    ) -> None:
         """The folder appears under its name with a first checkpoint in it."""
         refuse_occupied(self.path, self._overwrite)
         partial = self._partial
@@ -188,7 +198,7 @@ class RunFolder:
             self._lock = _locked(partial)
             if self._config:
                 durable.write(partial / CONFIG, self._config.encode())
-            self._put(partial, dataset, replace(meta, segments=()), state)
+            self._put(partial, dataset, replace(meta, segments=()), state, parameters)
             if self.path.exists():
                 replaced = _locked(self.path)
                 self.path.rename(old)
@@ -235,13 +245,23 @@ class RunFolder:
                 _locked(partial).release()
                 shutil.rmtree(partial, ignore_errors=True)
 
-    def _put(self, root: Path, dataset: xr.Dataset | None, meta: Metadata, state: State) -> None:
+    def _put(
+        self,
+        root: Path,
+        dataset: xr.Dataset | None,
+        meta: Metadata,
+        state: State,
+        parameters: State | None,
+    ) -> None:
         listed = meta.segments
         if dataset is not None:
             number = 1 + max((int(Path(s.file).stem) for s in listed), default=0)
             file = f"{SEGMENTS}/{number:06d}.nc"
             digest = durable.write(root / file, segments.encode(dataset))
             listed = (*listed, Segment(file, digest, dataset.sizes["time"]))
+        if parameters is not None:
+            (root / KEPT).mkdir(exist_ok=True)
+            durable.write(root / kept_file(meta.step), checkpoint.encode(meta, parameters))
         self._checkpoint(root, replace(meta, segments=listed), state)
 
     def _cover(self, meta: Metadata, state: State) -> None:
@@ -289,7 +309,8 @@ class RunFolder:
 
     def _drop_strays(self) -> None:
         covered = {self.path / segment.file for segment in self.meta.segments}
-        for pattern in (f"{SEGMENTS}/*", f"{SEGMENTS}/.*", ".*.tmp", ".*.next"):
+        covered |= {path for step, path in kept_files(self.path).items() if step <= self.meta.step}
+        for pattern in (f"{SEGMENTS}/*", f"{SEGMENTS}/.*", f"{KEPT}/*", f"{KEPT}/.*", ".*.tmp", ".*.next"):
             for path in set(self.path.glob(pattern)) - covered:
                 path.unlink()
         if self.meta.whole:
