@@ -13,6 +13,7 @@ import xarray as xr
 from sdeflow.analysis import scores
 from sdeflow.analysis.annealing import Tick
 from sdeflow.analysis.mixture_prior import Mixture, components_of, mixture_of
+from sdeflow.analysis.moments import Moment, moments
 from sdeflow.analysis.samples import Learned, learned, no_mixture
 from sdeflow.analysis.scores import Options, Score, Subject, part_of, pieces
 from sdeflow.errors import SdeflowError
@@ -39,26 +40,29 @@ def evaluate(run: Path, options: Options | None = None, progress: Progress | Non
     error_over_data     its standard error as data of one law differ
     error_over_chains   that of the estimate for these data, with its bias
     log_evidence, ...   what a score is the mean of, a value a datum
+    evidence_along [parameters, step]
+                        the evidence at moments of the run (`moments`); evidence_along_error_.. are its errors
 
     `parameters` are 'last', and 'average' where the run has kept one. Both are scored with the same noise.
     A score is there where the model states what it takes; the attribute `notes` says what is not.
     Raises SdeflowError for a run that has not ended, has diverged, or whose model has changed, for a plain
-    SDE, and for a prior that cannot be sampled or is not as stated.
+    SDE, for a prior that cannot be sampled or is not as stated, and what `moments` raises.
     """
     options = options or Options()
-    last = read(run, options.replica)
-    mixture = _mixture(run, last, options)
-    subjects = {"last": Subject(last, options, mixture)}
-    if last.average is not None:
-        subjects["average"] = Subject(last.average, options, mixture)
-    tick = ticking(sum(subject.moves for subject in subjects.values()), progress)
-    found, notes = {}, list[str]()
-    for parameters, subject in subjects.items():
+    end = read(run, options.replica)
+    mixture = _mixture(run, end, options)
+    when = moments(run, end, options.replica) if options.along else []
+    subjects = {name: Subject(of, options, mixture) for name, of in _of_both(end).items()}
+    total = sum(s.moves + len(when[:-1]) * s.moves_of_evidence for s in subjects.values())
+    tick, found, notes = ticking(total, progress), {}, list[str]()
+    for name, subject in subjects.items():
         subject.tick = tick
-        found[parameters] = _scores(subject)
+        found[name] = _scores(subject)
         news = [note for note in subject.notes if note not in notes]
-        notes += news if parameters == "last" else [f"of the {parameters}: {note}" for note in news]
+        notes += news if name == "last" else [f"of the {name}: {note}" for note in news]
     dataset = xr.concat(map(_as_dataset, found.values()), xr.Variable("parameters", list(found)))
+    if when:
+        dataset = dataset.merge(_along(when, dataset, options, tick))
     subject = subjects["last"]
     dataset = dataset.assign_coords(datum=subject.index.numpy()).assign_attrs(
         {
@@ -66,7 +70,7 @@ def evaluate(run: Path, options: Options | None = None, progress: Progress | Non
             "scored": subject.of,
             "steps_taken": int(open_run(run).attrs["steps_taken"]),
             "notes": "; ".join(notes),
-            **{name: value for name, value in asdict(options).items() if value is not None},
+            **{name: value for name, value in asdict(options).items() if name not in ("along", "dtype")},
             "prior": options.prior or "of the model",
             **provenance(subject.like.device),
             "dtype": str(subject.like.dtype).removeprefix("torch."),
@@ -90,6 +94,41 @@ def _as_dataset(scores: Sequence[Score]) -> xr.Dataset:
         coords={
             "score": [score.name for score in scores],
             "title": ("score", [score.title for score in scores]),
+        },
+    )
+
+
+def _of_both(found: Learned) -> dict[str, Learned]:
+    """What was learned, with the last parameters and with their average where it was kept."""
+    return {"last": found} | ({} if found.average is None else {"average": found.average})
+
+
+def _along(when: Sequence[Moment], scores_now: xr.Dataset, options: Options, tick: Tick) -> xr.Dataset:
+    """The evidence at moments of a run, the last of which is that of the scores."""
+    rows = {name: list[Score]() for name in scores_now.parameters.to_numpy().tolist()}
+    for moment in when[:-1]:
+        for name, of in _of_both(moment.found).items():
+            subject = Subject(of, options)
+            subject.tick = tick
+            rows[name].append(scores.evidence(subject)[0][0])
+    now = scores_now.sel(score="evidence")
+    return xr.Dataset(
+        {
+            f"evidence_along{suffix}": (
+                ("parameters", "step"),
+                [
+                    [*(getattr(score, key) for score in row), float(now[last].sel(parameters=name))]
+                    for name, row in rows.items()
+                ],
+            )
+            for key, suffix, last in (
+                ("value", "", "value"),
+                *((error, f"_error_{error}", f"error_{error}") for error in ("over_data", "over_chains")),
+            )
+        },
+        coords={
+            "step": [moment.step for moment in when],
+            "gradient_evaluations": ("step", [moment.evaluations for moment in when]),
         },
     )
 

@@ -51,6 +51,7 @@ class Options:
     particles              that reconstruct a datum, by `langevin_steps` steps of `langevin_h`
     at_once                data whose chains move together, which bounds the memory
     prior                  'gmm:K' for a mixture fitted to the final particles; '' is the model's own
+    along                  whether the evidence is found at moments of the run, too
     dtype                  float32 or float64; None is the run's
     """
 
@@ -66,6 +67,7 @@ class Options:
     seed: int = 0
     replica: int = 0
     prior: str = ""
+    along: bool = False
 
     def __post_init__(self) -> None:
         for name in ("data", "particles", "langevin_steps", "at_once"):
@@ -76,6 +78,11 @@ class Options:
         expect_positive("langevin_h", self.langevin_h)
         if self.prior:
             components_of(self.prior)
+        if self.prior and self.along:
+            raise SdeflowError(
+                "a mixture is fitted to the last particles, and is no prior of moments before: leave --along "
+                "or --prior out"
+            )
         if self.dtype not in (None, "float32", "float64"):
             raise SdeflowError(f"dtype must be float32 or float64, given {self.dtype}")
 
@@ -174,10 +181,17 @@ class Subject:
     @property
     def moves(self) -> int:
         """How many moves all scores take, after each of which `tick` is called."""
-        options, batches = self.options, -(-len(self.index) // self.options.at_once)
-        ways = 1 + batches + 2 * self.simulates + 2 * self.learns_energy
-        total = ways * (options.temperatures - 1) + (1 + self.learns_energy) * SETTLING
-        return total + self.decodes * batches * options.langevin_steps
+        backwards = 2 * self.simulates * (self.options.temperatures - 1)
+        return self.moves_of_evidence + backwards + self.decodes * self.batches * self.options.langevin_steps
+
+    @property
+    def moves_of_evidence(self) -> int:
+        ways, adaptations = 1 + self.batches + 2 * self.learns_energy, 1 + self.learns_energy
+        return ways * (self.options.temperatures - 1) + adaptations * SETTLING
+
+    @property
+    def batches(self) -> int:
+        return -(-len(self.index) // self.options.at_once)
 
 
 def evidence(subject: Subject) -> tuple[list[Score], Ladder]:

@@ -226,6 +226,12 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Seed of the chains.")] = 0,
     replica: Annotated[int, typer.Option(help="Which replica's parameters.")] = 0,
     prior: PriorOption = "",
+    along: Annotated[
+        bool,
+        typer.Option(
+            "--along", help="The evidence at moments of the run too: save.keep, or snapshots that hold theta."
+        ),
+    ] = False,
     quiet: cli.QuietOption = False,
 ) -> None:
     """Score a trained model: evidence and reconstructions, of held-out data where it has any.

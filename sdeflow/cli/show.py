@@ -86,9 +86,26 @@ def tell_scores(scores: Any, path: Path) -> None:
     ]
     columns = ("score", *["parameters"] * (len(of) > 1), "value", "± over data", "± over chains")
     table(f"Scores of {scores.attrs['run']}", columns, rows)
+    if "evidence_along" in scores:
+        _tell_along(scores)
     about = "evidence in nats, a bound from below; reconstruction: mean squared error a pixel"
     out.print(shown("; ".join(filter(None, [about, scores.attrs["notes"]]))), markup=False)
     out.print(shown(str(path)), markup=False, soft_wrap=True)
+
+
+def _tell_along(scores: Any) -> None:
+    from sdeflow.analysis.comparison.report import to_digits
+
+    names = [f"evidence_along{suffix}" for suffix in ("", "_error_over_data", "_error_over_chains")]
+    several, rows = scores.sizes["parameters"] > 1, []
+    spent_by = scores.gradient_evaluations.to_numpy()
+    for step, spent in zip(scores.step.to_numpy(), spent_by, strict=True):
+        for i, of in enumerate(scores.parameters.to_numpy().tolist()):
+            numbers = [float(scores[name].sel(parameters=of, step=step)) for name in names]
+            first = [f"{step:,}", f"{spent:,}"] if i == 0 else ["", ""]
+            rows.append([*first, *[of] * several, *to_digits(*numbers)])
+    columns = ("steps", "gradient evaluations", *["parameters"] * several)
+    table("Evidence along the run", (*columns, "evidence", "± over data", "± over chains"), rows)
 
 
 def tell_compared(rows: Sequence[Any], folder: Path) -> None:

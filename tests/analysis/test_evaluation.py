@@ -16,7 +16,8 @@ import xarray as xr
 from commands import Cli, command
 from safetensors.torch import load_file
 
-from sdeflow.analysis.evaluation import evaluate
+from sdeflow.analysis.evaluation import evaluate, read
+from sdeflow.analysis.moments import moments
 from sdeflow.analysis.reconstruction import langevin, misfit
 from sdeflow.analysis.scores import Options
 from sdeflow.errors import SdeflowError
@@ -72,10 +73,13 @@ def scores(run: str | Path, parameters: str = "last") -> dict[str, tuple[float, 
 
 def split_evidence(run: Path, prefix: str) -> np.ndarray:
     """log p(y) of the data that `Split` holds out, at the parameters of a run with that prefix."""
+    theta = {k: v.numpy() for k, v in load_file(run / "final.safetensors").items()}
+    return evidence_of(*(theta[f"{prefix}{name}"] for name in ("weight", "mean", "log_noise")))
+
+
+def evidence_of(w: Any, mean: Any, noise: Any) -> np.ndarray:
     from sdeflow.problems.ppca import PPCA
 
-    theta = {k: v.numpy() for k, v in load_file(run / "final.safetensors").items()}
-    w, mean, noise = (theta[f"{prefix}{name}"] for name in ("weight", "mean", "log_noise"))
     law = scipy.stats.multivariate_normal(mean, w @ w.T + np.exp(noise) * np.eye(4))
     return np.asarray(law.logpdf(PPCA(60).data[40:].numpy()))
 
@@ -237,6 +241,48 @@ def test_an_average_is_scored_beside_the_last(split: Path, cli: Cli) -> None:
     assert "expint, average" not in page
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_evidence_along_a_run(kept: bool, split: Path, cli: Cli) -> None:
+    """Of each moment the closed form's at its parameters, within 4 errors: of snapshots, of kept files."""
+    how = ["--set", "save.keep=3", "--set", "save.theta_max=0"] if kept else []
+    options = ["--steps", 300, "--set", "evaluate.every=100", "--set", "average.decay=1", "-q", "--out"]
+    assert command("run", "split.toml", *options, "run", *how) == 0
+    assert command("run", "split.toml", *options, "whole") == 0
+    code, out, _ = cli("evaluate", "run", "--temperatures", 50, "--along")
+    assert code == 0
+    assert "Evidence along the run" in out
+    found = xr.load_dataset("run/evaluation.nc")
+    steps = [100, 200, 300] if kept else [0, 100, 200, 300]
+    assert found.step.values.tolist() == found.gradient_evaluations.values.tolist() == steps
+    whole = xr.load_dataset("whole/trajectory.nc").swap_dims(time="step")
+    for name, theta in (("last", whole.theta), ("average", whole.average_theta)):
+        one = found.sel(parameters=name)
+        assert float(one.evidence_along[-1]) == float(one.value.sel(score="evidence"))
+        assert float(one.evidence_along[-1]) - float(one.evidence_along[0]) > 0.4
+        for step in steps:
+            at = theta.sel(step=step)
+            values = {key: at[at.param.str.startswith(key)].values for key in ("weight", "mean", "log_noise")}
+            truth = evidence_of(values["weight"].reshape(4, 2), values["mean"], values["log_noise"])
+            then = one.sel(step=step)
+            error = float(then.evidence_along_error_over_chains)
+            assert abs(float(then.evidence_along) - truth.mean()) < 4 * error < 0.4
+
+
+def test_moments_count_the_evaluations_that_chose_numbers(split: Path) -> None:
+    """Those of the tuning by then, and two a step of expint; one replica's parameters."""
+    auto = ["--set", "system.x.h='auto'", "--set", "system.theta.h='auto'", "--integrator", "expint"]
+    options = ["--steps", 40, "--set", "evaluate.every=20", "--set", "save.every=20", "--replicas", 2, "-q"]
+    assert command("run", "split.toml", *options, *auto, "--out", "run") == 0
+    run = xr.load_dataset("run/trajectory.nc")
+    when = moments(Path("run"), read(Path("run"), 1), 1)
+    assert [m.step for m in when] == [0, 20, 40]
+    assert [m.evaluations for m in when] == (2 * run.step + run.tuning_evaluations[:, 1]).values.tolist()
+    for i, moment in enumerate(when):
+        theta = moment.found.theta
+        flat = torch.cat([theta[name].flatten() for name in ("weight", "mean", "log_noise")])
+        np.testing.assert_array_equal(flat, run.theta[i, 1])
+
+
 def test_of_two_thetas_that_are_the_same_all_scores_are(split: Path) -> None:
     """Noise, data and steps are common to both, so that they differ by their parameters alone."""
     run = ["run", "split.toml", "--steps", 5, "--set", "average.decay=0", "-q", "--set", "evaluate.every=5"]
@@ -342,6 +388,7 @@ def test_what_cannot_be_scored_is_said(split: Path, cli: Cli, stop_before: Stop)
         (["--dtype", "float16"], "dtype must be float32 or float64"),
         (["--replica", 1], "replica must lie in 0..0"),
         (["--device", "tpu"], "device must be"),
+        (["--prior", "gmm:2", "--along"], "leave --along or --prior out"),
     ):
         assert sentence in refused("run", *options)
 
@@ -360,6 +407,8 @@ def test_what_cannot_be_scored_is_said(split: Path, cli: Cli, stop_before: Stop)
         told = refused("run")
         assert "the model of run has changed" in told
         assert sentence in told
+    assert command(*quick, "norm", "--set", "save.theta_max=0") == 0
+    assert "norm has kept its parameters at no moment but the end" in refused("norm", "--along")
     constant = "old = Split.log_prior\nSplit.log_prior = lambda *a: old(*a) + 1"
     (split / "split.py").write_text(f"{COLLAPSED}\n\n{constant}\n")
     assert "Split.log_prior is not the normalised log-density" in refused("run")
