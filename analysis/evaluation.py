@@ -15,6 +15,7 @@ from sdeflow.analysis.annealing import Tick
 from sdeflow.analysis.mixture_prior import Mixture, components_of, mixture_of
 from sdeflow.analysis.moments import Moment, moments
 from sdeflow.analysis.samples import Learned, learned, no_mixture
+from sdeflow.analysis.score_pictures import draw
 from sdeflow.analysis.scores import Options, Score, Subject, part_of, pieces
 from sdeflow.errors import SdeflowError
 from sdeflow.terminal import Progress
@@ -28,8 +29,12 @@ LOSS_TOLERANCE = 1e-4
 """Relative difference from the loss that a run recorded, up to which its model is taken to be the same."""
 
 
+APART = ("dtype", "along", "pictures")
+"""Options that are no attributes of evaluation.nc, or not as they were given."""
+
+
 def evaluate(run: Path, options: Options | None = None, progress: Progress | None = None) -> xr.Dataset:
-    """Scores a run, writes evaluation.nc into its folder, and gives what is in it.
+    """Scores a run, writes evaluation.nc and pictures into its folder, and gives what is in the first.
 
     value [parameters, score]
                         evidence: mean log p_theta(y_i), from below in expectation
@@ -70,13 +75,15 @@ def evaluate(run: Path, options: Options | None = None, progress: Progress | Non
             "scored": subject.of,
             "steps_taken": int(open_run(run).attrs["steps_taken"]),
             "notes": "; ".join(notes),
-            **{name: value for name, value in asdict(options).items() if name not in ("along", "dtype")},
+            **{name: value for name, value in asdict(options).items() if name not in APART},
             "prior": options.prior or "of the model",
             **provenance(subject.like.device),
             "dtype": str(subject.like.dtype).removeprefix("torch."),
             "history": stamp("evaluated"),
         }
     )
+    pictures = draw(run, subject, dataset) if options.pictures else []
+    dataset.attrs["pictures"] = ", ".join(path.name for path in pictures)
     durable.write(run / EVALUATION, encode(dataset))
     return dataset
 

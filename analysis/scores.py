@@ -52,6 +52,7 @@ class Options:
     at_once                data whose chains move together, which bounds the memory
     prior                  'gmm:K' for a mixture fitted to the final particles; '' is the model's own
     along                  whether the evidence is found at moments of the run, too
+    pictures               whether pictures are drawn
     dtype                  float32 or float64; None is the run's
     """
 
@@ -68,6 +69,7 @@ class Options:
     replica: int = 0
     prior: str = ""
     along: bool = False
+    pictures: bool = True
 
     def __post_init__(self) -> None:
         for name in ("data", "particles", "langevin_steps", "at_once"):
@@ -106,6 +108,7 @@ class Subject:
     """What is scored: a model at the parameters of a run, in a dtype, on a device, and data y at `index`.
 
     mixture   takes the place of the model's prior
+    particles   that have reconstructed the first data [B, N, *latent_shape], once `reconstructions` has
     stated    the model with the prior that it is scored with, as the run has it; `model` is where chains are
 
     Raises SdeflowError for a prior that cannot be sampled, or whose log_prior and sample_prior do not agree.
@@ -131,6 +134,7 @@ class Subject:
         self.simulates = bool(found.model.sample_data) and not self.learns_energy
         self.decodes = bool(found.model.decode) and isinstance(found.model.data, Tensor)
         self.tick: Tick = no_tick
+        self.particles: Tensor | None = None
         self.notes: list[str] = []
 
     @property
@@ -266,7 +270,9 @@ def reconstructions(subject: Subject) -> list[Score]:
         x = subject.prior_draws(len(y) * options.particles, g)
         x = x.view(len(y), options.particles, *model.latent_shape)
         how: Any = {"steps": options.langevin_steps, "h": options.langevin_h, "g": g, "tick": subject.tick}
-        parts.append(misfit(model, theta, langevin(model, theta, x, y, **how), y))
+        x = langevin(model, theta, x, y, **how)
+        subject.particles = x if subject.particles is None else subject.particles
+        parts.append(misfit(model, theta, x, y))
     index = spread(data_size(model), options.data)
     own = []
     for piece in pieces(len(index), options.at_once):

@@ -229,15 +229,18 @@ def evaluate(
     along: Annotated[
         bool,
         typer.Option(
-            "--along", help="The evidence at moments of the run too: save.keep, or snapshots that hold theta."
+            "--along", help="The evidence at moments of the run too: save.keep, or snapshots with theta."
         ),
     ] = False,
+    pictures: Annotated[
+        bool, typer.Option(help="Draw samples, reconstructions, and the particles along the run.")
+    ] = True,
     quiet: cli.QuietOption = False,
 ) -> None:
     """Score a trained model: evidence and reconstructions, of held-out data where it has any.
 
-    Writes evaluation.nc into the run folder. An evidence is the mean of log p(y) in nats, from below; its
-    error over chains holds how far below it is likely to be.
+    Writes evaluation.nc, and pictures, into the run folder. An evidence is the mean of log p(y) in nats, from
+    below; its error over chains holds how far below it is likely to be.
     """
     from contextlib import nullcontext
     from dataclasses import fields

@@ -90,7 +90,8 @@ def tell_scores(scores: Any, path: Path) -> None:
         _tell_along(scores)
     about = "evidence in nats, a bound from below; reconstruction: mean squared error a pixel"
     out.print(shown("; ".join(filter(None, [about, scores.attrs["notes"]]))), markup=False)
-    out.print(shown(str(path)), markup=False, soft_wrap=True)
+    for name in filter(None, [path.name, *scores.attrs["pictures"].split(", ")]):
+        out.print(shown(str(path.with_name(name))), markup=False, soft_wrap=True)
 
 
 def _tell_along(scores: Any) -> None:

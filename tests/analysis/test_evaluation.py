@@ -16,8 +16,10 @@ import xarray as xr
 from commands import Cli, command
 from safetensors.torch import load_file
 
+import sdeflow.analysis.score_pictures as score_pictures
 from sdeflow.analysis.evaluation import evaluate, read
 from sdeflow.analysis.moments import moments
+from sdeflow.analysis.pictures import grid
 from sdeflow.analysis.reconstruction import langevin, misfit
 from sdeflow.analysis.scores import Options
 from sdeflow.errors import SdeflowError
@@ -289,6 +291,59 @@ def test_of_two_thetas_that_are_the_same_all_scores_are(split: Path) -> None:
     assert command(*run, "--set", "save.every=5", "--out", "run") == 0
     found = evaluate(Path("run"), Options(temperatures=10))
     np.testing.assert_array_equal(found.value.sel(parameters="last"), found.value.sel(parameters="average"))
+
+
+def test_pictures_show_what_was_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
+    """Of images the originals, their particles decoded and the means, whose errors are the scores."""
+    monkeypatch.chdir(tmp_path)
+    drawn: list[torch.Tensor] = []
+
+    def seen(images: torch.Tensor, columns: int) -> Any:
+        drawn.append(images)
+        return grid(images, columns)
+
+    monkeypatch.setattr(score_pictures, "grid", seen)
+    assert command("run", "digits", *SMALL, "run", "--set", "model.held_out=15") == 0
+    code, out, _ = cli("evaluate", "run", *BRIEF, "--along")
+    assert code == 0
+    names = ("samples", "reconstructions", "particles", "along")
+    pictures = [f"evaluation-{name}.png" for name in names]
+    told = [line for line in out.splitlines() if line.endswith(".png")]
+    assert told == [f"run/{name}" for name in pictures]
+    scores = xr.load_dataset("run/evaluation.nc").isel(parameters=0)
+    assert scores.attrs["pictures"] == ", ".join(pictures)
+    data, samples, both = drawn
+    held_out = Decoder(images=40, held_out=15).held_out.float()
+    assert data.shape == (15, 1, 8, 8)
+    assert samples.shape == (36, 1, 8, 8)
+    original, *each, mean = both.view(7, 8, 64)
+    torch.testing.assert_close(original, held_out[:8])
+    torch.testing.assert_close(mean, torch.stack(each).mean(0))
+    np.testing.assert_allclose((original - mean).square().mean(1), scores.reconstruction[:8], rtol=1e-5)
+    assert command("evaluate", "run", *BRIEF, "-q") == 0
+    assert {path.name for path in Path("run").glob("*.png")} == {*pictures[:3]}
+    assert command("evaluate", "run", *BRIEF, "--no-pictures", "-q") == 0
+    assert {path.name for path in Path("run").glob("*.png")} == {*pictures[:3]}
+
+
+@pytest.mark.parametrize(
+    ("problem", "names"),
+    [
+        ("ppca", "samples particles"),
+        ("hierarchical", "samples particles"),
+        ("latent_ebm_2d", "samples reconstructions particles"),
+        ("breast_cancer", "particles"),
+    ],
+)
+def test_pictures_of_what_is_no_image(
+    problem: str, names: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Histograms, points, means against originals; one datum of labels has no samples beside it."""
+    monkeypatch.chdir(tmp_path)
+    size = ["--set", "system.prior_particles=50"] if problem == "latent_ebm_2d" else []
+    assert command("run", problem, *size, "--steps", 2, "-q", "--out", "run") == 0
+    assert command("evaluate", "run", *BRIEF, "--data", 9, "-q") == 0
+    assert {path.name for path in Path("run").glob("*.png")} == {f"evaluation-{n}.png" for n in names.split()}
 
 
 def test_every_move_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
