@@ -32,6 +32,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from sdeflow.analysis.evidence import Evidence, of_weights
+from sdeflow.analysis.streams import Generators, Streams, a_datum
 from sdeflow.errors import SdeflowError, attempt, expect_shape
 from sdeflow.model.model import Data, Model, Parameters
 
@@ -104,9 +105,10 @@ class Path:
     model: Model
     theta: Parameters
 
-    def sample(self, data: int, chains: int, g: torch.Generator) -> Tensor:
-        """Starts [data, chains, *latent_shape] from p_0."""
-        return self.base.sample(data * chains, g).reshape(data, chains, *self.model.latent_shape)
+    def sample(self, chains: int, g: Sequence[torch.Generator]) -> Tensor:
+        """Starts [data, chains, *latent_shape] from p_0, by a generator a datum."""
+        shape = (len(g), chains, *self.model.latent_shape)
+        return torch.cat([self.base.sample(chains, one) for one in g]).reshape(shape)
 
     def ends(self, x: Tensor, y: Data) -> Ends:
         """log p_0 and l_i at x, and their gradients."""
@@ -148,15 +150,17 @@ def sigmoid(temperatures: int, sharpness: float = 4.0) -> list[float]:
 
 
 def adapted(
-    path: Path, y: Data, *, temperatures: int, chains: int, g: torch.Generator, tick: Tick = no_tick
+    path: Path, y: Data, *, temperatures: int, chains: int, g: Generators, tick: Tick = no_tick
 ) -> Ladder:
     """The ladder whose steps pilot chains on some data y find, on their way from p_0 to the posteriors.
 
+    g   one generator, or one a datum, in `forwards` and `backwards` too
+
     Weights of later chains have the right mean whatever the steps, for only other chains have a say in them.
     """
-    x = path.sample(size(y), chains, g)
-    t, scale = sigmoid(temperatures), path.sample(1, SCALE_DRAWS, g)[0].std(0)
-    chain, log_h, found = _Chains(path, x, y, scale, g), 0.0, []
+    g = a_datum(g, size(y))
+    t, scale = sigmoid(temperatures), path.sample(SCALE_DRAWS, g[:1])[0].std(0)
+    chain, log_h, found = _Chains(path, path.sample(chains, g), y, scale, g), 0.0, []
     for b in [0.0] * SETTLING + t[1:-1]:
         found.append(exp(log_h))
         log_h += GAIN * (chain.move(b, found[-1]) - ACCEPTANCE)
@@ -165,19 +169,21 @@ def adapted(
 
 
 def forwards(
-    path: Path, y: Data, ladder: Ladder, *, chains: int, g: torch.Generator, tick: Tick = no_tick
+    path: Path, y: Data, ladder: Ladder, *, chains: int, g: Generators, tick: Tick = no_tick
 ) -> Evidence:
     """log p(y_i), from below in expectation, by chains from p_0."""
-    x = path.sample(size(y), chains, g)
-    return of_weights(_Chains(path, x, y, ladder.scale, g).along(ladder.t, ladder.h, tick))
+    g = a_datum(g, size(y))
+    there = _Chains(path, path.sample(chains, g), y, ladder.scale, g)
+    return of_weights(there.along(ladder.t, ladder.h, tick))
 
 
 def backwards(
-    path: Path, x: Tensor, y: Data, ladder: Ladder, *, chains: int, g: torch.Generator, tick: Tick = no_tick
+    path: Path, x: Tensor, y: Data, ladder: Ladder, *, chains: int, g: Generators, tick: Tick = no_tick
 ) -> Evidence:
     """-log p(y_i), from below in expectation, by chains from draws x [B, *latent_shape] of the posteriors."""
     x = x[:, None].expand(-1, chains, *x.shape[1:])
-    return of_weights(_Chains(path, x, y, ladder.scale, g).along(ladder.t[::-1], ladder.h[::-1], tick))
+    there = _Chains(path, x, y, ladder.scale, a_datum(g, size(y)))
+    return of_weights(there.along(ladder.t[::-1], ladder.h[::-1], tick))
 
 
 def size(y: Data) -> int:
@@ -188,13 +194,11 @@ def size(y: Data) -> int:
 class _Chains:
     """Chains [B, K] and their momenta from N(0, I), in coordinates in which p_0 has scale 1."""
 
-    def __init__(self, path: Path, x: Tensor, y: Data, scale: Tensor, g: torch.Generator) -> None:
+    def __init__(self, path: Path, x: Tensor, y: Data, scale: Tensor, g: Sequence[torch.Generator]) -> None:
         self.path, self.x, self.y, self.scale = path, x, y, scale
-        # those of a device draw there; the generator that is given stays on the CPU
-        seed = int(torch.randint(1 << 62, (1,), generator=g))
-        there = torch.Generator(x.device).manual_seed(seed)
-        self.kind: dict[str, Any] = {"generator": there, "device": x.device, "dtype": x.dtype}
-        self.v = torch.randn(x.shape, **self.kind)
+        streams = Streams(g, x)
+        self.normals, self.uniforms = streams.normals(*x.shape[1:]), streams.uniforms(x.shape[1])
+        self.v = next(self.normals)
         with torch.no_grad():
             self.at = path.ends(x, y)
 
@@ -214,14 +218,14 @@ class _Chains:
 
         The second half of O and the first one of the next move are one.
         """
-        v = KEPT * self.v + (1 - KEPT**2) ** 0.5 * torch.randn(self.v.shape, **self.kind)
+        v = KEPT * self.v + (1 - KEPT**2) ** 0.5 * next(self.normals)
         half = v + h / 2 * self.scale * self.at.score(t)
         x = self.x + h * self.scale * half
         new = self.path.ends(x, self.y)
         end = half + h / 2 * self.scale * new.score(t)
         gain = new.log_density(t) - self.at.log_density(t) + (_square(v) - _square(end)) / 2
         share = gain.clamp(max=0).exp().nan_to_num(0)  # what is not a number is refused
-        accept = torch.rand(share.shape, **self.kind) < share
+        accept = next(self.uniforms) < share
         self.x, self.v = _where(accept, x, self.x), _where(accept, end, -v)
         self.at = Ends(*(_where(accept, a, b) for a, b in zip(new, self.at, strict=True)))
         return float(share.mean())

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sdeflow.analysis.streams import Generators, Streams, a_datum
 from sdeflow.errors import SdeflowError
 from sdeflow.model.model import Model, Parameters
 
@@ -47,14 +48,16 @@ def langevin(
     *,
     steps: int,
     h: float,
-    g: torch.Generator,
+    g: Generators,
     tick: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Particles x [B, N, *latent_shape] after so many steps on the posteriors of y, with theta held fixed.
 
+    g   one generator, or one a datum
+
     Raises SdeflowError where they run away.
     """
-    there = torch.Generator(x.device).manual_seed(int(torch.randint(1 << 62, (1,), generator=g)))
+    normals = Streams(a_datum(g, len(x)), x).normals(*x.shape[1:])
 
     def total(x: Tensor) -> Tensor:
         return model.log_joint(theta, x, y).sum()
@@ -64,8 +67,7 @@ def langevin(
 
     with torch.no_grad():
         for _ in range(steps):
-            noise = torch.randn(x.shape, generator=there, dtype=x.dtype, device=x.device)
-            x = x + h * score(x) + (2 * h) ** 0.5 * noise
+            x = x + h * score(x) + (2 * h) ** 0.5 * next(normals)
             tick()
     if not x.isfinite().all():
         raise SdeflowError(

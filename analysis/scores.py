@@ -49,7 +49,8 @@ class Options:
     data                   so many at most, spread evenly
     chains, temperatures   of annealed importance sampling
     particles              that reconstruct a datum, by `langevin_steps` steps of `langevin_h`
-    at_once                data whose chains move together, which bounds the memory
+    at_once                data whose chains move together, which bounds the memory; scores are the same to
+                           rounding, as each datum has noise of its own
     prior                  'gmm:K' for a mixture fitted to the final particles; '' is the model's own
     along                  whether the evidence is found at moments of the run, too
     pictures               whether pictures are drawn
@@ -149,6 +150,10 @@ class Subject:
     def generator(self, *names: object) -> torch.Generator:
         return generator(self.options.seed, "evaluate", *names)
 
+    def a_datum(self, name: str, piece: slice) -> list[torch.Generator]:
+        """Generators for some data, one each, whatever other data there are."""
+        return [self.generator(name, i) for i in self.index[piece].tolist()]
+
     def ladder(self, path: annealing.Path, y: Data, chains: int) -> Ladder:
         """Steps that are adapted on data y, which may be anywhere."""
         kind: Any = {"temperatures": self.options.temperatures, "chains": chains, "tick": self.tick}
@@ -204,8 +209,8 @@ def evidence(subject: Subject) -> tuple[list[Score], Ladder]:
     pilots = part_of(subject.model.data, spread(data_size(subject.model), PILOTS))
     ladder = subject.ladder(subject.path, pilots, options.chains)
     parts = []
-    for number, piece in enumerate(subject.pieces):
-        y, g = part_of(subject.y, piece), subject.generator(number)
+    for piece in subject.pieces:
+        y, g = part_of(subject.y, piece), subject.a_datum("chains", piece)
         parts.append(
             annealing.forwards(subject.path, y, ladder, chains=options.chains, g=g, tick=subject.tick)
         )
@@ -264,13 +269,13 @@ def gap(subject: Subject, ladder: Ladder) -> Score:
 def reconstructions(subject: Subject) -> list[Score]:
     """Mean squared errors of a pixel: of particles from the prior, and of the run's own for its data."""
     found, options, model, theta = subject.found, subject.options, subject.model, subject.theta
-    parts = []
-    for number, piece in enumerate(subject.pieces):
-        y, g = part_of(subject.y, piece), subject.generator("reconstruct", number)
-        x = subject.prior_draws(len(y) * options.particles, g)
-        x = x.view(len(y), options.particles, *model.latent_shape)
-        how: Any = {"steps": options.langevin_steps, "h": options.langevin_h, "g": g, "tick": subject.tick}
-        x = langevin(model, theta, x, y, **how)
+    parts, data = [], len(subject.index)
+    start = subject.prior_draws(data * options.particles, subject.generator("reconstruct"))
+    start = start.view(data, options.particles, *model.latent_shape)
+    how: Any = {"steps": options.langevin_steps, "h": options.langevin_h, "tick": subject.tick}
+    for piece in subject.pieces:
+        y, g = part_of(subject.y, piece), subject.a_datum("reconstruct", piece)
+        x = langevin(model, theta, start[piece], y, g=g, **how)
         subject.particles = x if subject.particles is None else subject.particles
         parts.append(misfit(model, theta, x, y))
     index = spread(data_size(model), options.data)

@@ -220,7 +220,9 @@ def evaluate(
     particles: Annotated[int, typer.Option(help="Particles that reconstruct a datum.")] = 5,
     langevin_steps: Annotated[int, typer.Option(help="Langevin steps that they take.")] = 500,
     langevin_h: Annotated[float, typer.Option(help="The size of those steps.")] = 1e-3,
-    at_once: Annotated[int, typer.Option(help="Data that move together: fewer take less memory.")] = 100,
+    at_once: Annotated[
+        int, typer.Option(help="Data that move together; fewer take less memory, to the same scores.")
+    ] = 100,
     dtype: Annotated[str | None, typer.Option(help="float32 or float64 (default: the run's).")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of the chains.")] = 0,

@@ -125,7 +125,7 @@ def bounds(temperatures: int, data: int = 2000) -> tuple[np.ndarray, np.ndarray,
     """log p(y) of data drawn from the toy model: from below and from above by 2 chains, and the truth."""
     model, theta, truth = toy(0.0, data=5, scale=3.0)
     path, g = path_of(model, theta), generator(1)
-    x = path.sample(1, data, g)[0]
+    x = path.base.sample(data, g)
     y = model.sample_data(theta, x, g)
     ladder = adapted(path, y[:50], temperatures=temperatures, chains=16, g=g)
     below = forwards(path, y, ladder, chains=2, g=g).value

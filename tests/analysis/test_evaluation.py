@@ -293,6 +293,23 @@ def test_of_two_thetas_that_are_the_same_all_scores_are(split: Path) -> None:
     np.testing.assert_array_equal(found.value.sel(parameters="last"), found.value.sel(parameters="average"))
 
 
+@pytest.mark.parametrize("problem", ["digits", "linear_energy"])
+def test_data_have_noise_of_their_own(problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many move at once: what each is scored differs by rounding alone, to 1e-8.
+
+    Of fewer data each has the evidence that it has among all.
+    """
+    monkeypatch.chdir(tmp_path)
+    size = ["--set", "model.images=40"] if problem == "digits" else ["--set", "system.prior_particles=30"]
+    assert command("run", problem, *size, "--steps", 30, "-q", "--out", "run") == 0
+    brief: dict[str, Any] = {"temperatures": 20, "langevin_steps": 10, "dtype": "float64", "pictures": False}
+    first, *others = (evaluate(Path("run"), Options(at_once=n, **brief)) for n in (3, 7, 100))
+    for other in others:
+        xr.testing.assert_allclose(first, other, rtol=1e-8)
+    few = evaluate(Path("run"), Options(data=5, **brief))
+    np.testing.assert_allclose(few.log_evidence, first.log_evidence.sel(datum=few.datum), rtol=1e-8)
+
+
 def test_pictures_show_what_was_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
     """Of images the originals, their particles decoded and the means, whose errors are the scores."""
     monkeypatch.chdir(tmp_path)

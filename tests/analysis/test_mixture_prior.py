@@ -266,7 +266,7 @@ def evaluated(*arguments: object) -> xr.Dataset:
 
 def score(found: xr.Dataset, name: str) -> list[float]:
     """Value, and errors over data and over chains."""
-    one = found.sel(score=name)
+    one = found.sel(parameters="last", score=name)
     return [float(one[key]) for key in ("value", "error_over_data", "error_over_chains")]
 
 
