@@ -51,12 +51,15 @@ class Mixture:
     def log_density(self, x: Tensor) -> Tensor:
         """log p(x) of x [..., d], in its dtype and on its device; it can be differentiated.
 
-        It holds K d numbers for each of x while it is computed.
+        |x - m_k|^2 / v_k by products of matrices, about the mean of all: it holds K numbers for each of x.
         """
-        log_weights, means, variances = (v.to(x) for v in (self.log_weights, self.means, self.variances))
-        squares = ((x.unsqueeze(-2) - means).square() / variances).sum(-1)
-        constants = log_weights - (variances.log().sum(-1) + means.shape[-1] * log(2 * pi)) / 2
-        return (constants - squares / 2).logsumexp(-1)
+        centre = self.log_weights.exp() @ self.means
+        means, precisions = self.means - centre, self.variances.reciprocal()
+        normaliser = self.means.shape[-1] * log(2 * pi) - precisions.log().sum(-1)
+        constants = self.log_weights - (normaliser + (means.square() * precisions).sum(-1)) / 2
+        x = x - centre.to(x)
+        linear, square, constants = (v.to(x) for v in ((means * precisions).mT, precisions.mT / 2, constants))
+        return (x @ linear - x.square() @ square + constants).logsumexp(-1)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """n points [n, d], float64."""
