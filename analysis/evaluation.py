@@ -16,7 +16,7 @@ from sdeflow.analysis.mixture_prior import Mixture, components_of, mixture_of
 from sdeflow.analysis.moments import Moment, moments
 from sdeflow.analysis.samples import Learned, learned, no_mixture
 from sdeflow.analysis.score_pictures import draw
-from sdeflow.analysis.scores import Options, Score, Subject, part_of, pieces
+from sdeflow.analysis.scores import OWN, Options, Score, Subject, part_of, pieces
 from sdeflow.errors import SdeflowError
 from sdeflow.terminal import Progress
 from sdeflow.trajectory import durable
@@ -76,7 +76,7 @@ def evaluate(run: Path, options: Options | None = None, progress: Progress | Non
             "steps_taken": int(open_run(run).attrs["steps_taken"]),
             "notes": "; ".join(notes),
             **{name: value for name, value in asdict(options).items() if name not in APART},
-            "prior": options.prior or "of the model",
+            "prior": options.prior or OWN,
             **provenance(subject.like.device),
             "dtype": str(subject.like.dtype).removeprefix("torch."),
             "history": stamp("evaluated"),

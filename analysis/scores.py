@@ -39,6 +39,9 @@ MOVED = 100
 FEW, LONE = 10, 2
 """Effective chains of log Z, and of a datum's evidence, below which their errors mean little."""
 
+OWN = "of the model"
+"""How evaluation.nc calls the prior where no other is put in its place."""
+
 Values = NDArray[np.float64]
 
 
@@ -139,11 +142,6 @@ class Subject:
         self.notes: list[str] = []
 
     @property
-    def of_what(self) -> str:
-        """The data, and the prior where it is not the model's."""
-        return f"{self.of}, prior {prior}" if (prior := self.options.prior) else self.of
-
-    @property
     def pieces(self) -> Iterator[slice]:
         return pieces(len(self.index), self.options.at_once)
 
@@ -227,7 +225,7 @@ def evidence(subject: Subject) -> tuple[list[Score], Ladder]:
     value = found.value - log_z.value
     each = {"log_evidence": value, "log_evidence_error": found.error, "effective_samples": found.ess}
     error = float(np.hypot(found.mean.error, log_z.error))
-    title = f"log-evidence, {subject.of_what}"
+    title = f"log-evidence, {subject.of}"
     return [_score("evidence", title, value, error, "datum", each), *scores], ladder
 
 
@@ -286,7 +284,7 @@ def reconstructions(subject: Subject) -> list[Score]:
         own.append(misfit(model, theta, x, model.data[index[piece]]))
     scores = []
     for name, title, axis, misfits in (
-        ("reconstruction", f"reconstruction, {subject.of_what}", "datum", parts),
+        ("reconstruction", f"reconstruction, {subject.of}", "datum", parts),
         ("own_reconstruction", "reconstruction, own particles", "trained", own),
     ):
         of_mean, of_each = map(np.concatenate, zip(*misfits, strict=True))

@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 import pytest
 import typer
 import xarray as xr
-from commands import command
+from commands import Cli, command
 from test_architecture import ALLOWED
 
 from sdeflow.cli.app import app
@@ -401,6 +401,55 @@ def test_convergence_script_draws(module: str, tmp_path: Path) -> None:
     svg = (tmp_path / "figure.svg").read_text(encoding="utf-8")
     assert svg.count("<path") > 10
     assert svg.rstrip().endswith("</svg>")
+
+
+# Scores ---------------------------------------------------------------------------------------------
+
+
+def told_scores(text: str) -> dict[str, list[str]]:
+    """The rows of a table of scores, in order: titles as indented, and numbers."""
+    lines = [line.rstrip() for line in text.splitlines()]
+    begin = next(i for i, line in enumerate(lines) if line.startswith("score "))
+    found: dict[str, list[str]] = {}
+    for line in lines[begin:]:
+        if not line:
+            return found
+        title, *numbers = re.split(r"(?<=\S)  +", line)
+        found[f"{len(found)} {title}"] = numbers
+    return found
+
+
+def printed_scores() -> str:
+    """The table of the README, which follows the commands that give it."""
+    text = text_of("README.md")
+    commands = "After `sdeflow run digits --set model.held_out=297`, `sdeflow evaluate` of its folder"
+    indented = text[text.index(commands) :].split("\n\n")[1]
+    return "\n".join(line.removeprefix("    ") for line in indented.splitlines()) + "\n\n"
+
+
+def test_scores_are_told_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
+    """The same columns and rows, of few images and steps."""
+    monkeypatch.chdir(tmp_path)
+    few = ["--set", "model.images=40", "--set", "model.held_out=9", "--steps", 5, "-q", "--out", "run"]
+    assert command("run", "digits", *few) == 0
+    code, out, _ = cli("evaluate", "run", "--temperatures", 5, "--langevin-steps", 5, "--no-pictures")
+    assert code == 0
+    now, printed = told_scores(out), told_scores(printed_scores())
+    assert list(now) == list(printed)
+    assert [len(numbers) for numbers in now.values()] == [len(numbers) for numbers in printed.values()]
+    assert next(iter(now.values())) == next(iter(printed.values()))
+
+
+@pytest.mark.slow
+def test_scores_are_those_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
+    """By the very commands, within 4 of the errors over data: another machine rounds a run otherwise."""
+    monkeypatch.chdir(tmp_path)
+    assert command("run", "digits", "--set", "model.held_out=297", "-q") == 0
+    (run,) = Path("runs").iterdir()
+    out = cli("evaluate", run).out
+    now, printed = (list(told_scores(text).values())[1:] for text in (out, printed_scores()))
+    for (value, error, *_), (expected, *_) in zip(now, printed, strict=True):
+        assert abs(float(value) - float(expected)) < 4 * float(error)
 
 
 # What is named -------------------------------------------------------------------------------------

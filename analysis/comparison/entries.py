@@ -116,8 +116,8 @@ def scored(entries: Sequence[Entry]) -> xr.Dataset | None:
     names = ["value", "error_over_data", "error_over_chains"]
     parts = [
         entry.scores[names]
-        .assign(data=entry.scores.sizes["datum"])
-        .rename({name: f"score_{name}" for name in names} | {"data": "score_data", "title": "score_title"})
+        .assign(data=entry.scores.sizes["datum"], prior=entry.scores.attrs["prior"])
+        .rename({name: f"score_{name}" for name in (*names, "data", "prior", "title")})
         .expand_dims(integrator=[entry.label])
         for entry in entries
         if entry.scores is not None

@@ -15,6 +15,7 @@ import xarray as xr
 
 from sdeflow.analysis.comparison.entries import Entry, Row, scored
 from sdeflow.analysis.curves import curve, open_frame
+from sdeflow.analysis.scores import OWN
 from sdeflow.terminal import duration
 
 if TYPE_CHECKING:
@@ -251,7 +252,9 @@ def _scores(scores: xr.Dataset) -> str:
             row = "".join(
                 f'<td data-label="{escape(n)}">{cell}</td>' for n, cell in zip(names, cells, strict=True)
             )
+            prior = str(one.score_prior.item())
             of = label if parameters == "last" else f"{label}, {parameters} of the parameters"
+            of += "" if prior == OWN else f", prior {prior}"
             lines.append(f"<tr><th scope=row>{escape(of)}</th>{row}</tr>")
     head = "".join(f"<th scope=col>{name}</th>" for name in ["integrator", *names])
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"

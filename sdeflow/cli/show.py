@@ -76,6 +76,7 @@ def _product(b: Block, h: float) -> str:
 def tell_scores(scores: Any, path: Path) -> None:
     """Prints the scores of a run, which are in a file."""
     from sdeflow.analysis.comparison.report import score_numbers, to_digits
+    from sdeflow.analysis.scores import OWN
 
     titles, of = scores.title.to_numpy().tolist(), scores.parameters.to_numpy().tolist()
     numbers = [list(zip(*score_numbers(scores.sel(parameters=one)), strict=True)) for one in of]
@@ -85,7 +86,8 @@ def tell_scores(scores: Any, path: Path) -> None:
         for i, three in enumerate(beside)
     ]
     columns = ("score", *["parameters"] * (len(of) > 1), "value", "± over data", "± over chains")
-    table(f"Scores of {scores.attrs['run']}", columns, rows)
+    prior = scores.attrs["prior"]
+    table(f"Scores of {scores.attrs['run']}{f', prior {prior}' * (prior != OWN)}", columns, rows)
     if "evidence_along" in scores:
         _tell_along(scores)
     about = "evidence in nats, a bound from below; reconstruction: mean squared error a pixel"

@@ -293,7 +293,8 @@ def test_evidence_rises_by_what_the_closed_form_says(run: Path, monkeypatch: pyt
     value, _, error = score(found, "evidence")
     assert abs(value - evidence(y, np.exp(weights), means, variances).mean()) < 4 * error < 0.2
     assert found.attrs["prior"] == "gmm:3"
-    assert str(found.title.values[0]) == "log-evidence, training data, prior gmm:3"
+    assert command("report", "run", "--out", "page", "--quiet") == 0
+    assert "baoab, prior gmm:3" in Path("page/report.html").read_text()
 
     monkeypatch.setattr(mixture_prior, "fit_mixture", lambda x, components: known())
     truth = evidence(y, WEIGHTS, MEANS, VARIANCE)
