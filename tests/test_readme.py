@@ -422,7 +422,7 @@ def told_scores(text: str) -> dict[str, list[str]]:
 def printed_scores() -> str:
     """The table of the README, which follows the commands that give it."""
     text = text_of("README.md")
-    commands = "After `sdeflow run digits --set model.held_out=297`, `sdeflow evaluate` of its folder"
+    commands = "After `sdeflow run digits --set model.held_out=297`, `sdeflow evaluate runs/digits-baoab-s0`"
     indented = text[text.index(commands) :].split("\n\n")[1]
     return "\n".join(line.removeprefix("    ") for line in indented.splitlines()) + "\n\n"
 
@@ -445,8 +445,7 @@ def test_scores_are_those_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """By the very commands, within 4 of the errors over data: another machine rounds a run otherwise."""
     monkeypatch.chdir(tmp_path)
     assert command("run", "digits", "--set", "model.held_out=297", "-q") == 0
-    (run,) = Path("runs").iterdir()
-    out = cli("evaluate", run).out
+    out = cli("evaluate", "runs/digits-baoab-s0").out
     now, printed = (list(told_scores(text).values())[1:] for text in (out, printed_scores()))
     for (value, error, *_), (expected, *_) in zip(now, printed, strict=True):
         assert abs(float(value) - float(expected)) < 4 * float(error)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from sdeflow.errors import SdeflowError
-from sdeflow.simulation.memory import kept_bytes
 from sdeflow.system.average import AVERAGE, averaged
 from sdeflow.terminal import human
 from sdeflow.trajectory.dataset import final_state, to_dataset
@@ -56,9 +55,9 @@ class Keeper:
     def require_room(self) -> None:
         """Raises SdeflowError where the disk has no room for the snapshots to come."""
         if self.folder is not None:
-            kept = len(self._moments) * kept_bytes(self.run)
-            size = 2 * self.recorder.bytes_left + kept  # segments, then trajectory.nc
-            _refuse_full_disk(self.folder.path, size)
+            kept = sum(value.nbytes for value in self._parameters(self._prepared.state).values())
+            size = 2 * self.recorder.bytes_left  # segments, then trajectory.nc
+            _refuse_full_disk(self.folder.path, size + len(self._moments) * kept)
 
     def log(self, line: str) -> None:
         """Adds a line to the folder's log."""
@@ -85,7 +84,8 @@ class Keeper:
         if self.folder is not None:
             with self._naming_the_safe_step():
                 snapshots = self._snapshots(meta) if self.recorder.steps else None
-                self.folder.keep(snapshots, meta, state, self._parameters(meta.step, state))
+                kept = self._parameters(state) if meta.step in self._moments else {}
+                self.folder.keep(snapshots, meta, state, kept or None)
             self.recorder.clear()
 
     def finish(self, meta: Metadata, state: State, stop: Stop) -> tuple[xr.Dataset, State, Metadata]:
@@ -119,11 +119,10 @@ class Keeper:
         self.folder.finish(meta, state, self.attributes(meta), final)
         return open_run(self.folder.path)
 
-    def _parameters(self, step: int, state: State) -> State | None:
-        """The parameters and their average, where they are to be kept after this step."""
-        names = averaged(self._prepared.system) if step in self._moments else []
-        names = [kept for name in names for kept in (name, AVERAGE + name) if kept in state]
-        return {name: state[name] for name in names} or None
+    def _parameters(self, state: State) -> State:
+        """The parameters and their average, of a system that has any."""
+        names = [kept for name in averaged(self._prepared.system) for kept in (name, AVERAGE + name)]
+        return {name: state[name] for name in names if name in state}
 
     def attributes(self, meta: Metadata) -> dict[str, Any]:
         """What a dataset says of the run that made it."""

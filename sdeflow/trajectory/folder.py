@@ -40,6 +40,8 @@ from sdeflow.trajectory.layout import (
     resuming,
 )
 
+Snapshots = xr.Dataset | None
+
 
 class RunFolder:
     """The one writer of a run folder. Made on disk by the first `keep`, or reopened.
@@ -102,23 +104,20 @@ class RunFolder:
         wait = max(least, min((now - self._began) / 200, 300.0), 20 * self._cost)
         return self.new or least == 0 or now - self._last >= wait
 
-    def keep(
-        self, dataset: xr.Dataset | None, meta: Metadata, state: State, parameters: State | None = None
-    ) -> None:
+    def keep(self, dataset: Snapshots, meta: Metadata, state: State, kept: State | None = None) -> None:
         """Puts snapshots since the last call and a checkpoint on the disk; then `meta.step` is acknowledged.
 
-        parameters   of this step, to be kept in a file of their own, a checkpoint of them alone; it is there
-                     before the step is acknowledged
+        kept   the parameters of a moment, for a file of their own, a checkpoint of them alone
 
         `meta.segments` is filled in here. Raises RunError where the disk does not take it; what was
         acknowledged before is intact.
         """
         began = time.monotonic()
         if self.kept is None:
-            self._make(dataset, meta, state, parameters)
+            self._make(dataset, meta, state, kept)
             self._flush()
         else:
-            self._put(self.path, dataset, replace(meta, segments=self.kept.segments), state, parameters)
+            self._put(self.path, dataset, replace(meta, segments=self.kept.segments), state, kept)
         self._last = time.monotonic()
         self._cost = self._last - began
 
@@ -185,9 +184,7 @@ class RunFolder:
             self._lock.release()
             self._lock = None
 
-    def _make(
-        self, dataset: xr.Dataset | None, meta: Metadata, state: State, parameters: State | None
-    ) -> None:
+    def _make(self, dataset: Snapshots, meta: Metadata, state: State, kept: State | None) -> None:
         """The folder appears under its name with a first checkpoint in it."""
         refuse_occupied(self.path, self._overwrite)
         partial = self._partial
@@ -198,7 +195,7 @@ class RunFolder:
             self._lock = _locked(partial)
             if self._config:
                 durable.write(partial / CONFIG, self._config.encode())
-            self._put(partial, dataset, replace(meta, segments=()), state, parameters)
+            self._put(partial, dataset, replace(meta, segments=()), state, kept)
             if self.path.exists():
                 replaced = _locked(self.path)
                 self.path.rename(old)
@@ -245,23 +242,16 @@ class RunFolder:
                 _locked(partial).release()
                 shutil.rmtree(partial, ignore_errors=True)
 
-    def _put(
-        self,
-        root: Path,
-        dataset: xr.Dataset | None,
-        meta: Metadata,
-        state: State,
-        parameters: State | None,
-    ) -> None:
+    def _put(self, root: Path, dataset: Snapshots, meta: Metadata, state: State, kept: State | None) -> None:
         listed = meta.segments
         if dataset is not None:
             number = 1 + max((int(Path(s.file).stem) for s in listed), default=0)
             file = f"{SEGMENTS}/{number:06d}.nc"
             digest = durable.write(root / file, segments.encode(dataset))
             listed = (*listed, Segment(file, digest, dataset.sizes["time"]))
-        if parameters is not None:
+        if kept is not None:  # before the checkpoint, so that no step after it is acknowledged without
             (root / KEPT).mkdir(exist_ok=True)
-            durable.write(root / kept_file(meta.step), checkpoint.encode(meta, parameters))
+            durable.write(root / kept_file(meta.step), checkpoint.encode(meta, kept))
         self._checkpoint(root, replace(meta, segments=listed), state)
 
     def _cover(self, meta: Metadata, state: State) -> None:
