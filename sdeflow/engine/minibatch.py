@@ -58,6 +58,7 @@ class MiniBatches:
         if batch.size > self.n_data:
             raise SdeflowError(f"a batch of {batch.size} is larger than the data, D = {self.n_data}")
         self.integrator, self.batch, self.replicas = integrator, batch, replicas
+        self.per_epoch = self.n_data // batch.size
         self._replica = torch.arange(replicas.count, device=replicas.device)[:, None]
         self._epoch, self._order = -1, torch.empty(0)
         self._of_data = (VISITED, *(name for b in system.blocks if b.of_data for name in b.variables))
@@ -81,14 +82,13 @@ class MiniBatches:
 
     def index(self, n: int) -> Tensor:
         """The data of step n, [R, b], ascending."""
-        per_epoch = self.n_data // self.batch.size
-        epoch, position = divmod(n, per_epoch)
+        epoch, position = divmod(n, self.per_epoch)
         if epoch != self._epoch:
             seeds = self.replicas.seeds
             orders = [torch.randperm(self.n_data, generator=generator(s, "epoch", epoch)) for s in seeds]
-            used = torch.stack(orders)[:, : per_epoch * self.batch.size]
+            used = torch.stack(orders)[:, : self.per_epoch * self.batch.size]
             # ascending within a batch: memory is read in order, and a batch of all data is the data
-            self._order = used.view(len(orders), per_epoch, -1).sort(-1).values.to(self.replicas.device)
+            self._order = used.view(len(orders), self.per_epoch, -1).sort(-1).values.to(self.replicas.device)
             self._epoch = epoch
         return self._order[:, position]
 
