@@ -162,6 +162,8 @@ def _losses(dataset: Any, diverged: frozenset[int]) -> str:
         if kept:
             told += f", {label} {sum(kept) / len(kept):.6g}"
             told += f" of {len(kept)} replicas that did not diverge" if len(kept) < len(last) else ""
+    if "tuning_returns" in dataset and (returns := int(dataset["tuning_returns"].values.max())):
+        told += f", went back to smaller steps {returns} times" if returns > 1 else ", went back once"
     if attrs["evaluate"]:
         told += f" ({attrs['evaluate_seconds']:.1f} s of them to measure it)"
     return told

@@ -36,6 +36,7 @@ class TimeLoop:
     diverged      by replica, which variable left the finite numbers and when
     retcode       'running' until `to_the_end` sets how the run ended
     error         what ended it, where it failed
+    verdict       what to know of how numbers that were chosen did, '' for nothing
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class TimeLoop:
         self.diverged = dict(meta.diverged)
         self.retcode = "running"
         self.error: Exception | None = None
+        self.verdict = ""
         self._untried = meta.step == 0  # no step has succeeded yet, in which a user's mistake shows
         self._began, self._evaluate_seconds = time.perf_counter(), meta.evaluate_seconds
         self._chunk = 1
@@ -85,6 +87,7 @@ class TimeLoop:
             seconds=self._begun_from.seconds + time.perf_counter() - self._began,
             evaluate_seconds=self._evaluate_seconds,
             retcode=self.retcode,
+            warnings=(*self._begun_from.warnings, *filter(None, [self.verdict])),
         )
 
     def to_the_end(self) -> None:
@@ -96,6 +99,8 @@ class TimeLoop:
             self._all_steps()
             if self.retcode == "running":
                 self.retcode = "diverged" if self.diverged else "success"
+            if self._warm_up is not None and self._loss is not None:
+                self.verdict = self._warm_up.verdict(self._loss)
         except KeyboardInterrupt:
             self.retcode = "interrupted"
         except Exception as error:
@@ -151,10 +156,11 @@ class TimeLoop:
                         n + many,
                         self._first(z, n, many) if self._untried else self._prepared.stepper(z, n, many),
                     )
-            except OUT_OF_RANGE:
-                if look is None or self._untried:
+            except Exception as error:  # a warm-up has tried the model before, and goes back
+                out_of_range = any(isinstance(e, OUT_OF_RANGE) for e in (error, error.__cause__))
+                if look is None or not out_of_range:
                     raise
-                self._at = before + count, _lost(self.state)
+                self._at, self._untried = (before + count, _lost(self.state)), False
         apart = (HELD_OUT, AVERAGE, TUNING)
         found = not_finite({name: v for name, v in self.state.items() if not name.startswith(apart)})
         if self.step == look:  # and not before, so that a run does not depend on where its chunks end

@@ -35,6 +35,9 @@ FRICTIONS = [10 ** (i / 4) for i in range(-8, 3)]
 UNKNOWN_LO = 0.0025
 """The curvature whose friction is taken where the least one is not known: k = 0.1 for a splitting."""
 
+OPPOSED_LO = 0.25
+"""What is taken for the least joint curvature where parameters are opposed by particles: k = 1."""
+
 HEAT = 0.25
 """By what share the variance of the particles' stiffest direction may be wrong."""
 

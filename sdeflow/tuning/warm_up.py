@@ -29,7 +29,7 @@ from sdeflow.state import TUNING, State
 from sdeflow.system.block import Block
 from sdeflow.system.integrator import Integrator
 from sdeflow.system.system import BlockSystem
-from sdeflow.tuning.choice import Spectrum, can_restart, pace, tuned
+from sdeflow.tuning.choice import OPPOSED_LO, Spectrum, can_restart, pace, tuned
 from sdeflow.tuning.curvature import Curvature, Vectors, lanczos, particles_of
 from sdeflow.tuning.gradient_noise import noise_of, quiet
 from sdeflow.tuning.limits import wells_of
@@ -56,8 +56,8 @@ STEADY = 0.02
 VISITED_FRICTION = 0.5
 """The least k of particles that minibatches visit: what they are to follow moves on in between."""
 
-OPPOSED_LO = 0.25
-"""What is taken for the least joint curvature where parameters are opposed by particles: k = 1."""
+RUIN = 5.0
+"""A loss that ends so many times above its start as it may rise from look to look is told."""
 
 OUT_OF_RANGE = (ValueError, ArithmeticError, torch.linalg.LinAlgError)
 """What a model raises that is given numbers far from where it makes sense."""
@@ -208,6 +208,16 @@ class WarmUp:
         self._noise = {name: next(stored) for name in self._noise}
         self._clock.restore(list(stored))
         self.system = self._chosen()
+
+    def verdict(self, loss: float) -> str:
+        """What to know where the loss at the end is far above that at the start, else ''."""
+        first = self._known.first
+        if self.system.force_field.opposed or not loss > first + RUIN * self._allowed(loss):
+            return ""
+        return (
+            f"the loss rose from {first:.6g} to {loss:.6g}, so the numbers that were chosen do not suit the "
+            "model: give h, eta and gamma, or a smaller [tune] share"
+        )
 
     def values(self, replicas: int) -> dict[str, Tensor]:
         """What is recorded of the numbers in force, each [R]."""

@@ -132,14 +132,14 @@ def test_a_run_in_pieces_that_goes_back(stop_before: Any, tmp_path: Path, monkey
         return float("nan") if n + 1 in (40, 42) else 0.0
 
     monkeypatch.setattr(warm_up.WarmUp, "_loss", loss)
-    given = {"steps": 90, "save": Save(every=1, checkpoint=0.0), "tune": Tune(until=80)}
+    given = {"steps": 70, "save": Save(every=1, checkpoint=0.0), "tune": Tune(until=66)}
     whole = simulate(toy(), out=tmp_path / "whole", **given)
     margins = {39: 1, 40: 2, 41: 2, 42: 8, 43: 8, 44: 4, 46: 4, 47: 2, 52: 1, 62: 1}
     for n, margin in margins.items():
         assert whole["tuning_margin"].values[n] == margin
         np.testing.assert_allclose(whole["eta_x"].values[n], 0.5 / margin, rtol=1e-6)
     assert whole["tuning_returns"].values[-1] == 2
-    for n in (39, 41, 42, 43, 60):
+    for n in (41, 43):
         stop_before(n)
         with pytest.raises(KeyboardInterrupt):
             simulate(toy(), out=tmp_path / "pieces", resume=True, **given)
