@@ -9,6 +9,7 @@ import torch
 import xarray as xr
 
 from sdeflow.analysis import scores
+from sdeflow.analysis.image_scores import ImageOptions, Pictures, Say
 from sdeflow.analysis.samples import Learned, learned
 from sdeflow.analysis.scores import Options, Score, Subject, part_of, pieces
 from sdeflow.errors import SdeflowError
@@ -23,7 +24,14 @@ LOSS_TOLERANCE = 1e-4
 """Relative difference from the loss that a run recorded, up to which its model is taken to be the same."""
 
 
-def evaluate(run: Path, options: Options | None = None, progress: Progress | None = None) -> xr.Dataset:
+def evaluate(
+    run: Path,
+    options: Options | None = None,
+    progress: Progress | None = None,
+    images: ImageOptions | None = None,
+    image_progress: Progress | None = None,
+    say: Say = lambda _: None,
+) -> xr.Dataset:
     """Scores a run, writes evaluation.nc into its folder, and gives what is in it.
 
     value [score]       evidence: mean log p_theta(y_i), from below in expectation
@@ -31,17 +39,22 @@ def evaluate(run: Path, options: Options | None = None, progress: Progress | Non
                         gap: of data drawn from the model, the bound from above less that from below
                         reconstruction: mean squared error of a pixel of the mean image of particles that
                         start from the prior; own_reconstruction: of the run's own; _each: of their own images
-    error_over_data     its standard error as data of one law differ
+                        kid_..., precision_..., recall_..., fid_...: of images against real ones, where `images`
+                        are asked for (`image_metrics`), by the split, how many, and how pixels became bytes
+    error_over_data     its standard error as data of one law differ; of KID, precision and recall, as images do
     error_over_chains   that of the estimate for these data, with its bias
     log_evidence, ...   what a score is the mean of, a value a datum
 
     A score is there where the model states what it takes; the attribute `notes` says what is not.
     Raises SdeflowError for a run that has not ended, has diverged, or whose model has changed, for a plain
-    SDE, and for a prior that cannot be sampled.
+    SDE, and for a prior that cannot be sampled; and as `Pictures`.
     """
     options = options or Options()
     subject = Subject(read(run, options.replica), options, progress)
+    pictures = Pictures(subject, images) if images else None  # a mistake is said before anything takes long
     found, notes = _scores(subject)
+    if pictures:
+        found, notes = found + pictures.scores(image_progress, say), notes + pictures.notes
     arrays = {name: (score.axis, values) for score in found for name, values in score.each.items()}
     dataset = xr.Dataset(
         {
@@ -61,6 +74,7 @@ def evaluate(run: Path, options: Options | None = None, progress: Progress | Non
             "steps_taken": int(open_run(run).attrs["steps_taken"]),
             "notes": "; ".join(notes),
             **{name: value for name, value in asdict(options).items() if value is not None},
+            **(pictures.attrs if pictures else {}),
             **provenance(subject.like.device),
             "dtype": str(subject.like.dtype).removeprefix("torch."),
             "history": stamp("evaluated"),

@@ -8,7 +8,8 @@ import sys
 import time
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from itertools import count
 from typing import Any, BinaryIO
 
@@ -98,6 +99,21 @@ def progress_bar(unit: str = "step") -> Iterator[Progress]:
             bar.update(task, completed=step, total=steps, more=f"{pace(step, steps)}{_loss(loss)}")
 
         yield report
+
+
+@contextmanager
+def progress_bars(*units: str) -> Iterator[list[Progress]]:
+    """A bar for each of several things that are done in turn, from its first report to the first of another."""
+    with ExitStack() as there:
+        begun: dict[str, Progress] = {}
+
+        def report(unit: str, step: int, steps: int, loss: float | None) -> None:
+            if unit not in begun:
+                there.close()
+                begun[unit] = there.enter_context(progress_bar(unit))
+            begun[unit](step, steps, loss)
+
+        yield [partial(report, unit) for unit in units]
 
 
 @contextmanager
