@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import io
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,7 +67,9 @@ class Network:
         self.path, self.device, self.inception = path, device, inception
         try:
             self.checksum = durable.checksum(path)
-            self.module = torch.jit.load(str(path), map_location=device).eval()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # torch would have other formats written
+                self.module = torch.jit.load(str(path), map_location=device).eval()
         except OSError as error:
             raise SdeflowError(f"features {path} cannot be read: {error.strerror}") from None
         except (RuntimeError, ValueError) as error:

@@ -27,6 +27,9 @@ Values = NDArray[np.float64]
 BLOCKS, NEIGHBOURS, COMPARABLE = 20, 5, 10_000
 """Blocks of KID's jackknife, k of precision and recall, images below which a FID is on no common scale."""
 
+ROWS = 500
+"""Images whose pairs with all others, or distances from them, are in memory at once."""
+
 
 def require_torchmetrics() -> type:
     """The class of torchmetrics that computes a FID; raises SdeflowError where the package is not there."""
@@ -47,7 +50,7 @@ def fid(real: Tensor, made: Tensor) -> float:
 
     metric = require_torchmetrics()(feature=Given())
     for features, of_real in ((real, True), (made, False)):
-        for part in features.split(1000):
+        for part in features.split(ROWS):
             metric.update(part.double(), real=of_real)
     return float(metric.compute())
 
@@ -63,9 +66,9 @@ def kid(real: Tensor, made: Tensor, blocks: int = BLOCKS) -> Estimate:
         raise SdeflowError(
             f"KID takes at least {blocks} images of each kind, given {len(real)} real and {len(made)} made"
         )
-    x, y = ([part.double() for part in features.tensor_split(blocks)] for features in (real, made))
-    xx, yy, xy = _pair_sums(x, x), _pair_sums(y, y), _pair_sums(x, y)
-    n, m = (np.array([len(part) for part in parts]) for parts in (x, y))
+    x, y = real.double(), made.double()
+    xx, yy, xy = (_pair_sums(a, b, blocks) for a, b in ((x, x), (y, y), (x, y)))
+    n, m = (np.array([len(part) for part in features.tensor_split(blocks)]) for features in (x, y))
     value = _discrepancy(xx.sum(), yy.sum(), xy.sum(), n.sum(), m.sum())
     without_x = _discrepancy(_without(xx), yy.sum(), xy.sum() - xy.sum(1), n.sum() - n, m.sum())
     without_y = _discrepancy(xx.sum(), _without(yy), xy.sum() - xy.sum(0), n.sum(), m.sum() - m)
@@ -78,17 +81,22 @@ def _without(sums: Values) -> Values:
     return sums.sum() - 2 * sums.sum(0) + sums.diagonal()
 
 
-def _pair_sums(x: list[Tensor], y: list[Tensor]) -> Values:
-    """Sums [B, B] of the kernel over pairs of blocks; of one set with itself, without an image's own pairs."""
-    found = np.empty((len(x), len(y)))
-    for a, first in enumerate(x):
-        for b, second in enumerate(y):
-            if x is y and b < a:
-                found[a, b] = found[b, a]
-                continue
-            values = (first @ second.mT / first.shape[1] + 1) ** 3
-            found[a, b] = float(values.sum() - (values.diagonal().sum() if x is y and a == b else 0))
-    return found
+def _pair_sums(x: Tensor, y: Tensor, blocks: int) -> Values:
+    """Sums [B, B] of the kernel over pairs of blocks; of a set with itself, without the pairs of one image."""
+    of_x, of_y = (_memberships(len(z), blocks) for z in (x, y))
+    found = torch.zeros(blocks, blocks, dtype=torch.float64)
+    for part, rows in zip(x.split(ROWS), of_x.split(ROWS), strict=True):
+        found += rows.mT @ ((part @ y.mT / x.shape[1] + 1) ** 3 @ of_y)
+    if x is y:
+        own = (x.square().sum(1) / x.shape[1] + 1) ** 3
+        found.diagonal().sub_(own @ of_y)
+    return found.numpy()
+
+
+def _memberships(n: int, blocks: int) -> Tensor:
+    """[n, B], 1 where an image is of a block."""
+    sizes = (len(part) for part in torch.arange(n).tensor_split(blocks))
+    return torch.block_diag(*(torch.ones(size, 1, dtype=torch.float64) for size in sizes))
 
 
 def _discrepancy(of_x: Values, of_y: Values, across: Values, n: Values, m: Values) -> Values:
@@ -113,7 +121,7 @@ def coverage(real: Tensor, made: Tensor, k: int = NEIGHBOURS) -> Coverage:
     return Coverage(_within(made, real, k), _within(real, made, k))
 
 
-def _within(points: Tensor, of: Tensor, k: int, at_once: int = 1000) -> Tensor:
+def _within(points: Tensor, of: Tensor, k: int) -> Tensor:
     """Which points lie no further from some point of a set than its k-th nearest in that set."""
-    radius = torch.cat([torch.cdist(part, of).kthvalue(k + 1).values for part in of.split(at_once)])
-    return torch.cat([(torch.cdist(part, of) <= radius).any(1) for part in points.split(at_once)])
+    radius = torch.cat([torch.cdist(part, of).kthvalue(k + 1).values for part in of.split(ROWS)])
+    return torch.cat([(torch.cdist(part, of) <= radius).any(1) for part in points.split(ROWS)])
