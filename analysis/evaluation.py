@@ -39,9 +39,9 @@ def evaluate(
                         gap: of data drawn from the model, the bound from above less that from below
                         reconstruction: mean squared error of a pixel of the mean image of particles that
                         start from the prior; own_reconstruction: of the run's own; _each: of their own images
-                        kid_..., precision_..., recall_..., fid_...: of images against real ones, where `images`
-                        are asked for (`image_metrics`), by the split, how many, and how pixels became bytes
-    error_over_data     its standard error as data of one law differ; of KID, precision and recall, as images do
+                        kid_..., precision_..., recall_..., fid_...: of images against real ones, where
+                        `images` asks for them; the name says which, how many, and how pixels became bytes
+    error_over_data     its standard error as data of one law differ; or of KID and its like, as images do
     error_over_chains   that of the estimate for these data, with its bias
     log_evidence, ...   what a score is the mean of, a value a datum
 

@@ -1,8 +1,8 @@
 """Features of images: pixels as bytes, what a network makes of them, and those of real images kept in files.
 
-A network is a TorchScript module that maps bytes [n, 3, height, width] to features [n, f]. Inception, by whose
-2048 features FID and KID are published, takes (v - 128) / 128 of bytes v at 299 x 299 instead: images are
-resized bilinearly, by the centres of pixels and with antialiasing, as the torchmetrics package does it.
+A network is a TorchScript module that maps bytes [n, 3, height, width] to features [n, f]. Inception, by
+whose 2048 features FID and KID are published, takes (v - 128) / 128 of bytes v at 299 x 299 instead: images
+are resized bilinearly, by the centres of pixels and with antialiasing, as the torchmetrics package does it.
 
 Source: Szegedy, Vanhoucke, Ioffe, Shlens, Wojna 2016; Heusel et al. 2017.
 """
@@ -36,9 +36,10 @@ def as_bytes(images: Tensor, pixels: str = EXACT, what: str = "an image") -> Ten
 
     exact          the nearest level, round(127.5 (x + 1)); refused where that is not one of 0..255
     clip           the same of pixels cut off at -1 and 1
-    as_published   trunc(255 x) mod 256 in float32, as in the code behind arXiv:2312.07335: pixels of [-1, 1] are
-                   taken for those of [0, 1], and negatives wrap. Level v becomes 2v + 1 for v < 64, (2v + 2) mod
-                   256 for v < 128, and 2v - 255 else: 0, 64, 127, 128, 192, 255 become 1, 130, 0, 1, 129, 255
+    as_published   trunc(255 x) mod 256 in float32, as in the code behind arXiv:2312.07335: pixels of [-1, 1]
+                   are taken for those of [0, 1], and negatives wrap. Level v becomes 2v + 1 for v < 64,
+                   (2v + 2) mod 256 for v < 128, and 2v - 255 from there: 0, 64, 127, 128, 192, 255 become
+                   1, 130, 0, 1, 129, 255
 
     Raises SdeflowError for pixels out of range, which says what they are of.
     """
@@ -74,7 +75,8 @@ class Network:
             raise SdeflowError(f"features {path} cannot be read: {error.strerror}") from None
         except (RuntimeError, ValueError) as error:
             raise SdeflowError(
-                f"features {path} is no TorchScript module ({_reason(error)}): give what torch.jit.save has written"
+                f"features {path} is no TorchScript module ({_reason(error)}): give what torch.jit.save "
+                "has written"
             ) from None
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -101,7 +103,7 @@ class Network:
         if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(images):
             got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise SdeflowError(
-                f"features {self.path} gives {got} of {len(images)} images, and [{len(images)}, f] was expected"
+                f"features {self.path} gives {got} of {len(images)} images, [{len(images)}, f] was expected"
             )
         if not found.isfinite().all():
             raise SdeflowError(f"features {self.path} gives numbers that are not finite")
@@ -126,7 +128,7 @@ class Network:
     def file(self, images: Tensor, folder: Path) -> Path:
         """Where features of these images are kept: named by the module's bytes and the images'."""
         key = hashlib.sha256(f"{self.checksum} {self.inception} {tuple(images.shape)}".encode())
-        key.update(images.contiguous().numpy())
+        key.update(images.contiguous().numpy().data)
         return folder / f"{key.hexdigest()[:32]}.npy"
 
 

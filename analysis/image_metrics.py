@@ -1,11 +1,13 @@
 """Distances between two laws of images, by features [n, f] of images of each: FID, KID, precision and recall.
 
-    FID   |m - m'|^2 + tr(S + S' - 2 (S S')^(1/2)), of means m and covariances S: between Gaussians. Its estimate is
-          too large, by a part that falls as 1/n and differs from law to law: figures compare at the same n only
-    KID   the squared maximum mean discrepancy E k(x, x') + E k(y, y') - 2 E k(x, y) of the kernel
-          k(x, y) = (x.y/f + 1)^3; its estimate, over pairs of different images, has no bias at any n
-    precision   share of made images within the real ones' manifold: within the distance from a real image to
-                its k-th nearest real neighbour; recall: share of real images within the manifold of made ones
+    FID         |m - m'|^2 + tr(S + S' - 2 (S S')^(1/2)), of means m and covariances S: between Gaussians. Its
+                estimate is too large, by a part that falls as 1/n and differs from law to law: figures
+                compare at the same n only
+    KID         the squared maximum mean discrepancy E k(x, x') + E k(y, y') - 2 E k(x, y) of the kernel
+                k(x, y) = (x.y/f + 1)^3; its estimate, over pairs of different images, has no bias at any n
+    precision   share of made images within the real ones' manifold: no further from a real image than its
+                k-th nearest real neighbour is
+    recall      share of real images within the made ones' manifold
 
 Source: Heusel et al. 2017; Binkowski et al. 2018; Kynkaanniemi et al. 2019.
 """
@@ -59,7 +61,8 @@ def kid(real: Tensor, made: Tensor, blocks: int = BLOCKS) -> Estimate:
     """KID of features [n, f] and [n', f], with the standard error of a jackknife over blocks of both.
 
     The estimate is made again without the b-th block of either set, for each b and each set. Where both laws
-    are the same the error is too large, by up to sqrt(2): to leave out an image changes the sums of all its pairs.
+    are the same the error is too large by about sqrt(2), as a jackknife's is of sums over pairs that are
+    of mean 0 whatever one of the pair is.
     Raises SdeflowError for fewer images than blocks.
     """
     if min(len(real), len(made)) < blocks:
@@ -82,7 +85,7 @@ def _without(sums: Values) -> Values:
 
 
 def _pair_sums(x: Tensor, y: Tensor, blocks: int) -> Values:
-    """Sums [B, B] of the kernel over pairs of blocks; of a set with itself, without the pairs of one image."""
+    """Sums [B, B] of the kernel over pairs of blocks; of a set with itself, over different images."""
     of_x, of_y = (_memberships(len(z), blocks) for z in (x, y))
     found = torch.zeros(blocks, blocks, dtype=torch.float64)
     for part, rows in zip(x.split(ROWS), of_x.split(ROWS), strict=True):
@@ -105,7 +108,7 @@ def _discrepancy(of_x: Values, of_y: Values, across: Values, n: Values, m: Value
 
 
 class Coverage(NamedTuple):
-    """Which made images lie within the real ones' manifold, [n'], and which real ones within the made ones', [n]."""
+    """Which made images lie within the real ones' manifold, [n'], and which real ones in theirs, [n]."""
 
     precise: Tensor
     recalled: Tensor

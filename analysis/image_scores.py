@@ -62,8 +62,8 @@ class Pictures:
 
     `real` and `made` have them, [n, c, height, width], for each way in which pixels become bytes.
 
-    Raises SdeflowError for a model that makes no images or some with pixels out of range, too few real images,
-    and a network that cannot take them.
+    Raises SdeflowError for a model that makes no images or some with pixels out of range, too few real
+    images, and a network that cannot take them.
     """
 
     def __init__(self, subject: Subject, options: ImageOptions) -> None:
@@ -71,8 +71,8 @@ class Pictures:
         if model.image_shape is None or not model.decode:
             lacks = "image_shape" if model.image_shape is None else "decode"
             raise SdeflowError(
-                f"{type(model).__name__} has no {lacks}: FID and KID are of models of images, leave --kid and "
-                "--fid out"
+                f"{type(model).__name__} has no {lacks}: FID and KID are of models of images, leave out what "
+                "is asked of images"
             )
         if options.fid:
             image_metrics.require_torchmetrics()
@@ -82,8 +82,8 @@ class Pictures:
         found = real_images(model, options.against)
         if len(found) < BLOCKS:
             raise SdeflowError(
-                f"{len(found)} real images of {options.against} are too few, at least {BLOCKS} were expected: "
-                "give the model more data, or another --against"
+                f"{len(found)} real images of {options.against} are too few, at least {BLOCKS} were "
+                "expected: give the model more data, or another --against"
             )
         found = found[spread(len(found), most)]
         real = (_in_pixels(found[piece]) for piece in pieces(len(found), DECODED_AT_ONCE))

@@ -103,7 +103,7 @@ def progress_bar(unit: str = "step") -> Iterator[Progress]:
 
 @contextmanager
 def progress_bars(*units: str) -> Iterator[list[Progress]]:
-    """A bar for each of several things that are done in turn, from its first report to the first of another."""
+    """A bar for each of several things done in turn: it is shown from its first report to another's."""
     with ExitStack() as there:
         begun: dict[str, Progress] = {}
 

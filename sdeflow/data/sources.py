@@ -44,7 +44,7 @@ _SECONDS_OF_PACKAGE = 1800
 
 
 def from_user(dataset: DataSet, source: Path, work: Path) -> None:
-    """From a folder, tar archive or wheel; raises SdeflowError where something is missing there, or is not right."""
+    """From a folder or an archive; raises SdeflowError where something is missing there, or is not right."""
     if not source.exists():
         raise SdeflowError(f"--from {source} does not exist")
     if not source.is_dir() and not source.name.endswith((*_TAR, _WHEEL)):

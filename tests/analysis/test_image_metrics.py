@@ -60,8 +60,8 @@ def uniform(n: int, seed: int, mean: float = 0.0, reach: float = 1.0) -> Tensor:
 def test_the_jackknife_covers(n: int, m: int) -> None:
     """Of uniform laws of one feature, whose KID is sum_k C(3, k) (E x^k - E y^k)^2, as (xy + 1)^3 has it.
 
-    2 errors hold it as often as Student's t says, between the degrees of freedom of one set's blocks and of both
-    sets', within 4.5 standard errors of the binomial; and it is unbiased.
+    2 errors hold it as often as Student's t says, between the degrees of freedom of one set's blocks and of
+    both sets', within 4.5 standard errors of the binomial; and it is unbiased.
     """
     mean, reach = 0.5, 1.2
     moments = (1, mean, mean**2 + reach**2 / 3, mean**3 + mean * reach**2)
@@ -77,7 +77,7 @@ def test_the_jackknife_covers(n: int, m: int) -> None:
 
 
 def test_kid_of_one_law_is_zero_and_its_error_is_not_too_small() -> None:
-    """Unbiased: the mean of 200 is 0 within 4.5 of its errors; and no fewer are within 2 errors than of a t."""
+    """Unbiased: the mean of 200 is 0 within 4.5 of its errors; and as many as of a t are within 2 errors."""
     x = [kid(normal(200, 8, 2 * i), normal(200, 8, 2 * i + 1)) for i in range(REPETITIONS)]
     values, errors = np.array([e.value for e in x]), np.array([e.error for e in x])
     assert abs(values.mean()) < SE * values.std() / REPETITIONS**0.5
@@ -93,7 +93,7 @@ def test_kid_needs_an_image_a_block() -> None:
 
 
 def test_fid_is_the_distance_of_gaussians() -> None:
-    """By scipy's matrix root, of samples; of laws whose covariances commute, by the closed form at large n."""
+    """By scipy's matrix root, of samples; of laws whose covariances commute, by the closed form."""
     pytest.importorskip("torchmetrics")
     mix = torch.tensor([[1.0, 0.5, 0.0], [0.0, 1.0, 0.2], [0.3, 0.0, 2.0]], dtype=torch.float64)
     x, y = normal(300, 3, 0), normal(200, 3, 1) @ mix + 0.4
@@ -115,7 +115,7 @@ def test_fid_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_precision_and_recall_where_they_are_known() -> None:
-    """Points on a line, two apart, with k = 2: a real one covers up to 4 at the ends and 2 within, hence [-4, 14]."""
+    """Points on a line, two apart, k = 2: a real one covers up to 4 at the ends and 2 within, so [-4, 14]."""
     real = torch.arange(0, 11, 2, dtype=torch.float64)[:, None]
     made = torch.tensor([-4.1, -3.9, 5.0, 13.9, 14.1, 30.0, 31.0, 32.0], dtype=torch.float64)[:, None]
     found = coverage(real, made, 2)
@@ -147,9 +147,9 @@ def test_half_of_the_modes_have_precision_one_and_half_the_recall() -> None:
 def test_inception_gives_the_documented_values() -> None:
     """Those in torchmetrics' documentation, under seed 42, of bytes at 299 x 299.
 
-    FID by 64 features, the means of the first pooled layer, is 12.6388; KID by 100 subsets of 50 is 0.0312, with a
-    standard deviation of 0.0025. The images there were drawn after random weights of the network, so those
-    are drawn here too: as many numbers as its convolutions and last layer have.
+    FID by 64 features, the means of the first pooled layer, is 12.6388; KID by 100 subsets of 50 is 0.0312,
+    with a standard deviation of 0.0025. The images there were drawn after random weights of the network, so
+    those are drawn here too: as many numbers as its convolutions and last layer have.
     """
     metrics = pytest.importorskip("torchmetrics.image.kid")
     from sdeflow.data.cache import stored

@@ -24,7 +24,7 @@ from sdeflow.problems.decoder import Decoder
 from sdeflow.seeds import generator
 
 MODELS = '''
-"""Models of digits: one that is within [-1, 1], one that draws its images from the data, one without a shape."""
+"""Models of digits: one within [-1, 1], one that draws its images from the data, and some that lack a part."""
 
 import torch
 
@@ -97,7 +97,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run_of(model: str) -> str:
     """A run of no step; theta is as it starts."""
     Path(f"{model}.toml").write_text(
-        f'model.use = "models.py:{model}"\nsystem = {{ use = "pgd", particles = 2, theta.h = 1e-5, x.h = 1e-3 }}\n'
+        f'model.use = "models.py:{model}"\n'
+        'system = { use = "pgd", particles = 2, theta.h = 1e-5, x.h = 1e-3 }\n'
         'run = { integrator = "expint", steps = 0, dtype = "float32" }\n'
     )
     assert command("run", f"{model}.toml", "--out", model, "-q") == 0
@@ -122,7 +123,7 @@ def profile(data: Tensor, pixels: str = "exact") -> Tensor:
 
 
 def test_a_model_that_draws_from_the_data_is_perfect(folder: Path, cli: Cli) -> None:
-    """KID is 0 within its error, most is covered both ways, FID is small; all in the table, the file, the page."""
+    """KID is 0 within its error, most is covered, FID is small; in the table, the file and the page."""
     pytest.importorskip("torchmetrics")
     run = run_of("Memory")
     code, out, err = cli("evaluate", run, *BRIEF, "--features", "f.pt", "--kid", 400, "--fid", 1000)
@@ -154,7 +155,7 @@ def test_a_model_that_draws_from_the_data_is_perfect(folder: Path, cli: Cli) -> 
 
 
 def test_scores_are_those_of_the_images(folder: Path) -> None:
-    """By features in numpy of the data and of images that are decoded here; pixels as published stand beside."""
+    """By features in numpy of the data and of images decoded here; pixels as published stand beside."""
     run = run_of("Bounded")
     images = ImageOptions(features=folder / "f.pt", inception=False, kid=300, pixels="as_published")
     dataset = evaluate(Path(run), QUICK, images=images)
