@@ -24,7 +24,7 @@ from sdeflow.problems.decoder import Decoder
 from sdeflow.seeds import generator
 
 MODELS = '''
-"""Models of digits: one within [-1, 1], one that draws its images from the data, and some that lack a part."""
+"""Models of digits: one within [-1, 1], one that draws images from the data, and some that lack a part."""
 
 import torch
 
