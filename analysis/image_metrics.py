@@ -115,7 +115,10 @@ class Coverage(NamedTuple):
 
 
 def coverage(real: Tensor, made: Tensor, k: int = NEIGHBOURS) -> Coverage:
-    """Precision and recall of features, image by image. Raises SdeflowError for no more than k images."""
+    """Precision and recall of features, image by image. Raises SdeflowError for no more than k images.
+
+    A share's binomial error is that with the other set's manifold held fixed.
+    """
     if min(len(real), len(made)) <= k:
         raise SdeflowError(
             f"precision and recall take more than k = {k} images, given {len(real)} real and {len(made)} made"

@@ -71,8 +71,8 @@ class Pictures:
         if model.image_shape is None or not model.decode:
             lacks = "image_shape" if model.image_shape is None else "decode"
             raise SdeflowError(
-                f"{type(model).__name__} has no {lacks}: FID and KID are of models of images, leave out what "
-                "is asked of images"
+                f"{type(model).__name__} has no {lacks}: FID and KID are of models of images, leave --kid "
+                "and the options with it out"
             )
         if options.fid:
             image_metrics.require_torchmetrics()

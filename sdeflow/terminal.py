@@ -54,7 +54,7 @@ def first_line(thing: Any) -> str:
 def rate(speed: float, unit: str = "step") -> str:
     """Steps a second, or seconds a step, for people."""
     if speed < 0.5:
-        return f"{duration(1 / speed)} a {unit}"
+        return f"{duration(1 / speed)} {'an' if unit[0] in 'aeiou' else 'a'} {unit}"
     return f"{speed:,.0f} {unit}s/s" if speed >= 10 else f"{speed:.2g} {unit}s/s"
 
 
