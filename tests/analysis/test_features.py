@@ -143,7 +143,7 @@ class Pair(nn.Module):
     ("module", "says"),
     [
         (Picky(), "cannot take images 3 × 6 × 6: .*shape"),
-        (Flat(), r"gives \(2,\) of 2 images, and \[2, f\] was expected"),
+        (Flat(), r"gives \(2,\) of 2 images, \[2, f\] was expected"),
         (Pair(), r"gives tuple of 2 images"),
         (Lost(), "not finite"),
     ],
