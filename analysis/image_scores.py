@@ -57,7 +57,7 @@ class ImageOptions:
                 raise SdeflowError(f"{name} must be at least {least}, given {given}")
 
 
-class Pictures:
+class ImageScores:
     """Images that a model makes and real ones, as bytes, and the network that looks at them.
 
     `real` and `made` have them, [n, c, height, width], for each way in which pixels become bytes.
