@@ -27,8 +27,11 @@ from sdeflow.trajectory import durable
 EXACT, CLIP, AS_PUBLISHED = "exact", "clip", "as_published"
 PIXELS = (EXACT, CLIP, AS_PUBLISHED)
 
-SIDE, AT_ONCE = 299, 16
-"""Pixels of a side that Inception takes, and images that a network sees at once."""
+SIDE = 299
+"""Pixels of a side that Inception takes."""
+
+AT_ONCE, AT_ONCE_CUDA = 4, 64
+"""Images that a network sees at once: on a CPU Inception took 0.17 s an image of 4 at once, 0.21 of 16."""
 
 
 def as_bytes(images: Tensor, pixels: str = EXACT, what: str = "an image") -> Tensor:
@@ -111,16 +114,17 @@ class Network:
 
     def seconds(self, images: Tensor) -> float:
         """Time that an image takes, by a few of them."""
-        self(images[:2])  # TorchScript looks at how it is used before it is fast
-        self(images[:2])
+        few = images[:AT_ONCE]
+        for _ in range(2):  # TorchScript looks at how it is used before it is fast
+            self(few)
         began = time.perf_counter()
-        self(images[:4])
-        return (time.perf_counter() - began) / len(images[:4])
+        self(few)
+        return (time.perf_counter() - began) / len(few)
 
     def of(self, images: Tensor, tick: Callable[[int], None] = lambda _: None) -> Tensor:
         """Features [n, f] of any number of images; `tick` gets how many were done, batch by batch."""
         parts = []
-        for batch in images.split(AT_ONCE):
+        for batch in images.split(AT_ONCE_CUDA if self.device.type == "cuda" else AT_ONCE):
             parts.append(self(batch))
             tick(len(batch))
         return torch.cat(parts)
