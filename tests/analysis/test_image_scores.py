@@ -49,6 +49,11 @@ class Few(Bounded):
         super().__init__(images=images, held_out=held_out)
 
 
+class Split(Few):
+    def __init__(self):
+        super().__init__(100, 25)
+
+
 class Shapeless(Bounded):
     def __init__(self):
         super().__init__()
@@ -208,12 +213,21 @@ def test_where_features_cannot_be_kept_a_note_says_so(folder: Path) -> None:
 
 
 def test_against_images_that_were_held_out(folder: Path, cli: Cli) -> None:
-    """All of them where there are fewer than asked for, which is said."""
-    run = run_of("Few")
-    code, out, err = cli("evaluate", run, *BRIEF, "--features", "f.pt", "--kid", 60, "--against", "train")
-    assert code == 0, err
-    assert "against 30 real images" in " ".join(out.split())
-    assert any(name.startswith("kid_train_60_") for name in scored(run))
+    """All of them where there are fewer than asked for, which is said; not those that were learned from."""
+    run, found = run_of("Split"), {}
+    for against, real in (("test", 25), ("train", 60)):
+        code, out, err = cli("evaluate", run, *BRIEF, "--features", "f.pt", "--kid", 60, "--against", against)
+        assert code == 0, err
+        assert f"against {real} real images" in " ".join(out.split())
+        (found[against],) = (
+            row[0] for name, row in scored(run).items() if name.startswith(f"kid_{against}_60_")
+        )
+    theta = {k.removeprefix("theta."): v for k, v in load_file(f"{run}/final.safetensors").items()}
+    model = Decoder(images=100, held_out=25)
+    latents = model.sample_prior(theta, 60, generator(0, "evaluate", "images")).float()
+    made = profile(model.decode(theta, latents).clamp(-1, 1))
+    for against, real in (("test", model.held_out), ("train", model.data[spread(100, 60)])):
+        assert found[against] == pytest.approx(kid(profile(real), made).value, rel=1e-4)
 
 
 def test_what_cannot_be_compared_is_said(folder: Path, cli: Cli) -> None:
