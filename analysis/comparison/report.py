@@ -94,7 +94,8 @@ _RATES = (
 _SCORES = (
     "Of the last parameters, by sdeflow evaluate, with standard errors over data and, in brackets, over "
     "chains. An evidence is the mean of log p(y), in nats and from below. A reconstruction is the mean "
-    "squared error of a pixel."
+    "squared error of a pixel. FID, KID, precision and recall are of images that the model makes, so many, "
+    "against real ones; FIDs compare at one number of images, and none below 10,000 is on the common scale."
 )
 _LOSS = "Mean over replicas; the band is their range."
 _ENERGY = "From the particles' moments; below the noise of the estimate the curve means nothing."

@@ -108,8 +108,8 @@ class MiniBatches:
 
     def observe(self, t: float, z: State) -> dict[str, Tensor]:
         """The system's observables on as many data as a batch has, spread evenly and the same every time."""
-        index = torch.linspace(0, self.n_data - 1, self.batch.size, device=self.replicas.device)
-        index = index.round().long().expand(self.replicas.count, -1)
+        index = torch.linspace(0, self.n_data - 1, self.batch.size).round().long()
+        index = index.to(self.replicas.device).expand(self.replicas.count, -1)
         return self._part.observe(t, self._show(z, index))
 
     def __call__(self, z: State, n: int, count: int = 1) -> State:
