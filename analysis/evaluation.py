@@ -9,18 +9,22 @@ from pathlib import Path
 
 import torch
 import xarray as xr
+from torch import Tensor
 
 from sdeflow.analysis import scores
 from sdeflow.analysis.annealing import Tick
+from sdeflow.analysis.image_scores import ImageOptions, ImageScores, Say
 from sdeflow.analysis.mixture_prior import Mixture, components_of, mixture_of
 from sdeflow.analysis.moments import Moment, moments
 from sdeflow.analysis.samples import Learned, learned, no_mixture
 from sdeflow.analysis.score_pictures import draw
-from sdeflow.analysis.scores import OWN, Options, Score, Subject, part_of, pieces
+from sdeflow.analysis.scores import OWN, Options, Score, Subject, part_of, spread
+from sdeflow.config.schema import load_config
 from sdeflow.errors import SdeflowError
+from sdeflow.model.model import data_size
 from sdeflow.terminal import Progress
 from sdeflow.trajectory import durable
-from sdeflow.trajectory.layout import EVALUATION, resuming
+from sdeflow.trajectory.layout import CONFIG, EVALUATION, resuming
 from sdeflow.trajectory.opening import newest, open_run
 from sdeflow.trajectory.provenance import provenance, stamp
 from sdeflow.trajectory.segments import encode
@@ -28,12 +32,18 @@ from sdeflow.trajectory.segments import encode
 LOSS_TOLERANCE = 1e-4
 """Relative difference from the loss that a run recorded, up to which its model is taken to be the same."""
 
-
 APART = ("dtype", "along", "pictures")
 """Options that are no attributes of evaluation.nc, or not as they were given."""
 
 
-def evaluate(run: Path, options: Options | None = None, progress: Progress | None = None) -> xr.Dataset:
+def evaluate(
+    run: Path,
+    options: Options | None = None,
+    progress: Progress | None = None,
+    images: ImageOptions | None = None,
+    image_progress: Progress | None = None,
+    say: Say = lambda _: None,
+) -> xr.Dataset:
     """Scores a run, writes evaluation.nc and pictures into its folder, and gives what is in the first.
 
     value [parameters, score]
@@ -42,7 +52,9 @@ def evaluate(run: Path, options: Options | None = None, progress: Progress | Non
                         gap: of data drawn from the model, the bound from above less that from below
                         reconstruction: mean squared error of a pixel of the mean image of particles that
                         start from the prior; own_reconstruction: of the run's own; _each: of their own images
-    error_over_data     its standard error as data of one law differ
+                        kid_..., precision_..., recall_..., fid_...: of images against real ones, where
+                        `images` asks for them; the name says which, how many, and how pixels became bytes
+    error_over_data     its standard error as data of one law differ; or of KID and its like, as images do
     error_over_chains   that of the estimate for these data, with its bias
     log_evidence, ...   what a score is the mean of, a value a datum
     evidence_along [parameters, step]
@@ -51,18 +63,23 @@ def evaluate(run: Path, options: Options | None = None, progress: Progress | Non
     `parameters` are 'last', and 'average' where the run has kept one. Both are scored with the same noise.
     A score is there where the model states what it takes; the attribute `notes` says what is not.
     Raises SdeflowError for a run that has not ended, has diverged, or whose model has changed, for a plain
-    SDE, for a prior that cannot be sampled or is not as stated, and what `moments` raises.
+    SDE, for a prior that cannot be sampled or is not as stated, and what `moments` and `ImageScores` raise.
     """
     options = options or Options()
     end = read(run, options.replica)
     mixture = _mixture(run, end, options)
     when = moments(run, end, options.replica) if options.along else []
     subjects = {name: Subject(of, options, mixture) for name, of in _of_both(end).items()}
+    # mistakes are said before the rest
+    looks = {name: ImageScores(subject, images) for name, subject in subjects.items() if images}
     total = sum(s.moves + len(when[:-1]) * s.moves_of_evidence for s in subjects.values())
     tick, found, notes = ticking(total, progress), {}, list[str]()
     for name, subject in subjects.items():
         subject.tick = tick
         found[name] = _scores(subject)
+        if name in looks:
+            found[name] += looks[name].scores(image_progress, say)
+            subject.notes += looks[name].notes
         news = [note for note in subject.notes if note not in notes]
         notes += news if name == "last" else [f"of the {name}: {note}" for note in news]
     dataset = xr.concat(map(_as_dataset, found.values()), xr.Variable("parameters", list(found)))
@@ -77,6 +94,7 @@ def evaluate(run: Path, options: Options | None = None, progress: Progress | Non
             "notes": "; ".join(notes),
             **{name: value for name, value in asdict(options).items() if name not in APART},
             "prior": options.prior or OWN,
+            **(looks["last"].attrs if looks else {}),
             **provenance(subject.like.device),
             "dtype": str(subject.like.dtype).removeprefix("torch."),
             "history": stamp("evaluated"),
@@ -183,7 +201,10 @@ def read(run: Path, replica: int = 0) -> Learned:
     if attrs["retcode"] == "diverged" and (why := newest(run).diverged.get(replica)):
         raise SdeflowError(f"replica {replica} of {run} diverged, {why}: there is nothing to evaluate")
     found = learned(run, replica)
-    recorded, now = float(trajectory["loss"].isel(time=-1).to_numpy().reshape(-1)[replica]), _loss(found)
+    batch, data = load_config(run / CONFIG).batch, data_size(found.model)
+    seen = spread(data, data if batch is None else batch.size)  # as MiniBatches.observe has it
+    recorded = float(trajectory["loss"].isel(time=-1).to_numpy().reshape(-1)[replica])
+    now = _loss(found, seen)
     if not abs(now - recorded) <= LOSS_TOLERANCE * (1 + abs(recorded)):
         raise SdeflowError(
             f"the model of {run} has changed: its loss was {recorded:.7g} at the end and is {now:.7g} now; "
@@ -192,11 +213,11 @@ def read(run: Path, replica: int = 0) -> Learned:
     return found
 
 
-def _loss(found: Learned, at_once: int = 1000) -> float:
-    """Mean over data and particles of -l_i at the end of the run."""
+def _loss(found: Learned, data: Tensor, at_once: int = 1000) -> float:
+    """Mean over some data, by their indices, and over particles of -l_i at the end of the run."""
     x, model, total = found.state["X"], found.model, 0.0
     with torch.no_grad():
-        for piece in pieces(len(x), at_once):
+        for piece in data.split(at_once):
             at = x[piece].view(-1, x.shape[1], *model.latent_shape)
             total -= float(model.log_joint(found.theta, at, part_of(model.data, piece)).double().sum())
-    return total / x[..., 0].numel()
+    return total / (len(data) * x.shape[1])

@@ -84,7 +84,7 @@ class WithMixture(Model):
         self.of, self.mixture = model, mixture
         self.data, self.held_out, self.latent_shape = model.data, model.held_out, model.latent_shape
         self.decode, self.sample_data = model.decode, model.sample_data
-        self.image_shape = model.image_shape
+        self.image_shape, self.real_images = model.image_shape, model.real_images
 
     def log_prior(self, theta: Parameters, x: Tensor) -> Tensor:
         return self.mixture.log_density(x.flatten(1))

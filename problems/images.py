@@ -80,6 +80,7 @@ class Images(Model):
         self.data = _pixels(pixels[:images], g)
         if held_out:
             self.held_out = _pixels(unseen[:held_out], g)
+        self.dataset = dataset
         self.latent_shape = (latent,)
         self.sigma = sigma
         self._decoder, self._width, self._hidden, self._pseudo_points = (
@@ -124,6 +125,12 @@ class Images(Model):
         """Images [n, pixels] of latents x [n, d], with the noise of their pixels, which knows no [-1, 1]."""
         mean = self.decode(theta, x)
         return mean + self.sigma * torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
+
+    def real_images(self, split: Literal["train", "test"]) -> Tensor:
+        """All images of the data set, as published: bytes [n, channels, height, width]."""
+        from sdeflow.data.images import load_images
+
+        return torch.from_numpy(load_images(self.dataset, split)[0])
 
     def sample_prior(self, theta: Parameters, n: int, generator: torch.Generator) -> Tensor:
         """n latents [n, d] from p_theta."""

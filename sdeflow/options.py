@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from math import inf
 from numbers import Integral, Real
+from types import NoneType
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints, overload
 
 import numpy as np
@@ -37,6 +38,8 @@ class Options:
     def __post_init__(self) -> None:
         for name, (kind, bounds) in _numbers(type(self)).items():
             value = plain(getattr(self, name))
+            if value is None and getattr(type(self), name, 0) is None:
+                continue
             object.__setattr__(self, name, value)
             key, right = f"{self.table}.{name}", is_number(value, kind)
             given = f"given {value!r}" + ("" if right else f": a {KINDS[kind]} was expected")
@@ -52,13 +55,15 @@ class Options:
 def _numbers(options: type[Options]) -> dict[str, tuple[Any, tuple[Any, ...]]]:
     """The fields that have a range: the kind of number, and the bounds. A subclass adds none of its own."""
     declared = next(c for c in options.__mro__ if "table" in vars(c))
-    hints = get_type_hints(declared, include_extras=True)
-    kinds = {int: Integral, float: Real}
-    return {
-        name: (kinds[get_args(hint)[0]], get_args(hint)[1:])
-        for name, hint in hints.items()
-        if get_origin(hint) is Annotated
-    }
+    kinds, found = {int: Integral, float: Real}, {}
+    for name, hint in get_type_hints(declared, include_extras=True).items():
+        own = [part for part in get_args(hint) if part is not NoneType]
+        if NoneType in get_args(hint) and len(own) == 1:
+            (hint,) = own
+        if get_origin(hint) is Annotated:
+            kind, *bounds = get_args(hint)
+            found[name] = kinds[kind], tuple(bounds)
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,13 +222,22 @@ class Tune(Options):
 
     until   the step at which adaptation ends; 0 for the start alone. Where it is not given it is half of the
             run; for parameters that prior particles oppose, whose curvature goes on growing, there is none
-    share   of the largest stable step that is taken while curvature may still grow
+    share   of the largest stable step that is taken. Where it is not given it is 0.65 while curvature may
+            still grow, and 0.8 when it is steady
     """
 
     table: ClassVar = "tune"
 
     until: Annotated[int, Ge(0)] | None = None
-    share: Annotated[float, Gt(0), Le(1)] = 0.65
+    share: Annotated[float, Gt(0), Le(1)] | None = None
+
+    @property
+    def first_share(self) -> float:
+        return self.share or 0.65
+
+    @property
+    def last_share(self) -> float:
+        return self.share or 0.8
 
     def last(self, steps: int, *, opposed: bool = False) -> float:
         """The step at which adaptation ends in a run of so many; inf for never."""

@@ -41,6 +41,7 @@ LONG_NAMES = {
     "curvature_least": "least eigenvalue of the joint curvature, in blocks' own units; NaN if unknown",
     "curvature_most": "largest eigenvalue of the joint curvature, in blocks' own units",
     "tuning_evaluations": "gradient evaluations of the warm-up by then",
+    "tuning_margin": "factor on curvature since the warm-up went back",
     "tuning_share": "step as a share of the largest stable one",
     "tuning_returns": "how often the warm-up went back to a good state by then",
     "average_theta": "exponential moving average of the parameters over steps",
@@ -52,7 +53,7 @@ LONG_NAMES = {
 """What the names in a trajectory mean; a model's own observables have others (see `reserved`)."""
 
 
-TUNED = ("h_", "eta_", "gamma_", "restart_", "curvature_", "tuning_")
+TUNED = ("h_", "eta_", "gamma_", "restart_", "curvature_", "noise_", "tuning_")
 """Prefixes of the numbers that a warm-up records."""
 
 TUNING = "tune."

@@ -8,7 +8,8 @@ import sys
 import time
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from itertools import count
 from typing import Any, BinaryIO
 
@@ -53,7 +54,7 @@ def first_line(thing: Any) -> str:
 def rate(speed: float, unit: str = "step") -> str:
     """Steps a second, or seconds a step, for people."""
     if speed < 0.5:
-        return f"{duration(1 / speed)} a {unit}"
+        return f"{duration(1 / speed)} {'an' if unit[0] in 'aeiou' else 'a'} {unit}"
     return f"{speed:,.0f} {unit}s/s" if speed >= 10 else f"{speed:.2g} {unit}s/s"
 
 
@@ -98,6 +99,21 @@ def progress_bar(unit: str = "step") -> Iterator[Progress]:
             bar.update(task, completed=step, total=steps, more=f"{pace(step, steps)}{_loss(loss)}")
 
         yield report
+
+
+@contextmanager
+def progress_bars(*units: str) -> Iterator[list[Progress]]:
+    """A bar for each of several things done in turn: it is shown from its first report to another's."""
+    with ExitStack() as there:
+        begun: dict[str, Progress] = {}
+
+        def report(unit: str, step: int, steps: int, loss: float | None) -> None:
+            if unit not in begun:
+                there.close()
+                begun[unit] = there.enter_context(progress_bar(unit))
+            begun[unit](step, steps, loss)
+
+        yield [partial(report, unit) for unit in units]
 
 
 @contextmanager

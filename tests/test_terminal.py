@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from sdeflow import terminal
-from sdeflow.terminal import counted, progress_bar, shown, table
+from sdeflow.terminal import counted, progress_bar, progress_bars, shown, table
 
 WARM_UP, STEP, STEPS = 200.0, 2.0, 101
 """Seconds of the first step, of each later one, and how many."""
@@ -83,6 +83,30 @@ def test_a_slow_first_step_is_told_at_once_and_quick_ones_are_not(
             clock.now += 1.0
             report(2, 9, None)
         assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize("stream", [Terminal, io.StringIO])
+def test_one_bar_after_the_other(monkeypatch: pytest.MonkeyPatch, stream: type[io.StringIO]) -> None:
+    """Each with its unit and a rate of its own, of which one alone is there at a time, or none."""
+    clock, stderr = Clock(), stream()
+    monkeypatch.setattr(terminal, "time", clock)
+    monkeypatch.setattr(terminal, "_SECONDS_BETWEEN_LINES", 0)
+    monkeypatch.setattr(sys, "stderr", stderr)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("TERM", "xterm")
+    with progress_bars("move", "image"):
+        pass
+    assert stderr.getvalue() == ""
+    with progress_bars("move", "image") as (moves, images):
+        for report, seconds in ((moves, 2.0), (images, 5.0)):
+            clock.now += 100
+            for step in range(1, 4):
+                report(step, 9, None)
+                clock.now += seconds
+    told = stderr.getvalue()
+    assert "0.5 moves/s, 12 s left" in told
+    assert "5 s an image, 30 s left" in told
+    assert told.rindex("move") < told.index("image")
 
 
 def test_things_that_are_no_steps_are_counted(

@@ -10,6 +10,7 @@ import typer
 
 from sdeflow import __version__
 from sdeflow.cli import app as cli
+from sdeflow.cli import images
 from sdeflow.cli.app import app, configured
 from sdeflow.errors import SdeflowError
 from sdeflow.terminal import shown
@@ -168,6 +169,8 @@ def _losses(dataset: Any, diverged: frozenset[int]) -> str:
         if kept:
             told += f", {label} {sum(kept) / len(kept):.6g}"
             told += f" of {len(kept)} replicas that did not diverge" if len(kept) < len(last) else ""
+    if "tuning_returns" in dataset and (returns := int(dataset["tuning_returns"].values.max())):
+        told += f", went back to smaller steps {returns} times" if returns > 1 else ", went back once"
     if attrs["evaluate"]:
         told += f" ({attrs['evaluate_seconds']:.1f} s of them to measure it)"
     return told
@@ -175,12 +178,15 @@ def _losses(dataset: Any, diverged: frozenset[int]) -> str:
 
 @app.command()
 def fetch(
-    name: Annotated[str, typer.Argument(help="cifar10, mnist or fashion_mnist.")],
+    name: Annotated[str, typer.Argument(help="cifar10, mnist, fashion_mnist, or inception.")],
     source: Annotated[
-        Path | None, typer.Option("--from", help="A folder or tar archive that you have already.")
+        Path | None, typer.Option("--from", help="A folder or archive that you have already.")
     ] = None,
 ) -> None:
-    """Put a data set into the cache folder, checked (SDEFLOW_DATA names another folder); prints where."""
+    """Put a data set, or the network that scores images, into the cache folder, checked; prints where.
+
+    SDEFLOW_DATA names another folder.
+    """
     from sdeflow.data.cache import fetch as fetch_data
 
     typer.echo(fetch_data(name, source=source, say=partial(typer.echo, err=True)))
@@ -220,6 +226,11 @@ def evaluate(
     particles: Annotated[int, typer.Option(help="Particles that reconstruct a datum.")] = 5,
     langevin_steps: Annotated[int, typer.Option(help="Langevin steps that they take.")] = 500,
     langevin_h: Annotated[float, typer.Option(help="The size of those steps.")] = 1e-3,
+    kid: images.KidOption = None,
+    fid: images.FidOption = None,
+    against: images.AgainstOption = None,
+    pixels: images.PixelsOption = None,
+    features: images.FeaturesOption = None,
     at_once: Annotated[
         int, typer.Option(help="Data that move together; fewer take less memory, to the same scores.")
     ] = 100,
@@ -242,7 +253,8 @@ def evaluate(
     """Score a trained model: evidence and reconstructions, of held-out data where it has any.
 
     Writes evaluation.nc, and pictures, into the run folder. An evidence is the mean of log p(y) in nats, from
-    below; its error over chains holds how far below it is likely to be.
+    below; its error over chains holds how far below it is likely to be. With --kid, --fid or another option
+    of images those that the model makes are compared with real ones.
     """
     from contextlib import nullcontext
     from dataclasses import fields
@@ -251,12 +263,15 @@ def evaluate(
     from sdeflow.analysis.scores import Options
     from sdeflow.cli.show import tell_scores
     from sdeflow.data.cache import fetching
-    from sdeflow.terminal import progress_bar
+    from sdeflow.data.sources import silent
+    from sdeflow.terminal import progress_bars
     from sdeflow.trajectory.layout import EVALUATION
 
     options = Options(**{field.name: ctx.params[field.name] for field in fields(Options)})
-    with fetching(quiet=quiet), nullcontext() if quiet else progress_bar("move") as progress:
-        found = evaluate_run(folder, options, progress)
+    say = partial(typer.echo, err=True)
+    with fetching(quiet=quiet), nullcontext() if quiet else progress_bars("move", "image") as bars:
+        asked, (moves, looks) = images.image_options(ctx.params), bars or (None, None)
+        found = evaluate_run(folder, options, moves, asked, looks, silent if quiet else say)
     if not quiet:
         tell_scores(found, folder / EVALUATION)
 

@@ -56,11 +56,11 @@ def _describe_blocks(system: System) -> None:
         [
             b.name,
             "\n".join(equations(b)),
-            f"{b.rate * system.h:g}",
+            "auto" if "h" in b.auto else f"{b.rate * system.h:g}",
             b.number("eta") if b.kinetic else "",
             b.number("gamma") if b.kinetic else "",
             f"{b.temperature:g}",
-            _product(b, system.h) if b.kinetic else "",
+            _product(b, system.h) if b.kinetic and not b.auto else "",
         ]
         for b in system.blocks
     ]

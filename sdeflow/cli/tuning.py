@@ -31,7 +31,7 @@ def tune(
     system: cli.SystemOption = None,
     variant: cli.VariantOption = None,
     steps: Annotated[
-        int, typer.Option(help="Steps of the warm-up; curvature is measured at 20, 60, 180.")
+        int, typer.Option(min=1, help="Steps of the warm-up; curvature is measured at 20, 40, 80, ...")
     ] = 200,
     seed: Annotated[int | None, typer.Option(help="Seed of the start and of the noise.")] = None,
     settings: cli.SetOption = None,
@@ -53,6 +53,8 @@ def tune(
 
     if out is not None and out.exists() and not overwrite:
         raise SdeflowError(f"{out} exists: give another --out, or --overwrite")
+    if out is not None and not out.parent.is_dir():
+        raise SdeflowError(f"{out.parent} is no folder: make it, or give another --out")
     config = configured(problem_file(problem), {**ctx.params, "steps": None})
     run = build(_opened(config, build(config).system.blocks, settings or [], steps))
     with nullcontext() if quiet else progress_bar() as progress:
@@ -124,7 +126,18 @@ def _rounded(numbers: dict[str, float | bool]) -> dict[str, float | bool]:
 def _why(run: Run, tuned: Tuned) -> str:
     return (
         f"the step is {tuned.share:.2g} of the largest stable one of {run.integrator.name}, in units in "
-        "which every block's largest curvature is 1"
+        f"which every block's largest curvature is 1, which is {tuned.limit:.3g}"
+        + ("" if tuned.margin == 1 else f"; curvature counts {tuned.margin:.3g} times, as the run went back")
+    )
+
+
+def _heat(run: Run, tuned: Tuned) -> str:
+    """What to know of the particles' temperature, where their law is not that of the model."""
+    if abs(tuned.heat) < 0.02:
+        return ""
+    return (
+        f" Under such steps of {run.integrator.name} the variance of the particles' stiffest direction is "
+        f"off by {tuned.heat:+.0%}, which biases what is learned."
     )
 
 
@@ -144,12 +157,14 @@ def _tell(run: Run, tuned: Tuned, out: Path | None) -> None:
     )
     s = tuned.spectrum
     joint = (
-        f"Their joint curvature lies between {s.lo:.3g} and {s.hi:.3g}: friction suits the slowest error."
+        f"Their joint curvature lies between {s.lo:.3g} and {s.hi:.3g}, a condition number of "
+        f"{s.hi / s.lo:.3g}: friction suits the slowest error."
         if s.known
-        else "Their joint curvature is not positive, so what is slowest is not known: friction, and the "
-        "table below, suit errors that see 1/400 of the largest curvature."
+        else "The least joint curvature is not known: friction, and the table below, suit errors that see "
+        f"{tuned.assumed:.3g} of the largest."
     )
-    console.print(f"{_why(run, tuned)[0].upper()}{_why(run, tuned)[1:]}. {joint}\n", markup=False)
+    why = _why(run, tuned)
+    console.print(f"{why[0].upper()}{why[1:]}. {joint}{_heat(run, tuned)}\n", markup=False)
     rows = [[name, _count(v)] for name, v in tuned.efold.items()]
     table("Gradient evaluations an e-fold of the slowest error", ["integrator", "evaluations"], rows)
     best, own = next(iter(tuned.efold)), run.integrator.name

@@ -249,7 +249,7 @@ def compatible(integrator: Scheme, system: System) -> Integrator:
 def _fitting(system: System) -> str:
     if not any(b.kinetic for b in system.blocks):
         return "euler_maruyama"
-    return "baoab" if integrator_named("baoab").refuses(system) is None else "expint"
+    return "baoab" if integrator_named("baoab").refuses(system) is None else "expint_shared"
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

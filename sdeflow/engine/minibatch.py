@@ -58,6 +58,7 @@ class MiniBatches:
         if batch.size > self.n_data:
             raise SdeflowError(f"a batch of {batch.size} is larger than the data, D = {self.n_data}")
         self.integrator, self.batch, self.replicas = integrator, batch, replicas
+        self.per_epoch = self.n_data // batch.size
         self._replica = torch.arange(replicas.count, device=replicas.device)[:, None]
         self._epoch, self._order = -1, torch.empty(0)
         self._of_data = (VISITED, *(name for b in system.blocks if b.of_data for name in b.variables))
@@ -81,14 +82,13 @@ class MiniBatches:
 
     def index(self, n: int) -> Tensor:
         """The data of step n, [R, b], ascending."""
-        per_epoch = self.n_data // self.batch.size
-        epoch, position = divmod(n, per_epoch)
+        epoch, position = divmod(n, self.per_epoch)
         if epoch != self._epoch:
             seeds = self.replicas.seeds
             orders = [torch.randperm(self.n_data, generator=generator(s, "epoch", epoch)) for s in seeds]
-            used = torch.stack(orders)[:, : per_epoch * self.batch.size]
+            used = torch.stack(orders)[:, : self.per_epoch * self.batch.size]
             # ascending within a batch: memory is read in order, and a batch of all data is the data
-            self._order = used.view(len(orders), per_epoch, -1).sort(-1).values.to(self.replicas.device)
+            self._order = used.view(len(orders), self.per_epoch, -1).sort(-1).values.to(self.replicas.device)
             self._epoch = epoch
         return self._order[:, position]
 
@@ -108,8 +108,8 @@ class MiniBatches:
 
     def observe(self, t: float, z: State) -> dict[str, Tensor]:
         """The system's observables on as many data as a batch has, spread evenly and the same every time."""
-        index = torch.linspace(0, self.n_data - 1, self.batch.size, device=self.replicas.device)
-        index = index.round().long().expand(self.replicas.count, -1)
+        index = torch.linspace(0, self.n_data - 1, self.batch.size).round().long()
+        index = index.to(self.replicas.device).expand(self.replicas.count, -1)
         return self._part.observe(t, self._show(z, index))
 
     def __call__(self, z: State, n: int, count: int = 1) -> State:

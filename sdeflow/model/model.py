@@ -40,10 +40,12 @@ class Model(ABC):
         sample_prior(theta, n, generator) -> [n, *latent_shape]   latents from p_theta
         sample_data(theta, x, generator) -> [n, ...]          observations of latents x [n, *latent_shape]
         log_prior(theta, x) -> [n]                            log p_theta(x) of x [n, *latent_shape]
+        real_images(split) -> [n, *image_shape]               all images of 'train' or 'test', as bytes or in
+                                                              [-1, 1], where data and held_out are not all
 
     `sdeflow evaluate` needs log_prior and sample_prior, of one law, which it checks, for the evidence of
     data; with sample_data it tells how far that is to be trusted, and with decode how well the model
-    reconstructs.
+    reconstructs; with image_shape too it compares images that the model makes with real ones.
 
     joint_maximum: whether log_joint has a maximum over theta and x together. It has none where a weight can
     grow while the latents that it multiplies shrink; `sdeflow stability` then needs the end of a run.
@@ -61,6 +63,7 @@ class Model(ABC):
     sample_prior: Any = None
     sample_data: Any = None
     log_prior: Any = None
+    real_images: Any = None
     image_shape: tuple[int, int, int] | None = None
 
     @abstractmethod

@@ -55,9 +55,9 @@ class Prepared:
         batches = self._batches
         (system if batches is None else batches).check(z)
         if any(b.auto for b in system.blocks):
-            part = None if batches is None else batches.part
+            part, epoch = (None, 1) if batches is None else (batches.part, batches.per_epoch)
             of_blocks = cast(BlockSystem, system)  # as one with blocks is
-            self.warm_up = WarmUp(of_blocks, run.integrator, run.tune, run.steps, part=part)
+            self.warm_up = WarmUp(of_blocks, run.integrator, run.tune, run.steps, part=part, epoch=epoch)
             z = self.warm_up.begin(z)
             self._move(self.warm_up.system)
         with torch.no_grad():
@@ -78,14 +78,12 @@ class Prepared:
         h = self.system.h
         return {"": n * h} | {name: n * (h * rate) for name, rate in self.system.clocks.items()}
 
-    def adapt(self, z: State, n: int, *, lost: bool = False) -> State:
-        """The state to go on from after step n, by the numbers that the warm-up now has.
-
-        lost   whether the state is of no use, so that the run is to go back
-        """
+    def adapt(self, z: State, n: int) -> State:
+        """The state to go on from after step n, by the numbers that the warm-up now has."""
         assert self.warm_up is not None
-        z = self.warm_up.back(z, n) if lost else self.warm_up.look(z, n)
-        self._move(self.warm_up.system, n)
+        z = self.warm_up.look(z, n)
+        if self.warm_up.system is not self.system or self.warm_up.next(n) is None:
+            self._move(self.warm_up.system, n)
         return z
 
     def restore(self, state: State, n: int) -> None:

@@ -80,6 +80,8 @@ def solve_from(
         loop.to_the_end()
         meta = replace(loop.meta, message=ending_message(loop.meta, run, loop.error, keeper.folder))
         dataset, state, meta = keeper.finish(meta, loop.hand_over(), stop)
+    if loop.verdict:
+        warnings.warn(loop.verdict, StabilityWarning, stacklevel=5)
     if loop.error is not None:
         raise RunError(meta.message) from loop.error
     return Solution(dataset, state, meta.retcode, meta.message, frozenset(meta.diverged))

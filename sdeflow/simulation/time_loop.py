@@ -15,6 +15,7 @@ from sdeflow.simulation.ending import not_finite, past_bound, refuse_no_number
 from sdeflow.simulation.held_out import PREFIX as HELD_OUT
 from sdeflow.state import TUNING
 from sdeflow.system.average import AVERAGE
+from sdeflow.tuning.warm_up import OUT_OF_RANGE
 
 if TYPE_CHECKING:
     from sdeflow.config.run import Run
@@ -35,6 +36,7 @@ class TimeLoop:
     diverged      by replica, which variable left the finite numbers and when
     retcode       'running' until `to_the_end` sets how the run ended
     error         what ended it, where it failed
+    verdict       what to know of how numbers that were chosen did, '' for nothing
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class TimeLoop:
         self.diverged = dict(meta.diverged)
         self.retcode = "running"
         self.error: Exception | None = None
+        self.verdict = ""
         self._untried = meta.step == 0  # no step has succeeded yet, in which a user's mistake shows
         self._began, self._evaluate_seconds = time.perf_counter(), meta.evaluate_seconds
         self._chunk = 1
@@ -84,6 +87,7 @@ class TimeLoop:
             seconds=self._begun_from.seconds + time.perf_counter() - self._began,
             evaluate_seconds=self._evaluate_seconds,
             retcode=self.retcode,
+            warnings=(*self._begun_from.warnings, *filter(None, [self.verdict])),
         )
 
     def to_the_end(self) -> None:
@@ -95,6 +99,8 @@ class TimeLoop:
             self._all_steps()
             if self.retcode == "running":
                 self.retcode = "diverged" if self.diverged else "success"
+            if self._warm_up is not None and self._loss is not None:
+                self.verdict = self._warm_up.verdict(self._loss)
         except KeyboardInterrupt:
             self.retcode = "interrupted"
         except Exception as error:
@@ -143,17 +149,23 @@ class TimeLoop:
         clock, before = time.perf_counter(), self.step
         look = None if self._warm_up is None else self._warm_up.next(before)
         with torch.no_grad(), self._stop.stepping():
-            for n, many in strides(self.step, self.step + count, self._prepared.stepper.stride):
-                z = self.state
-                self._at = (
-                    n + many,
-                    self._first(z, n, many) if self._untried else self._prepared.stepper(z, n, many),
-                )
+            try:
+                for n, many in strides(before, before + count, self._prepared.stepper.stride):
+                    z = self.state
+                    self._at = (
+                        n + many,
+                        self._first(z, n, many) if self._untried else self._prepared.stepper(z, n, many),
+                    )
+            except Exception as error:  # a warm-up has tried the model before, and goes back
+                out_of_range = any(isinstance(e, OUT_OF_RANGE) for e in (error, error.__cause__))
+                if look is None or not out_of_range:
+                    raise
+                self._at, self._untried = (before + count, _lost(self.state)), False
         apart = (HELD_OUT, AVERAGE, TUNING)
         found = not_finite({name: v for name, v in self.state.items() if not name.startswith(apart)})
-        if look is not None and (found or self.step == look):
-            self._adapt(lost=bool(found))
-        else:
+        if self.step == look:  # and not before, so that a run does not depend on where its chunks end
+            self._adapt()
+        elif look is None:
             self._note(found, f", and was after step {before}")
         seconds = time.perf_counter() - clock
         self._chunk = max(1, min(2 * self._chunk, int(count * _CHUNK_SECONDS / max(seconds, 1e-9))))
@@ -163,12 +175,12 @@ class TimeLoop:
         """Whether a warm-up is still to look at the run."""
         return self._warm_up is not None and self._warm_up.next(self.step) is not None
 
-    def _adapt(self, *, lost: bool) -> None:
-        """Lets the warm-up look at the run, and choose other numbers."""
+    def _adapt(self) -> None:
+        """Lets the warm-up look at the run, and choose other numbers or go back."""
         assert self._warm_up is not None
         n, z = self._at
         with self._stop.stepping():
-            self._at = n, self._prepared.adapt(z, n, lost=lost)
+            self._at = n, self._prepared.adapt(z, n)
         if words := self._warm_up.news:
             self._keeper.log(f"step {n:,}: {words}")
 
@@ -191,10 +203,8 @@ class TimeLoop:
         if n == 0:
             refuse_no_number(observed, self._recorder.system)
         self._at = n, z
-        if (found := past_bound(observed, self._run.bound)) and self._adapts:
-            self._adapt(lost=True)
-        else:
-            self._note(found)
+        if not self._adapts:
+            self._note(past_bound(observed, self._run.bound))
         going = [replica for replica in range(self._recorder.replicas) if replica not in self.diverged]
         self._loss = float(observed["loss"][going].mean()) if "loss" in observed and going else None
 
@@ -207,7 +217,7 @@ class TimeLoop:
         """
         if (self._untried and self._keeper.replaces) or not (full or self._keeper.due(self.step)):
             return
-        if not compared:
+        if not compared and not self._adapts:
             observed = self._recorder.observed(self._prepared.times(self.step)[""], self.state)
             self._note(past_bound(observed, self._run.bound))
         if not self._lost:  # the checkpoint before is the last good one
@@ -216,3 +226,12 @@ class TimeLoop:
     def _note(self, found: dict[int, str], more: str = "") -> None:
         for replica, what in found.items():
             self.diverged.setdefault(replica, f"{what} by step {self.step}{more}")
+
+
+def _lost(z: State) -> State:
+    """A state whose positions and momenta are no numbers, so that a warm-up goes back from it."""
+    own = (HELD_OUT, AVERAGE, TUNING)
+    return {
+        name: v if name.startswith(own) or not v.is_floating_point() else torch.full_like(v, torch.nan)
+        for name, v in z.items()
+    }

@@ -14,7 +14,7 @@ from sdeflow.simulation.solve import solve
 from sdeflow.system.block import Block
 from sdeflow.system.system import BlockSystem
 from sdeflow.terminal import Progress
-from sdeflow.tuning.choice import UNKNOWN_LO, Spectrum, evaluations_an_efold
+from sdeflow.tuning.choice import OPPOSED_LO, UNKNOWN_LO, Spectrum, evaluations_an_efold, pace
 from sdeflow.tuning.limits import wells_of
 
 
@@ -26,7 +26,11 @@ class Tuned:
                  restart where it is to be set
     curvature    by block the largest that it sees, on the last data that were looked at
     spectrum     the ends of the joint curvature; `known` is False where there is no least positive one
+    assumed      what is taken for the least joint curvature
     share        of the largest stable step that h is
+    limit        that largest step, in units in which the largest curvature of every block is 1
+    margin       a factor on curvature, above 1 where the run went back
+    heat         by what share the variance of the particles' stiffest direction is off
     efold        by scheme of the catalogue, predicted gradient evaluations in which the slowest mode's error
                  falls to 1/e, each scheme with the numbers that are best for it
     evaluations  gradient evaluations that were taken, steps and curvature
@@ -35,7 +39,11 @@ class Tuned:
     numbers: dict[str, dict[str, float | bool]]
     curvature: dict[str, float]
     spectrum: Spectrum
+    assumed: float
     share: float
+    limit: float
+    margin: float
+    heat: float
     efold: dict[str, float]
     evaluations: float
     dataset: xr.Dataset
@@ -68,12 +76,20 @@ def tune(run: Run, *, progress: Progress | None = None) -> Tuned:
         if f"restart_{b.name}" in last and value(f"restart_{b.name}"):
             own["restart"] = True
         numbers[b.name] = own
+    wells, share = wells_of(system, run.integrator), value("tuning_share")
+    opposed = bool(system.force_field.opposed)
+    known = Spectrum(OPPOSED_LO, spectrum.hi) if opposed else spectrum
+    chosen = pace(wells, known, share, restart=run.integrator.restarts)
     return Tuned(
         numbers=numbers,
         curvature={b.name: value(f"curvature_{b.name}") for b in system.blocks},
         spectrum=spectrum,
-        share=value("tuning_share"),
-        efold=_efolds(system, spectrum, value("tuning_share")),
+        assumed=known.lo if known.known else UNKNOWN_LO,
+        share=share,
+        limit=chosen.limit,
+        margin=value("tuning_margin"),
+        heat=wells.heat(chosen.h, chosen.particles),
+        efold=_efolds(system, known, share),
         evaluations=run.steps * run.gradient_evaluations + value("tuning_evaluations"),
         dataset=solution.dataset,
     )

@@ -26,6 +26,8 @@ _TUNED = {
     "eta": "inverse mass of block {}",
     "gamma": "friction of block {}",
     "restart": "whether block {} restarts",
+    "curvature": "largest curvature that block {} sees",
+    "noise": "noise of a minibatch's force on block {}, nu of sdeflow.tuning.gradient_noise",
 }
 
 
@@ -41,7 +43,7 @@ def _long_name(name: str) -> str:
         )
     if kind == "energy":
         return f"mean over the particles of block {of} of the energy U_alpha"
-    if kind in _TUNED:
+    if kind in _TUNED and name not in LONG_NAMES:
         return _TUNED[kind].format(of)
     if name.endswith("_norm"):
         return f"Euclidean norm of {LONG_NAMES.get(name.removesuffix('_norm'), name)}"

@@ -35,6 +35,9 @@ FRICTIONS = [10 ** (i / 4) for i in range(-8, 3)]
 UNKNOWN_LO = 0.0025
 """The curvature whose friction is taken where the least one is not known: k = 0.1 for a splitting."""
 
+OPPOSED_LO = 0.25
+"""What is taken for the least joint curvature where parameters are opposed by particles: k = 1."""
+
 HEAT = 0.25
 """By what share the variance of the particles' stiffest direction may be wrong."""
 
@@ -136,38 +139,46 @@ def _rate(wells: Wells, lo: float, hi: float, share: float, k: float) -> float:
     return max(0.0, -math.log(max(rho, LEAST_FACTOR)))
 
 
-def tuned(system: BlockSystem, pace: Pace, curvature: Mapping[str, float]) -> BlockSystem:
-    """The system with the numbers of a pace in place of those that are to be chosen; the others stay."""
-    steps = {b.name: _step(b, system.h, pace, curvature[b.name]) for b in system.blocks}
+def tuned(
+    system: BlockSystem,
+    pace: Pace,
+    curvature: Mapping[str, float],
+    friction: Mapping[str, float] | None = None,
+) -> BlockSystem:
+    """The system with the numbers of a pace in place of those that are to be chosen; the others stay.
+
+    friction   k of each block, where it is not the pace's
+    """
+    k = {b.name: pace.friction(b) for b in system.blocks} | dict(friction or {})
+    steps = {b.name: _step(b, system.h, pace.h, k[b.name], curvature[b.name]) for b in system.blocks}
     first = system.blocks[0]
     h = steps[first.name] if "h" in first.auto else system.h
-    blocks = [_chosen(b, steps[b.name], h, pace, curvature[b.name]) for b in system.blocks]
+    blocks = [_chosen(b, steps[b.name], h, pace, k[b.name], curvature[b.name]) for b in system.blocks]
     return BlockSystem(blocks, system.force_field, h=h, start=system.given_start)
 
 
-def _step(b: Block, reference: float, pace: Pace, curvature: float) -> float:
+def _step(b: Block, reference: float, h: float, k: float, curvature: float) -> float:
     """A block's own step: as given, or so that h^2 eta L is the pace's; one step serves all replicas."""
     if "h" not in b.auto:
         return b.rate * reference
     if not b.kinetic:
-        return pace.h**2 / 2 / curvature
+        return h**2 / 2 / curvature
     if "eta" not in b.auto:
-        return pace.h / math.sqrt(curvature * max(one.eta for one in b.replicas))
-    k = pace.friction(b)
+        return h / math.sqrt(curvature * max(one.eta for one in b.replicas))
     if "gamma" not in b.auto and not isinstance(b, Spread) and b.gamma > 0 and k > 0:
-        return pace.h * b.gamma / (k * curvature)  # with its eta it makes gamma eta h the pace's too
-    return pace.h
+        return h * b.gamma / (k * curvature)  # with its eta it makes gamma eta h the pace's too
+    return h
 
 
-def _chosen(b: Block, h: float, reference: float, pace: Pace, curvature: float) -> Block:
+def _chosen(b: Block, h: float, reference: float, pace: Pace, k: float, curvature: float) -> Block:
     """A block with its step h and the numbers that go with it; replicas have eta and gamma of their own."""
     restart = b.restart or (pace.restart and can_restart(b) and "gamma" in b.auto)
     new: dict[str, Any] = {"rate": h / reference, "restart": restart, "auto": ()}
     if isinstance(b, Spread):
-        return replace(b, **new, each=tuple(_chosen(one, h, reference, pace, curvature) for one in b.each))
+        return replace(b, **new, each=tuple(_chosen(one, h, reference, pace, k, curvature) for one in b.each))
     if b.kinetic:
         eta = (pace.h / h) ** 2 / curvature if "eta" in b.auto else b.eta
-        gamma = pace.friction(b) * math.sqrt(curvature / eta) if "gamma" in b.auto else b.gamma
+        gamma = k * math.sqrt(curvature / eta) if "gamma" in b.auto else b.gamma
         new |= {"eta": eta, "gamma": gamma}
     return replace(b, **new)
 

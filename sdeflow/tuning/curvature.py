@@ -26,7 +26,7 @@ from sdeflow.system.system import RMSPROP_FLOOR, BlockSystem
 Vectors = dict[str, Tensor]
 """A direction by block name, each [R, *shape]; replicas are parts of one large system."""
 
-STEP = 1e-4
+STEP = {torch.float64: 1e-4, torch.float32: 3e-3}
 """Root mean square of a displacement whose forces are compared, in units of the block's size."""
 
 
@@ -38,16 +38,18 @@ OPPOSED = 5.0
 
 
 class Curvature:
-    """Products with J at a state, by differences of forces in float64.
+    """Products with J at a state, by differences of forces.
 
-    system        whose forces are compared, in float64
+    system        whose forces are compared, in `dtype`
     z             the state, in any precision
+    dtype         float32 is for models that take no other: products are then good to about 1e-4
     evaluations   how many evaluations of forces were taken so far
     """
 
-    def __init__(self, system: BlockSystem, z: State) -> None:
+    def __init__(self, system: BlockSystem, z: State, dtype: torch.dtype = torch.float64) -> None:
         self._system, self.evaluations = system, 0
-        self._at = {name: v.double() if v.is_floating_point() else v for name, v in z.items()}
+        self._dtype = dtype
+        self._at = {name: v.to(dtype) if v.is_floating_point() else v for name, v in z.items()}
         scale = system.force_field.scale
         self._weight = {b.name: (scale if b.of_data else 1.0) / particles_of(b) for b in system.blocks}
         self._scale: dict[str, Tensor | float] = {
@@ -67,7 +69,7 @@ class Curvature:
         size = max(float(moves[b.name].square().mean()) ** 0.5 / self._size(b) for b in blocks)
         if size == 0:
             return {name: torch.zeros_like(self._forces[name]) for name in names}
-        step = STEP / size
+        step = STEP[self._dtype] / size
         forces = self._evaluate({b.name: step * moves[b.name] for b in blocks}, names)
         return {
             name: (self._forces[name] - forces[name]) * (self._scale[name] * self._weight[name] ** 0.5 / step)
@@ -123,9 +125,10 @@ class Curvature:
         z = dict(self._at)
         for b in self._system.blocks:
             if b.name in moves:
-                z[b.position] = z[b.position] + moves[b.name]
+                z[b.position] = (z[b.position] + moves[b.name]).to(self._dtype)
         with torch.no_grad():
-            return self._system.force_field(0.0, z, names)
+            forces = self._system.force_field(0.0, z, names)
+        return {name: f.double() for name, f in forces.items()}
 
 
 class Ritz(NamedTuple):

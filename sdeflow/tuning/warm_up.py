@@ -1,20 +1,23 @@
 """The warm-up of a run: h, eta and gamma chosen anew as the run learns what curvature its blocks see.
 
-At the start, and at steps 20, 60, 180, ... up to `Tune.until`, the curvature L of each block is measured by a
+At the start, and at steps 20, 40, 80, ... up to `Tune.until`, the curvature L of each block is measured by a
 few Lanczos steps that begin from the last direction found. At the start the ends of the joint spectrum are
-looked for too: where it is convex they give the friction. Where they are not known friction begins at a
-floor, and that of parameters falls while all is quiet.
+looked for too: where it is convex they give the friction.
 
-In between a guard looks at the run: where it is no longer finite, or the loss has risen, it goes back to the
-last good state with smaller steps. All that a warm-up knows is part of the state, so that a run that is
-resumed goes on to the same numbers.
+At steps 2, 5, 10, 20, 40, 60, ... a guard looks at the run. Where it is no longer finite, or the loss has
+risen beyond what heat explains, it goes back to the last good state, as if curvature were `margin` times
+larger: twice after a first return, 4, 8, 16, ... times more after those that follow at once, for curvature
+may grow by orders of magnitude within a step. Each good look after that measures anew, and halves the margin.
+Looks come at fixed steps after the start or the last return, and all that a warm-up knows is part of the
+state, so that numbers depend neither on the machine's speed nor on the pieces in which a run is made.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -26,28 +29,41 @@ from sdeflow.state import TUNING, State
 from sdeflow.system.block import Block
 from sdeflow.system.integrator import Integrator
 from sdeflow.system.system import BlockSystem
-from sdeflow.tuning.choice import Spectrum, can_restart, pace, tuned
-from sdeflow.tuning.curvature import Curvature, Vectors, lanczos
+from sdeflow.tuning.choice import OPPOSED_LO, Spectrum, can_restart, pace, tuned
+from sdeflow.tuning.curvature import Curvature, Vectors, lanczos, particles_of
+from sdeflow.tuning.gradient_noise import noise_of, quiet
 from sdeflow.tuning.limits import wells_of
 
 NUMBERS, DIRECTION, GOOD = f"{TUNING}numbers", f"{TUNING}direction.", f"{TUNING}good."
 """What a warm-up keeps in the state: its numbers, the directions of most curvature, the last good state."""
 
-WINDOW, GROWTH, LOOK = 20, 3, 20
-"""The first window's end, the ratio of one end to the last, and steps between looks of the guard."""
+WINDOW, GROWTH = 20, 2
+"""The first window's end, and the ratio of one end to the last."""
+
+FIRST_LOOKS, LOOK = (2, 5, 10), 20
+"""Steps after the start, or after a return, at which the guard looks; then every so many."""
+
+BATCHES = 4
+"""How many minibatches are looked at."""
 
 PRODUCTS, JOINT, SETTLED = 4, 24, 3
 """Products of curvature a block at a window; at most at the start for the ends of the joint spectrum; over
 how many of these the least end must be still."""
 
-STEADY, STEADY_SHARE = 0.02, 0.8
-"""Curvature that changes by less is steady, and lets a run take that share of the largest stable step."""
+STEADY = 0.02
+"""Curvature that changes by less is steady."""
 
-OPPOSED_LO = 0.25
-"""What is taken for the least joint curvature where parameters are opposed by particles: k = 1."""
+VISITED_FRICTION = 0.5
+"""The least k of particles that minibatches visit: what they are to follow moves on in between."""
 
-BACK, LONGEST_WAY_BACK = 1.3, 20
-"""What curvature is multiplied by when a run goes back, and how often it may before it is given up."""
+RUIN = 5.0
+"""A loss that ends so many times above its start as it may rise from look to look is told."""
+
+OUT_OF_RANGE = (ValueError, ArithmeticError, torch.linalg.LinAlgError)
+"""What a model raises that is given numbers far from where it makes sense."""
+
+LONGEST_ROW, MOST_RETURNS = 8, 60
+"""Returns in a row, and in all, after which a run is given up."""
 
 
 @dataclass
@@ -58,26 +74,32 @@ class Known:
     share, margin          of the largest stable step; a factor on curvature
     first, good            the loss at the start, and at the last good state
     evaluations            gradient evaluations that it took
-    backs                  how often the run went back
+    returns, row           how often the run went back, in all and since the last good look
+    since                  the step of the last return, 0 without one
+    window                 the step at which curvature is measured next
     ends                   the step at which adaptation ends; a run that is made longer keeps it
     """
 
     share: float
+    ends: float
     lo: float = math.nan
     hi: float = 2.0
     margin: float = 1.0
     first: float = math.nan
     good: float = math.nan
     evaluations: float = 0.0
-    backs: float = 0.0
-    ends: float = 0.0
+    returns: float = 0.0
+    row: float = 0.0
+    since: float = 0.0
+    window: float = WINDOW
 
 
 class WarmUp:
     """Chooses the numbers of a system's blocks that are 'auto' while its run goes on.
 
     system      as it moves now, by the numbers that were chosen last
-    part        gives the system in float64, and the state, on the data that a step sees
+    part        gives a system and the state on the data that the step after n sees; None where that is all
+    epoch       steps that see all data
     """
 
     def __init__(
@@ -88,14 +110,17 @@ class WarmUp:
         steps: int,
         *,
         part: Callable[[BlockSystem, State, int], tuple[BlockSystem, State]] | None = None,
+        epoch: int = 1,
     ) -> None:
         self.system = self._open = system
         self._wells = wells_of(system, integrator)
-        self._part = part or (lambda system, z, n: (system, z))
+        self._part, self._epoch = part, epoch
+        self._dtype = torch.float64
         self._integrator = integrator
         ends = tune.last(steps, opposed=bool(system.force_field.opposed))
-        self._share, self._known = tune.share, Known(tune.share, hi=highest(system), ends=ends)
+        self._tune, self._known = tune, Known(tune.first_share, ends, hi=highest(system))
         self._curvature = {b.name: 1.0 for b in system.blocks}
+        self._noise = {b.name: 0.0 for b in system.parameters}
         self._clock = _Clock(system)
         self.news = ""
 
@@ -103,52 +128,71 @@ class WarmUp:
 
     def begin(self, z: State) -> State:
         """The state at the start with its momenta for the numbers found there."""
-        z = self._measure(z, 0, ends=True)
+        try:
+            z = self._measure(z, 0, ends=True)
+        except (RuntimeError, TypeError):  # a model may hold constants of one precision
+            own = next(v.dtype for v in z.values() if v.is_floating_point())
+            if own == self._dtype:
+                raise
+            self._dtype = own
+            z = self._measure(z, 0, ends=True)
         z = self._choose(z, 0)
         self._known.first = self._known.good = self._loss(z, 0)
         return z
 
     def next(self, n: int) -> int | None:
         """The step after n at which to `look`; None where there is no more."""
-        after = (n // LOOK + 1) * LOOK
-        return after if after <= self._known.ends else None
+        since = int(self._known.since)
+        after = since + next((k for k in FIRST_LOOKS if since + k > n), ((n - since) // LOOK + 1) * LOOK)
+        return None if n >= self._known.ends else int(min(after, self._known.ends))
 
     def look(self, z: State, n: int) -> State:
         """The state to go on from after step n; `system` may have changed."""
-        loss, self.news = self._loss(z, n), ""
-        if not _finite(z) or not loss <= self._known.good + self._allowed():
-            return self.back(z, n)
-        self._known.good = loss
-        if self._is_window_end(n):
+        known, self.news = self._known, ""
+        if not _finite(z):
+            return self.go_back(z, n)
+        # of minibatches, the data that have just moved, then and now
+        loss = self._loss(z, n - 1)
+        good = known.good if self._part is None else self._loss(_good(z), n - 1)
+        if not loss <= good + self._allowed(good):
+            return self.go_back(z, n)
+        known.good, known.row = loss, 0
+        due = n >= known.window
+        if due or known.margin > 1:
             before = dict(self._curvature)
             z = self._measure(z, n)
             steady = all(abs(self._curvature[k] - then) < STEADY * then for k, then in before.items())
-            self._known.share = max(self._share, STEADY_SHARE) if steady else self._share
-            self._known.margin = max(1.0, self._known.margin / BACK**0.5)
+            known.margin = max(1.0, known.margin / 2)
+            if due:
+                known.share = self._tune.last_share if steady else self._tune.first_share
             z = self._choose(z, n)
+        while known.window <= n:
+            known.window *= GROWTH
         return self.keep(z, n)
 
-    def back(self, z: State, n: int) -> State:
-        """The last good state, with smaller steps and more friction."""
+    def go_back(self, z: State, n: int) -> State:
+        """The last good state, with smaller steps."""
         known = self._known
-        known.backs += 1
-        if known.backs > LONGEST_WAY_BACK:
+        known.returns, known.row, known.since = known.returns + 1, known.row + 1, n
+        if known.row > LONGEST_ROW or known.returns > MOST_RETURNS:
             raise RunError(
-                f"the warm-up went back {LONGEST_WAY_BACK} times by step {n}, and still the loss rises or is "
-                "not finite: the model's curvature grows faster than steps can follow. Give h, eta and gamma"
+                f"the warm-up went back {known.returns:.0f} times by step {n}, and still the loss rises or "
+                "is not finite: curvature grows faster than steps can follow. Give h, eta and gamma"
             )
-        good = {name.removeprefix(GOOD): value for name, value in z.items() if name.startswith(GOOD)}
-        z = {name: good.get(name, value) for name, value in z.items() if not name.startswith(GOOD)}
+        z = z | _good(z)
         z |= {b.momentum: torch.zeros_like(z[b.momentum]) for b in self._still if b.momentum}
-        z = self._measure(z, n)
-        known.margin *= BACK
+        if known.row == 1:
+            z = self._measure(z, n)
+        known.margin *= 2**known.row
         return self.keep(self._choose(z, n), n)
 
     def keep(self, z: State, n: int) -> State:
         """The state after step n with what the warm-up knows, and while it goes on with itself as good."""
         own = {name: value for name, value in z.items() if not name.startswith(TUNING)}
         like = next(iter(own.values()))
-        numbers = [*astuple(self._known), *self._curvature.values(), *self._clock.numbers]
+        numbers = [
+            *astuple(self._known), *self._curvature.values(), *self._noise.values(), *self._clock.numbers
+        ]  # fmt: skip
         row = torch.tensor(numbers, dtype=torch.float64, device=like.device).expand(len(like), -1).clone()
         if self.next(n) is None:
             return own | {NUMBERS: row}
@@ -158,18 +202,28 @@ class WarmUp:
 
     def restore(self, z: State) -> None:
         """Takes up what a state of this run keeps."""
-        numbers = z[NUMBERS][0].double().cpu().tolist()
-        count = len(fields(Known))
-        self._known = Known(*numbers[:count])
-        self._curvature = dict(zip(self._curvature, numbers[count:], strict=False))
-        rest = numbers[count + len(self._curvature) :]
-        self._clock.restore(rest)
+        stored = iter(z[NUMBERS][0].double().cpu().tolist())
+        self._known = Known(*islice(stored, len(fields(Known))))
+        self._curvature = {name: next(stored) for name in self._curvature}
+        self._noise = {name: next(stored) for name in self._noise}
+        self._clock.restore(list(stored))
         self.system = self._chosen()
+
+    def verdict(self, loss: float) -> str:
+        """What to know where the loss at the end is far above that at the start, else ''."""
+        first = self._known.first
+        if self.system.force_field.opposed or not loss > first + RUIN * self._allowed(loss):
+            return ""
+        return (
+            f"the loss rose from {first:.6g} to {loss:.6g}, so the numbers that were chosen do not suit the "
+            "model: give h, eta and gamma, or a smaller [tune] share"
+        )
 
     def values(self, replicas: int) -> dict[str, Tensor]:
         """What is recorded of the numbers in force, each [R]."""
         known = self._known
-        of_all = {"curvature_least": known.lo, "curvature_most": known.hi}
+        measured = not self.system.force_field.opposed
+        of_all = {"curvature_least": known.lo if measured else math.nan, "curvature_most": known.hi}
         of_each: dict[str, list[float]] = {}
         for b in self.system.blocks:
             of_all[f"h_{b.name}"] = b.rate * self.system.h
@@ -180,12 +234,15 @@ class WarmUp:
                     f"eta_{b.name}": [one.eta for one in each],
                     f"gamma_{b.name}": [one.gamma for one in each],
                 }
+            if self._part is not None and b.name in self._noise:
+                of_all[f"noise_{b.name}"] = self._noise[b.name]
             if can_restart(b):
                 of_all[f"restart_{b.name}"] = float(b.restart)
         of_all |= {
             "tuning_share": known.share,
+            "tuning_margin": known.margin,
             "tuning_evaluations": known.evaluations,
-            "tuning_returns": known.backs,
+            "tuning_returns": known.returns,
         }
         of_each |= {name: [value] * replicas for name, value in of_all.items()}
         return {name: torch.tensor(values, dtype=torch.float64) for name, values in of_each.items()}
@@ -196,38 +253,55 @@ class WarmUp:
 
     # How it does so ----------------------------------------------------------------------------------
 
-    def _is_window_end(self, n: int) -> bool:
-        end = WINDOW
-        while end < n:
-            end *= GROWTH
-        return end == n <= self._known.ends
+    def _seen(self, system: BlockSystem, z: State, n: int) -> tuple[BlockSystem, State]:
+        """A system and the state on the data that the step after n sees."""
+        return (system, z) if self._part is None else self._part(system, z, n)
 
     def _measure(self, z: State, n: int, *, ends: bool = False) -> State:
-        """Curvature at z, after step n; the state with the directions that were found."""
-        device = next(iter(z.values())).device
-        system, part = self._part(self._open.to(torch.float64, device), z, n)
-        c = Curvature(system, part)
-        last = system.force_field.opposed  # these need the curvature of the others
-        for b in sorted(system.blocks, key=lambda b: b.name in last):
-            name = DIRECTION + b.name
-            start: Vectors = {b.name: part[name].double()} if name in part else c.start([b.name])
-            ritz = lanczos(c.of_block(b.name, self._curvature), start, PRODUCTS)
-            self._curvature[b.name] = largest = float(ritz.values.abs().max())
-            if b.auto and not 0 < largest < math.inf:
+        """Curvature at z, after step n; the state with the directions that were found.
+
+        With minibatches some of the steps to come are looked at: particles are as stable as the stiffest of
+        any datum lets them be, parameters see the mean.
+        """
+        system = self._open.to(self._dtype, next(iter(z.values())).device)
+        found: dict[str, list[float]] = {b.name: [] for b in system.blocks}
+        first, forces, tops = None, list[Vectors](), State()
+        for j in range(min(self._epoch, BATCHES)):
+            c = Curvature(*self._seen(system, z, n + j), self._dtype)
+            first = first or c
+            for b in sorted(system.blocks, key=lambda b: b.name in system.force_field.opposed):
+                name = DIRECTION + b.name
+                others = {name: values[-1] for name, values in found.items() if values}
+                start = {b.name: z[name].double()} if name in z else c.start([b.name])
+                ritz = lanczos(c.of_block(b.name, others), start, PRODUCTS)
+                found[b.name].append(float(ritz.values.abs().max()))
+                tops.setdefault(name, ritz.top[b.name].to(z[b.position].dtype))
+            forces.append(c.force())
+            self._known.evaluations += c.evaluations
+        for b in system.blocks:
+            values = found[b.name]
+            largest = max(values) if b.of_data else sum(values) / len(values)
+            if 0 < largest < math.inf or not b.auto:
+                self._curvature[b.name] = largest
+            elif n == 0:
                 raise SdeflowError(
-                    f"block '{b.name}' sees a curvature of {largest:g} after step {n}, which tells no step: "
+                    f"block '{b.name}' sees a curvature of {largest:g} at the start, which tells no step: "
                     "give its h, eta and gamma"
                 )
-            z = z | {name: ritz.top[b.name].to(z[b.position].dtype)}
         if system.force_field.opposed:
             self._known.lo = OPPOSED_LO
         elif ends and all(curvature > 0 for curvature in self._curvature.values()):
-            self._look_for_ends(c)
-        self._known.evaluations += c.evaluations
-        return z
+            assert first is not None
+            self._look_for_ends(first)
+        if self._epoch > 1:
+            heat = sum(math.prod(b.shape) / particles_of(b) for b in self._open.particles if b.of_data) / 2
+            for name in self._noise:
+                self._noise[name] = noise_of([f[name] for f in forces], self._curvature[name], heat)
+        return z | {name: top for name, top in tops.items() if top.isfinite().all()}
 
     def _look_for_ends(self, c: Curvature) -> None:
         scale = {name: value**-0.5 for name, value in self._curvature.items()}
+        before = c.evaluations
 
         def product(v: Vectors) -> Vectors:
             w = c.product({name: scale[name] * x for name, x in v.items()})
@@ -248,6 +322,7 @@ class WarmUp:
             force = c.start(list(force))
         start = {name: scale[name] * f for name, f in force.items()}
         ritz = lanczos(product, start, JOINT, enough)
+        self._known.evaluations += c.evaluations - before
         if ritz.values[0] > 0:
             self._known.lo = float(ritz.values[0])
             self._known.hi = min(self._known.hi, 1.02 * float(ritz.values[-1]))
@@ -257,8 +332,14 @@ class WarmUp:
         found = pace(
             self._wells, Spectrum(known.lo, known.hi), known.share, restart=self._integrator.restarts
         )
+        if self._epoch > 1:
+            found = replace(found, particles=max(found.particles, VISITED_FRICTION))
         curvature = {name: known.margin * value for name, value in self._curvature.items()}
-        return tuned(self._open, found, curvature)
+        friction = {}
+        for b in self._open.parameters:
+            friction[b.name], factor = quiet(b, found, self._noise[b.name])
+            curvature[b.name] *= factor
+        return tuned(self._open, found, curvature, friction)
 
     def _choose(self, z: State, n: int) -> State:
         before, self.system = self.system, self._chosen()
@@ -270,16 +351,19 @@ class WarmUp:
         """The mean loss of the replicas; 0 where there is none, or it lacks log Z of a learned prior."""
         if self.system.force_field.opposed:
             return 0.0
-        system, part = self._part(self.system, z, n)
+        system, part = self._seen(self.system, z, n)
         self._known.evaluations += 1
-        with torch.no_grad():
-            loss = system.force_field.observe(part).get("loss")
+        try:
+            with torch.no_grad():
+                loss = system.force_field.observe(part).get("loss")
+        except OUT_OF_RANGE:
+            return math.inf
         return 0.0 if loss is None else float(loss.mean())
 
-    def _allowed(self) -> float:
+    def _allowed(self, good: float) -> float:
         """By how much the loss may rise: a quarter of what it fell, and twice what a particle's heat is."""
         heat = sum(math.prod(b.shape[-1:]) for b in self.system.particles)
-        return max(0.25 * (self._known.first - self._known.good), float(heat))
+        return max(0.25 * (self._known.first - good), float(heat))
 
     @property
     def _still(self) -> list[Block]:
@@ -317,6 +401,11 @@ def rescaled(z: State, before: tuple[Block, ...], after: tuple[Block, ...]) -> S
         for a, b in zip(before, after, strict=True)
         if b.momentum is not None
     }
+
+
+def _good(z: State) -> State:
+    """The last good state that a state keeps."""
+    return {name.removeprefix(GOOD): value for name, value in z.items() if name.startswith(GOOD)}
 
 
 def _finite(z: Mapping[str, Tensor]) -> bool:

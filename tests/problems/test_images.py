@@ -132,3 +132,18 @@ def test_what_does_not_fit_is_refused() -> None:
     ):
         with pytest.raises(SdeflowError, match=sentence):
             Images(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_real_images_are_the_bytes_as_published(name: Any) -> None:
+    """All of them, of which the model's data are the first, dequantised; rounding gives back each byte."""
+    from sdeflow.analysis.features import as_bytes
+
+    small: Any = {"width": 1} if name == "cifar10" else {"hidden": [3], "decoder": "mlp"}
+    model = Images(name, images=30, held_out=4, latent=2, **small)
+    raw, _ = __import__("sdeflow.data.images", fromlist=["load_images"]).load_images(name)
+    for split, data in (("train", model.data), ("test", model.held_out)):
+        real = model.real_images(split)
+        assert real.dtype == torch.uint8
+        assert torch.equal(real, torch.from_numpy(raw))
+        assert torch.equal(as_bytes(data.reshape(-1, *model.image_shape)), real[: len(data)])

@@ -94,7 +94,7 @@ def test_a_smaller_difference_is_as_much_nearer(monkeypatch: pytest.MonkeyPatch)
     system, z = system_of("ppca")
     expected, errors = hessian(system, z), []
     for step in (1e-3, 1e-5):
-        monkeypatch.setattr(curvature, "STEP", step)
+        monkeypatch.setattr(curvature, "STEP", {torch.float64: step})
         errors.append(float((dense(Curvature(system, z), z, BOTH) - expected).abs().max()))
     assert errors[1] == pytest.approx(errors[0] / 100, rel=0.2)
 

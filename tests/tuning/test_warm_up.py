@@ -106,7 +106,7 @@ def test_a_run_that_is_made_longer_keeps_the_end_of_its_warm_up(tmp_path: Path) 
 
 
 def test_a_learned_prior_is_adapted_to_all_along(tmp_path: Path, stop_before: Any) -> None:
-    """Windows do not end at half of the run, and one that is made longer goes on as in one piece."""
+    """Windows, here at 80, do not end at half of the run, and one that is made longer is as in one piece."""
 
     def prior() -> sdeflow.BlockSystem:
         return sdeflow.kinetic_ebipla(LinearEnergy(data=4), particles=2, prior_particles=3)
@@ -114,7 +114,7 @@ def test_a_learned_prior_is_adapted_to_all_along(tmp_path: Path, stop_before: An
     given: dict[str, Any] = {"save": Save(every=10, checkpoint=0.0)}
     whole = simulate(prior(), steps=90, out=tmp_path / "whole", **given)
     looks = whole["tuning_evaluations"].values
-    assert looks[6] > looks[5]  # at step 60
+    assert looks[8] > looks[7]
     simulate(prior(), steps=50, out=tmp_path / "pieces", **given)
     stop_before(75)
     with pytest.raises(KeyboardInterrupt):
@@ -124,18 +124,22 @@ def test_a_learned_prior_is_adapted_to_all_along(tmp_path: Path, stop_before: An
 
 
 def test_a_run_in_pieces_that_goes_back(stop_before: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    """A guard that takes fright at step 40, whatever the loss is."""
+    """A guard that takes fright at steps 40 and 42, whatever the loss is.
+
+    Curvature counts 2, then 2 * 4 times; looks after 2, 5 and 10 steps more are good, and each halves it."""
 
     def loss(self: Any, z: Any, n: int) -> float:
-        return float("nan") if n == 40 else 0.0
+        return float("nan") if n + 1 in (40, 42) else 0.0
 
     monkeypatch.setattr(warm_up.WarmUp, "_loss", loss)
-    given = {"steps": 90, "save": Save(every=9, checkpoint=0.0), "tune": Tune(until=80)}
+    given = {"steps": 70, "save": Save(every=1, checkpoint=0.0), "tune": Tune(until=66)}
     whole = simulate(toy(), out=tmp_path / "whole", **given)
-    assert whole["tuning_returns"].values[-1] == 1
-    eta = whole["eta_x"].values[[4, 5]]  # at steps 36 and 45
-    np.testing.assert_allclose(eta[0] / eta[1], 1.3, rtol=1e-6)
-    for n in (39, 41, 60):
+    margins = {39: 1, 40: 2, 41: 2, 42: 8, 43: 8, 44: 4, 46: 4, 47: 2, 52: 1, 62: 1}
+    for n, margin in margins.items():
+        assert whole["tuning_margin"].values[n] == margin
+        np.testing.assert_allclose(whole["eta_x"].values[n], 0.5 / margin, rtol=1e-6)
+    assert whole["tuning_returns"].values[-1] == 2
+    for n in (41, 43):
         stop_before(n)
         with pytest.raises(KeyboardInterrupt):
             simulate(toy(), out=tmp_path / "pieces", resume=True, **given)
@@ -173,7 +177,7 @@ def test_adaptation_ends() -> None:
 
 def test_a_model_whose_curvature_explodes_ends_in_a_sentence() -> None:
     with pytest.raises(SdeflowError, match="Give h, eta and gamma") as raised:
-        simulate(mpgd(Falling(), particles=2), steps=2000, seed=1)
+        simulate(mpgd(Falling(), particles=2), steps=2000, seed=2)
     assert isinstance(raised.value, RunError)
 
 
