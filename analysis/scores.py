@@ -111,9 +111,9 @@ class Score(NamedTuple):
 class Subject:
     """What is scored: a model at the parameters of a run, in a dtype, on a device, and data y at `index`.
 
-    mixture   takes the place of the model's prior
-    particles   that have reconstructed the first data [B, N, *latent_shape], once `reconstructions` has
-    stated    the model with the prior that it is scored with, as the run has it; `model` is where chains are
+    mixture     takes the place of the model's prior
+    stated      the model with the prior that it is scored with, as the run has it; `model` where chains are
+    particles   [B, N, *latent_shape], that have reconstructed the first data, once `reconstructions` has
 
     Raises SdeflowError for a prior that cannot be sampled, or whose log_prior and sample_prior do not agree.
     """

@@ -160,6 +160,22 @@ def test_a_model_that_draws_from_the_data_is_perfect(folder: Path, cli: Cli) -> 
         assert float(one.score_value) == value
 
 
+def test_images_of_the_average_and_of_a_mixture_are_scored_too(folder: Path) -> None:
+    """Of an average that is the last both are the same, of a mixture as the prior others."""
+    options = ["--set", "model.images=60", "--set", "average.decay=0", "--steps", 3, "-q", "--out", "run"]
+    assert command("run", "digits", "--variant", "fixed", *options) == 0
+    brief = [*BRIEF, "--features", "f.pt", "--kid", 50, "--pixels", "clip", "--no-pictures", "-q"]
+    found = []
+    for prior in ([], ["--prior", "gmm:3"]):
+        assert command("evaluate", "run", *brief, *prior) == 0
+        with xr.open_dataset("run/evaluation.nc") as file:
+            (kid,) = [name for name in file.score.values.tolist() if name.startswith("kid")]
+            values = file.value.sel(score=kid)
+            assert float(values.sel(parameters="last")) == float(values.sel(parameters="average"))
+            found.append(float(values[0]))
+    assert found[0] != found[1]
+
+
 def test_scores_are_those_of_the_images(folder: Path) -> None:
     """By features in numpy of the data and of images decoded here; pixels as published stand beside."""
     run = run_of("Bounded")
