@@ -48,6 +48,7 @@ ROOT = Path(__file__).parent.parent
 LONGEST = {
     "README.md": 200,
     "sdeflow/README.md": 120,
+    "sdeflow/tuning/README.md": 60,
     "integrators/README.md": 120,
     "problems/README.md": 120,
     "analysis/README.md": 120,
