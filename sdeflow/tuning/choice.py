@@ -47,6 +47,9 @@ LIKE, UNKNOWN_LIKE = 0.05, 0.6
 LITTLE = 0.02
 """Friction of parameters that restart."""
 
+MOST_FRICTION = 2.0
+"""Critical for the stiffest direction: where more would be needed steps shorten instead."""
+
 LEAST_FACTOR = 1e-12
 """The least factor a step that is told from 0."""
 
@@ -137,6 +140,18 @@ def _rate(wells: Wells, lo: float, hi: float, share: float, k: float) -> float:
     coupling = max(0.0, min(hi - 1, 1 - lo))
     rho = float(wells.contraction(h, k, k, [(lo, lo, 0.0), (1.0, 1.0, 0.0), (1.0, 1.0, coupling)]).max())
     return max(0.0, -math.log(max(rho, LEAST_FACTOR)))
+
+
+def quiet(b: Block, pace: Pace, nu: float) -> tuple[float, float]:
+    """The friction k of a block of parameters under gradient noise nu, and a factor on its curvature.
+
+    Friction takes care of it as far as it can, then shorter steps (sdeflow.tuning.gradient_noise).
+    """
+    if not b.kinetic:
+        return 0.0, max(1.0, pace.h**2 * nu / 8)
+    needed = pace.h * nu / 4
+    k = min(max(pace.friction(b), needed), MOST_FRICTION)
+    return k, max(1.0, needed / k)
 
 
 def tuned(

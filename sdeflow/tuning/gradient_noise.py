@@ -20,12 +20,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sdeflow.system.block import Block
-from sdeflow.tuning.choice import Pace
-
-MOST_FRICTION = 2.0
-"""Critical for the stiffest direction: where more would be needed steps shorten instead."""
-
 
 def noise_of(forces: Sequence[Tensor], curvature: float, heat: float) -> float:
     """nu, from the forces of some minibatches at one state, each [R, *shape]; the mean over replicas.
@@ -36,12 +30,3 @@ def noise_of(forces: Sequence[Tensor], curvature: float, heat: float) -> float:
     variance = f.var(0).sum(1)
     signal = (f.mean(0).square().sum(1) - variance / len(f)).clamp_min(0.0)
     return float((variance / (curvature * heat + signal / 2)).mean())
-
-
-def quiet(b: Block, pace: Pace, nu: float) -> tuple[float, float]:
-    """The friction k of a block of parameters, and by what its curvature is multiplied."""
-    if not b.kinetic:
-        return 0.0, max(1.0, pace.h**2 * nu / 8)
-    needed = pace.h * nu / 4
-    k = min(max(pace.friction(b), needed), MOST_FRICTION)
-    return k, max(1.0, needed / k)

@@ -29,10 +29,11 @@ from sdeflow.state import TUNING, State
 from sdeflow.system.block import Block
 from sdeflow.system.integrator import Integrator
 from sdeflow.system.system import BlockSystem
-from sdeflow.tuning.choice import OPPOSED_LO, Spectrum, can_restart, pace, tuned
-from sdeflow.tuning.curvature import Curvature, Vectors, lanczos, particles_of
-from sdeflow.tuning.gradient_noise import noise_of, quiet
+from sdeflow.tuning.choice import OPPOSED_LO, Spectrum, can_restart, pace, quiet, tuned
+from sdeflow.tuning.clock import Clock
+from sdeflow.tuning.curvature import Curvature
 from sdeflow.tuning.limits import wells_of
+from sdeflow.tuning.measurement import joint_ends, measure
 
 NUMBERS, DIRECTION, GOOD = f"{TUNING}numbers", f"{TUNING}direction.", f"{TUNING}good."
 """What a warm-up keeps in the state: its numbers, the directions of most curvature, the last good state."""
@@ -43,12 +44,7 @@ WINDOW, GROWTH = 20, 2
 FIRST_LOOKS, LOOK = (2, 5, 10), 20
 """Steps after the start, or after a return, at which the guard looks; then every so many."""
 
-BATCHES = 4
-"""How many minibatches are looked at."""
-
-PRODUCTS, JOINT, SETTLED = 4, 24, 3
-"""Products of curvature a block at a window; at most at the start for the ends of the joint spectrum; over
-how many of these the least end must be still."""
+BATCHES = 4  # minibatches that are looked at
 
 STEADY = 0.02
 """Curvature that changes by less is steady."""
@@ -121,7 +117,7 @@ class WarmUp:
         self._tune, self._known = tune, Known(tune.first_share, ends, hi=highest(system))
         self._curvature = {b.name: 1.0 for b in system.blocks}
         self._noise = {b.name: 0.0 for b in system.parameters}
-        self._clock = _Clock(system)
+        self._clock = Clock(system)
         self.news = ""
 
     # What the loop of a run asks ---------------------------------------------------------------------
@@ -153,7 +149,7 @@ class WarmUp:
             return self.go_back(z, n)
         # of minibatches, the data that have just moved, then and now
         loss = self._loss(z, n - 1)
-        good = known.good if self._part is None else self._loss(_good(z), n - 1)
+        good = known.good if self._part is None else self._loss(kept(z, GOOD), n - 1)
         if not loss <= good + self._allowed(good):
             return self.go_back(z, n)
         known.good, known.row = loss, 0
@@ -179,7 +175,7 @@ class WarmUp:
                 f"the warm-up went back {known.returns:.0f} times by step {n}, and still the loss rises or "
                 "is not finite: curvature grows faster than steps can follow. Give h, eta and gamma"
             )
-        z = z | _good(z)
+        z = z | kept(z, GOOD)
         z |= {b.momentum: torch.zeros_like(z[b.momentum]) for b in self._still if b.momentum}
         if known.row == 1:
             z = self._measure(z, n)
@@ -258,29 +254,14 @@ class WarmUp:
         return (system, z) if self._part is None else self._part(system, z, n)
 
     def _measure(self, z: State, n: int, *, ends: bool = False) -> State:
-        """Curvature at z, after step n; the state with the directions that were found.
-
-        With minibatches some of the steps to come are looked at: particles are as stable as the stiffest of
-        any datum lets them be, parameters see the mean.
-        """
+        """Curvature at z, after step n; the state with the directions that were found."""
         system = self._open.to(self._dtype, next(iter(z.values())).device)
-        found: dict[str, list[float]] = {b.name: [] for b in system.blocks}
-        first, forces, tops = None, list[Vectors](), State()
-        for j in range(min(self._epoch, BATCHES)):
-            c = Curvature(*self._seen(system, z, n + j), self._dtype)
-            first = first or c
-            for b in sorted(system.blocks, key=lambda b: b.name in system.force_field.opposed):
-                name = DIRECTION + b.name
-                others = {name: values[-1] for name, values in found.items() if values}
-                start = {b.name: z[name].double()} if name in z else c.start([b.name])
-                ritz = lanczos(c.of_block(b.name, others), start, PRODUCTS)
-                found[b.name].append(float(ritz.values.abs().max()))
-                tops.setdefault(name, ritz.top[b.name].to(z[b.position].dtype))
-            forces.append(c.force())
-            self._known.evaluations += c.evaluations
+        count = min(self._epoch, BATCHES)
+        views = [Curvature(*self._seen(system, z, n + j), self._dtype) for j in range(count)]
+        found = measure(system, views, kept(z, DIRECTION))
+        self._noise |= found.noise
         for b in system.blocks:
-            values = found[b.name]
-            largest = max(values) if b.of_data else sum(values) / len(values)
+            largest = found.curvature[b.name]
             if 0 < largest < math.inf or not b.auto:
                 self._curvature[b.name] = largest
             elif n == 0:
@@ -291,41 +272,12 @@ class WarmUp:
         if system.force_field.opposed:
             self._known.lo = OPPOSED_LO
         elif ends and all(curvature > 0 for curvature in self._curvature.values()):
-            assert first is not None
-            self._look_for_ends(first)
-        if self._epoch > 1:
-            heat = sum(math.prod(b.shape) / particles_of(b) for b in self._open.particles if b.of_data) / 2
-            for name in self._noise:
-                self._noise[name] = noise_of([f[name] for f in forces], self._curvature[name], heat)
-        return z | {name: top for name, top in tops.items() if top.isfinite().all()}
-
-    def _look_for_ends(self, c: Curvature) -> None:
-        scale = {name: value**-0.5 for name, value in self._curvature.items()}
-        before = c.evaluations
-
-        def product(v: Vectors) -> Vectors:
-            w = c.product({name: scale[name] * x for name, x in v.items()})
-            return {name: scale[name] * x for name, x in w.items()}
-
-        least: list[float] = []
-
-        def enough(values: Tensor, errors: Tensor) -> bool:
-            least.append(float(values[0]))
-            if least[-1] < -0.01 * float(values[-1]):
-                return True
-            # a bound says that some eigenvalue is near, so the least is waited for a little
-            still = len(least) > SETTLED and least[-1 - SETTLED] < 1.05 * least[-1]
-            return still and bool(errors[0] < 0.05 * values[0])
-
-        force = c.force()
-        if not any(bool(f.any()) for f in force.values()):  # the run begins where it is to go
-            force = c.start(list(force))
-        start = {name: scale[name] * f for name, f in force.items()}
-        ritz = lanczos(product, start, JOINT, enough)
-        self._known.evaluations += c.evaluations - before
-        if ritz.values[0] > 0:
-            self._known.lo = float(ritz.values[0])
-            self._known.hi = min(self._known.hi, 1.02 * float(ritz.values[-1]))
+            least, most = joint_ends(views[0], self._curvature)
+            if least > 0:
+                self._known.lo, self._known.hi = least, min(self._known.hi, 1.02 * most)
+        self._known.evaluations += sum(c.evaluations for c in views)
+        types = {b.name: z[b.position].dtype for b in system.blocks}
+        return z | {DIRECTION + name: v.to(types[name]) for name, v in found.directions.items()}
 
     def _chosen(self) -> BlockSystem:
         known = self._known
@@ -371,29 +323,6 @@ class WarmUp:
         return [b for b in self.system.blocks if b.temperature == 0]
 
 
-class _Clock:
-    """Times of a run whose steps change: at the last change, and what a step adds since."""
-
-    def __init__(self, system: BlockSystem) -> None:
-        self._names = ["", *system.clocks]
-        self.numbers = [0.0] * (1 + 2 * len(self._names))
-
-    def __call__(self, n: int) -> dict[str, float]:
-        changed, *rest = self.numbers
-        count = len(self._names)
-        return {
-            name: then + (n - changed) * h
-            for name, then, h in zip(self._names, rest[:count], rest[count:], strict=True)
-        }
-
-    def change(self, n: int, system: BlockSystem) -> None:
-        now = self(n).values()
-        self.numbers = [float(n), *now, system.h, *(system.h * rate for rate in system.clocks.values())]
-
-    def restore(self, numbers: list[float]) -> None:
-        self.numbers = numbers
-
-
 def rescaled(z: State, before: tuple[Block, ...], after: tuple[Block, ...]) -> State:
     """Momenta at other inverse masses: p sqrt(eta / eta'), so that N(0, T/eta) becomes N(0, T/eta')."""
     return {
@@ -403,9 +332,9 @@ def rescaled(z: State, before: tuple[Block, ...], after: tuple[Block, ...]) -> S
     }
 
 
-def _good(z: State) -> State:
-    """The last good state that a state keeps."""
-    return {name.removeprefix(GOOD): value for name, value in z.items() if name.startswith(GOOD)}
+def kept(z: State, prefix: str) -> State:
+    """What a state keeps under a prefix, without it."""
+    return {name.removeprefix(prefix): value for name, value in z.items() if name.startswith(prefix)}
 
 
 def _finite(z: Mapping[str, Tensor]) -> bool:

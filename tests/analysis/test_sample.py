@@ -98,7 +98,7 @@ def test_what_cannot_be_sampled_is_said(
     """Prior particles that run away, in the run (the variable is named) and after it; nothing is written."""
     monkeypatch.chdir(tmp_path)
     size = ["--set", "model.data=4", "--set", "system.particles=2", "--set", "system.prior_particles=3"]
-    wild = ["--set", "system.z={h=50.0, eta=10.0, gamma=0.5}", "--quiet", "--out"]
+    wild = ["--variant", "fixed", "--set", "system.z={h=50.0, eta=10.0, gamma=0.5}", "--quiet", "--out"]
     assert command("run", "linear_energy", *size, "--steps", 0, *wild, "still") == 0
     assert command("sample", "still", "--n", 5, "--steps", 3000) == 2
     assert "diverged within 3000 steps" in capsys.readouterr().err

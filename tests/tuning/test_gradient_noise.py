@@ -16,8 +16,8 @@ import sdeflow
 from sdeflow import Batch, Save, mpgd, pgd, simulate
 from sdeflow.errors import StabilityWarning
 from sdeflow.system.block import Block
-from sdeflow.tuning.choice import Pace
-from sdeflow.tuning.gradient_noise import MOST_FRICTION, noise_of, quiet
+from sdeflow.tuning.choice import MOST_FRICTION, Pace, quiet
+from sdeflow.tuning.gradient_noise import noise_of
 
 PACE = Pace(h=1.2, parameters=0.1, particles=0.1, limit=1.5)
 
