@@ -31,7 +31,8 @@ class Alternating(Integrator[BlockSystem]):
     where theta_bar = theta + (1-w)/gamma m, theta itself for one without a momentum. K and what is done with
     the clouds are the system's (`short_run`, `abp`, `soul`); for other systems K = 1. For blocks without a
     momentum 1 is K steps of the unadjusted Langevin algorithm. Each K takes K + 1 gradient evaluations: the
-    forces that are averaged come from the passes that give the next score. Strong and weak order 1 at K = 1.
+    forces that are averaged come from the passes that give the next score. K = 0 is for draws of an encoder
+    (`vi`), whose own pass makes it two. Strong and weak order 1 at K = 1.
     """
 
     name = "alternating"
@@ -47,7 +48,7 @@ class Alternating(Integrator[BlockSystem]):
         own = copy(self)
         own.inner = next((b.inner for b in system.blocks if b.inner is not None), Inner(1))
         own.substeps = own.inner.steps + own.inner.fresh
-        own.evaluations = own.inner.steps + 1
+        own.evaluations = own.inner.steps + 1 if own.inner.steps else 2
         return own
 
     def noise_spec(self, h: float) -> NoiseSpec:
@@ -66,7 +67,7 @@ class Alternating(Integrator[BlockSystem]):
             z = z | exponential(x, z, f, h, increments)
         clouds.append(system.force_field(t, z | at, [b.name for b in theta]) if theta else {})
         mean = {b.name: _mean([f[b.name] for f in clouds]) for b in theta}
-        return z | exponential(theta, z, system.preconditioned(mean, z, theta), h, dW[-1])
+        return z | exponential(theta, z, system.preconditioned(mean, z, theta), h, noise[max(len(dW), 1) - 1])
 
     def _start(self, system: BlockSystem, z: State, h: float, noise: Noise) -> State:
         """The particles from the prior, made of the last part's normals; where there are none they stay."""

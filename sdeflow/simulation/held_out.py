@@ -26,7 +26,7 @@ class HeldOut:
 
     Held-out particles start like the others and follow the dynamics of the system's particle blocks, by the
     run's scheme and numbers, on noise of their own: what is stable for the run is so for them. Where others
-    take inner steps they take one, from where they are. They are part of the state, as 'held_out.X' [R, D', N, d] and 'held_out.U', and change no other number.
+    take inner steps they take one, from where they are; draws of an encoder are drawn anew. They are part of the state, as 'held_out.X' [R, D', N, d] and 'held_out.U', and change no other number.
 
     scheme    what moves them; forces that it keeps are computed anew at the start of each evaluation
     at_once   data whose forces are taken together, which bounds the memory
@@ -46,7 +46,7 @@ class HeldOut:
     ) -> None:
         forces = held_out_forces(system.model_forces)
         blocks = [
-            replace(b, shape=(forces.n_data, *b.shape[1:]), inner=None)
+            replace(b, shape=(forces.n_data, *b.shape[1:]), inner=None if b.steps else b.inner)
             for b in system.blocks
             if b.role == "particles"
         ]

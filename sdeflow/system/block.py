@@ -23,7 +23,7 @@ AUTO = "auto"
 class Inner:
     """Steps that particles take one after the other in each step of a run, with the parameters held.
 
-    steps     K
+    steps     K; 0 for fresh draws that move no further
     fresh     whether they begin at a draw of the prior each time; else where they were
     average   whether the parameters' force is the mean of those after each of the K; else that after the last
     """
@@ -33,9 +33,12 @@ class Inner:
     average: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "steps", expect_count("inner_steps", self.steps))
+        if not (self.fresh and self.steps == 0):
+            object.__setattr__(self, "steps", expect_count("inner_steps", self.steps))
 
     def __str__(self) -> str:
+        if not self.steps:
+            return "a fresh draw a step of theta"
         start, mean = " from the prior" if self.fresh else "", ", forces averaged" if self.average else ""
         return f"{self.steps} steps{start} a step of theta{mean}"
 

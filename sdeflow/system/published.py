@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -115,7 +115,7 @@ class SystemDeclaration(Declaration):
         block = _Blocks(motion, _given(motion["theta"].h) if h is None else h, particles)
         inner = self.inner
         if inner is not None and inner_steps is not None:
-            inner = replace(inner, steps=inner_steps)
+            inner = replace(inner, steps=expect_count("inner_steps", inner_steps))
         parameters = Axes(("param",), (forces.parameters.size,))
         cloud = Axes(("datum", "particle", "latent"), (forces.n_data, particles, forces.latent))
         theta_x = (
@@ -127,6 +127,51 @@ class SystemDeclaration(Declaration):
     @property
     def dynamics(self) -> dict[str, Dynamics | str]:
         return {"theta": self.theta, "X": self.x if self.inner is None else f"{self.x}, {self.inner}"}
+
+
+@dataclass(frozen=True)
+class AmortisedDeclaration(Declaration):
+    """A system of parameters theta and an encoder's, which maximise the ELBO together.
+
+    model           what to learn
+    particles       N, draws a datum and step
+    theta           the numbers of both networks' block, as `Motion` or a mapping
+    encoder         'mlp' or, of images, 'convolutional' (sdeflow.model.amortised)
+    encoder_hidden  widths of an mlp's hidden layers, encoder_width the channels of a convolution
+
+    X are the normals of which draws are made. It has no h, and `x` and `inner_steps` are left aside, so that
+    systems can be exchanged. Raises SdeflowError for a missing or impossible number.
+    """
+
+    name: str
+    theta: Dynamics
+    source: str
+
+    def __call__(
+        self,
+        model: Model,
+        *,
+        particles: int,
+        theta: Motion | Mapping[str, Any] = Motion(),
+        x: Motion | Mapping[str, Any] = Motion(),
+        h: float | None = None,
+        inner_steps: int | None = None,
+        encoder: Literal["mlp", "convolutional"] = "mlp",
+        encoder_hidden: Sequence[int] = (256, 256),
+        encoder_width: int = 32,
+    ) -> BlockSystem:
+        from sdeflow.model.amortised import Amortised
+        from sdeflow.model.energy import EnergyModel
+
+        if isinstance(model, EnergyModel):
+            raise SdeflowError(f"system '{self.name}' needs a normalised log-joint, not an energy")
+        wrapped = Amortised(model, encoder, encoder_hidden, encoder_width)
+        system = SystemDeclaration(self.name, self.theta, overdamped("1"), self.source, Inner(0, fresh=True))
+        return system(wrapped, particles=particles, theta=theta, x={"h": 1.0}, h=h)
+
+    @property
+    def dynamics(self) -> dict[str, Dynamics | str]:
+        return {"theta": self.theta, "X": "normals, of which an encoder of the data makes draws"}
 
 
 @dataclass(frozen=True)
@@ -281,6 +326,7 @@ soul = SystemDeclaration(
     "De Bortoli, Durmus, Pereyra, Vidal 2021, arXiv:1906.12281",
     Inner(5, average=True),
 )
+vi = AmortisedDeclaration("vi", overdamped("0"), "Kingma, Welling 2014, arXiv:1312.6114")
 ebipla = EnergySystemDeclaration(
     "ebipla", overdamped("1/N"), overdamped("1"), "Marks, Wang, Akyildiz 2025, arXiv:2510.12311"
 )

@@ -131,7 +131,9 @@ class BlockSystem:
         A block with memory gets RMSProp's force, and the new memory v comes under the memory's name:
         v' = 0.99 v + 0.01 f^2,    f / sqrt(v' + 1e-8).
         """
-        return self.preconditioned(self.force_field(t, z, [b.name for b in blocks]) if blocks else {}, z, blocks)
+        return self.preconditioned(
+            self.force_field(t, z, [b.name for b in blocks]) if blocks else {}, z, blocks
+        )
 
     def preconditioned(self, f: dict[str, Tensor], z: State, blocks: Sequence[Block]) -> dict[str, Tensor]:
         """Forces on the given blocks, by block name, as `forces` gives them."""

@@ -236,7 +236,9 @@ def test_rmsprop_by_hand() -> None:
     assert float(run.force_theta[0]) == pytest.approx(5.0), "the norm recorded is that of the plain force"
 
 
-@pytest.mark.parametrize("scheme", ["alternating", "expint", "expint_nc", "expint_nc2", "expint_shared", "nag"])
+@pytest.mark.parametrize(
+    "scheme", ["alternating", "expint", "expint_nc", "expint_nc2", "expint_shared", "nag"]
+)
 def test_rmsprop_moves_theta_and_m_by_one_force_and_remembers_once(scheme: str) -> None:
     """The first step of each scheme from rest: the same preconditioned force in m' and theta'."""
     motion = {"h": H, "eta": ETA, "gamma": GAMMA}

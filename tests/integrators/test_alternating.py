@@ -399,7 +399,9 @@ def test_what_is_made_of_normals_has_the_prior_s_density(model: sdeflow.Model) -
 
 def test_what_does_not_go_together() -> None:
     for scheme in ("expint", "euler_maruyama", "torchsde:euler"):
-        with pytest.raises(SdeflowError, match=r"no inner steps, and those of x are\. These can: alternating$"):
+        with pytest.raises(
+            SdeflowError, match=r"no inner steps, and those of x are\. These can: alternating$"
+        ):
             simulate(toy("abp", 2), scheme, steps=1)
     with pytest.raises(SdeflowError, match="inner steps move them at each visit anyway"):
         simulate(toy("abp", 2), steps=1, batch=Batch(2, "one_step"))
