@@ -74,7 +74,7 @@ class Alternating(Integrator[BlockSystem]):
         if not self.inner.fresh:
             return {}
         return {
-            b.position: system.force_field.prior(z, noise[b.noisy]["W"] / h**0.5)
+            b.position: system.force_field.from_prior(z, noise[b.noisy]["W"] / h**0.5)
             for b in system.particles
             if b.noisy in noise
         }

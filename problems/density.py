@@ -82,7 +82,8 @@ class Density(Model):
 
     def draw_prior(self, theta: Parameters, xi: Tensor) -> Tensor:
         """Latents from p_theta made of standard normals like them."""
-        return of_normals(*functional_call(self.network, dict(theta), (None,)), xi)
+        mean, variance = functional_call(self.network, dict(theta), (None,))
+        return of_normals(mean, variance, xi)
 
     def sample_prior(self, theta: Parameters, n: int, generator: torch.Generator) -> Tensor:
         """n latents [n, d] from p_theta."""

@@ -144,7 +144,8 @@ class Images(Model):
         """Latents from p_theta made of standard normals like them."""
         if self.network.prior is None:
             return xi
-        return of_normals(*functional_call(self.network, dict(theta), (None,)), xi)
+        mean, variance = functional_call(self.network, dict(theta), (None,))
+        return of_normals(mean, variance, xi)
 
     def sample_prior(self, theta: Parameters, n: int, generator: torch.Generator) -> Tensor:
         """n latents [n, d] from p_theta."""

@@ -29,13 +29,13 @@ class Amortised(Model):
 
         l_i(theta, mu + s xi) - log q(mu + s xi | y_i),    log q = -sum (log s + xi^2/2 + log(2 pi)/2)
 
-    so that the gradient in theta and in the encoder's parameters is the reparameterised one. s = softplus(.) +
-    1e-6. theta holds the model's parameters under their names and the encoder's under 'encoder.'.
+    so that the gradient in theta and in the encoder's parameters is the reparameterised one. s is
+    softplus(.) + 1e-6. theta holds the model's parameters under their names, the encoder's under 'encoder.'.
 
-    plain          the model
-    encoder        'mlp', of the data as vectors, with leaky ReLUs; linear without hidden layers. Or
-                   'convolutional', of images: `width` channels times 2, 4 and 8 at the side, half and a quarter
-    hidden         widths of an mlp's hidden layers
+    plain     the model
+    encoder   'mlp', of the data as vectors, with leaky ReLUs; linear without hidden layers. Or
+              'convolutional', of images: 2, 4 and 8 times `width` channels at the side, half and a quarter
+    hidden    widths of an mlp's hidden layers
 
     Raises SdeflowError for data that are no tensor, and for images that a convolution does not fit.
     Source: Kingma, Welling 2014, arXiv:1312.6114.

@@ -129,7 +129,7 @@ class ModelForces(ModelField):
             except RuntimeError:  # a model that looks at values, say: its replicas take turns
                 self._vmap = False
 
-    def prior(self, z: State, xi: Tensor) -> Tensor:
+    def from_prior(self, z: State, xi: Tensor) -> Tensor:
         return xi if self.model.draw_prior is None else self._each(self._draw_prior, z | {"X": xi})
 
     def check_prior(self, z: State) -> None:

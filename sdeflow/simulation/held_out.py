@@ -26,7 +26,8 @@ class HeldOut:
 
     Held-out particles start like the others and follow the dynamics of the system's particle blocks, by the
     run's scheme and numbers, on noise of their own: what is stable for the run is so for them. Where others
-    take inner steps they take one, from where they are; draws of an encoder are drawn anew. They are part of the state, as 'held_out.X' [R, D', N, d] and 'held_out.U', and change no other number.
+    take inner steps they take one, from where they are; draws of an encoder are drawn anew. They are part of
+    the state, as 'held_out.X' [R, D', N, d] and 'held_out.U', and change no other number.
 
     scheme    what moves them; forces that it keeps are computed anew at the start of each evaluation
     at_once   data whose forces are taken together, which bounds the memory

@@ -59,7 +59,7 @@ def normals(system: BlockSystem, n: int, parts: int) -> np.ndarray:
 @pytest.mark.parametrize("precondition", [None, "rmsprop"])
 @pytest.mark.parametrize("name", METHODS)
 def test_a_run_is_the_published_loop(name: str, precondition: Any) -> None:
-    """Seven steps of two replicas against loops in numpy, to roundoff; RMSProp sees the force that moves theta.
+    """Seven steps of two replicas against loops in numpy, to roundoff; RMSProp sees what moves theta.
 
     score (theta - x)/s^2 + y - x,  grad_theta log p(x, y) = (x - theta)/s^2
     """
@@ -219,7 +219,7 @@ def test_short_run_tends_to_what_pgd_learns() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_step_takes_as_many_gradients_as_it_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """K + 1 calls of the model's forces: counted in a run of 9 steps less one of 4, which start and save alike."""
+    """K + 1 calls of the model's forces, in a run of 9 steps less one of 4, which start and save alike."""
     evaluate, count, calls = ModelForces.__call__, 0, {}
 
     def counted(forces: ModelForces, t: float, z: State, names: Sequence[str]) -> State:
