@@ -21,8 +21,10 @@ from sdeflow.config.build import build
 from sdeflow.config.schema import load_config
 from sdeflow.engine.step import EagerSteps, advance
 from sdeflow.errors import RunError, SdeflowError
+from sdeflow.model.amortised import Amortised
 from sdeflow.model.energy_forces import EnergyForces
 from sdeflow.model.force_field import ModelField
+from sdeflow.model.forces import ModelForces
 from sdeflow.model.model import Model
 from sdeflow.noise.source import TorchNoise
 from sdeflow.seeds import generator
@@ -171,6 +173,13 @@ def _of(run: Path, system: BlockSystem, scheme: Integrator, stored: Mapping[str,
     positions = tuple(f"{b.position}." for b in system.parameters)
     theta = {name: v for name, v in stored.items() if name.startswith(positions)}
     theta = {name.removeprefix("theta."): v for name, v in theta.items()}
+    if isinstance(model := system.model_forces.model, Amortised):
+        shape = (*state["X"].shape[:2], *model.latent_shape)
+        with torch.no_grad():
+            latents = model.latents(theta, state["X"].view(shape), model.data)
+        state["X"], theta = latents.reshape(state["X"].shape), model.own(theta)
+        forces = ModelForces(model.plain, system.model_forces.n_particles)
+        return Learned(system, scheme, forces, theta, state)
     return Learned(system, scheme, system.model_forces, theta, state)
 
 

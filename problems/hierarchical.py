@@ -71,6 +71,10 @@ class Hierarchical(Model):
         """n latents [n, d] from N(theta, s^2 I)."""
         return theta["theta"] + self.variance**0.5 * torch.randn(n, *self.latent_shape, generator=generator)
 
+    def draw_prior(self, theta: Parameters, xi: Tensor) -> Tensor:
+        """Latents from N(theta, s^2 I) made of standard normals."""
+        return theta["theta"] + self.variance**0.5 * xi
+
     def sample_data(self, theta: Parameters, x: Tensor, generator: torch.Generator) -> Tensor:
         """Observations [n, d] of latents x [n, d]."""
         return x + torch.randn(x.shape, generator=generator, dtype=x.dtype)

@@ -71,6 +71,10 @@ class IllConditioned(Model):
         """n latents [n, p], x_c from N(theta_c, s_c^2)."""
         return theta["theta"] + self.scale * torch.randn(n, *self.latent_shape, generator=generator)
 
+    def draw_prior(self, theta: Parameters, xi: Tensor) -> Tensor:
+        """Latents with x_c from N(theta_c, s_c^2) made of standard normals."""
+        return theta["theta"] + self.scale * xi
+
     def sample_data(self, theta: Parameters, x: Tensor, generator: torch.Generator) -> Tensor:
         """Observations [n, p] of latents x [n, p]."""
         return x + self.scale * torch.randn(x.shape, generator=generator, dtype=x.dtype)

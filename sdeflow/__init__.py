@@ -52,7 +52,7 @@ _HOME = {
         "sdeflow.system.block": "Block",
         "sdeflow.system.integrator": "Integrator",
         "sdeflow.system.published": "EnergySystemDeclaration Motion SystemDeclaration "
-        "ebipla ipla kinetic_ebipla kiplmc mpgd mpgd_theta mpgd_x pgd",
+        "abp ebipla ipla kinetic_ebipla kiplmc mpgd mpgd_theta mpgd_x pgd short_run soul vi",
         "sdeflow.system.sde": "SDESystem",
         "sdeflow.system.system": "BlockSystem",
         "sdeflow.trajectory.opening": "open_run",
@@ -78,6 +78,7 @@ if TYPE_CHECKING:
     from sdeflow.system.published import EnergySystemDeclaration as EnergySystemDeclaration
     from sdeflow.system.published import Motion as Motion
     from sdeflow.system.published import SystemDeclaration as SystemDeclaration
+    from sdeflow.system.published import abp as abp
     from sdeflow.system.published import ebipla as ebipla
     from sdeflow.system.published import ipla as ipla
     from sdeflow.system.published import kinetic_ebipla as kinetic_ebipla
@@ -86,6 +87,9 @@ if TYPE_CHECKING:
     from sdeflow.system.published import mpgd_theta as mpgd_theta
     from sdeflow.system.published import mpgd_x as mpgd_x
     from sdeflow.system.published import pgd as pgd
+    from sdeflow.system.published import short_run as short_run
+    from sdeflow.system.published import soul as soul
+    from sdeflow.system.published import vi as vi
     from sdeflow.system.sde import SDESystem as SDESystem
     from sdeflow.system.system import BlockSystem as BlockSystem
     from sdeflow.trajectory.opening import open_run as open_run

@@ -31,7 +31,7 @@ from sdeflow.problems.linear_energy import LinearEnergy
 
 INTEGRATORS = (
     *("euler_maruyama", "expint", "expint_nc", "expint_nc2", "expint_shared", "nag", "obabo", "baoab"),
-    *("ubu", "quicsort"),
+    *("ubu", "quicsort", "alternating"),
     *(
         f"torchsde:{name}"
         for name in ("euler", "milstein", "srk", "heun", "midpoint", "euler_heun", "log_ode")
@@ -39,6 +39,7 @@ INTEGRATORS = (
     "torchsde:reversible_heun",
 )
 SYSTEMS = ("pgd", "ipla", "mpgd", "mpgd_theta", "mpgd_x", "kiplmc")
+INNER = ("short_run", "abp", "soul")
 HELD_OUT = ("--set", "model.held_out=50", "--set", "model.images=400", "--set", "save.every=10")
 MOTION = {"h": 0.02, "eta": 3.0, "gamma": 0.7}
 
@@ -89,6 +90,8 @@ def cases() -> Iterator[tuple[str, Callable[[], xr.Dataset]]]:
                 engine="fused",
                 noise="philox",
             )
+        for name in INNER:
+            yield case(f"{name} {dtype}", lambda name=name: toy(name), "auto", dtype=dtype)
         for name in ("ebipla", "kinetic_ebipla"):
             yield case(f"{name} {dtype}", lambda name=name: energy(name), dtype=dtype)
         for integrator in ("expint", "obabo", "ubu", "baoab", "expint_shared", "nag"):

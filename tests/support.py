@@ -158,9 +158,8 @@ def noise_from(system: System, integrator: Integrator, xi: Tensor) -> tuple[Nois
                 size = int(np.prod(channel.shape))
                 draws.append(xi[:, at : at + size].reshape(-1, *channel.shape))
                 at += size
-            part[channel.variable] = channel.increment(
-                draws, system.h / integrator.substeps, integrator.increments
-            )
+            h = integrator.noise_spec(system.h).h_substep
+            part[channel.variable] = channel.increment(draws, h, integrator.increments)
     assert at == xi.shape[1]
     return tuple(parts)
 

@@ -31,6 +31,7 @@ from sdeflow.errors import SdeflowError
 from sdeflow.model.model import Model
 from sdeflow.problems.hierarchical import Hierarchical
 from sdeflow.simulation.solve import solve
+from sdeflow.system.integrator import why_not
 from sdeflow.system.system import BlockSystem
 from sdeflow.trajectory import durable
 from sdeflow.trajectory.layout import safe_name
@@ -148,8 +149,8 @@ def _row(entry: Entry, system: BlockSystem | None, z: State | None, why: str) ->
             loss = Interval(float(last[0]), np.nan, np.nan, np.nan)
     predicted = np.nan
     if system is not None and z is not None:
-        scheme = integrator_named(str(dataset.attrs["integrator"]))
-        if scheme.refuses(system) is None and not any(b.memory is not None for b in system.blocks):
+        scheme = integrator_named(str(dataset.attrs["integrator"])).fitted(system)
+        if why_not(scheme, system) is None and not any(b.memory is not None for b in system.blocks):
             predicted = -float(np.log(contraction(chosen(system, dataset), scheme, z)))
     else:
         notes.append(why)

@@ -24,7 +24,7 @@ from sdeflow.analysis.stability import (
 from sdeflow.analysis.stationary import bias
 from sdeflow.config.catalogue import integrator_named
 from sdeflow.config.run import Run
-from sdeflow.system.integrator import Integrator
+from sdeflow.system.integrator import Integrator, why_not
 from sdeflow.system.system import BlockSystem
 
 if TYPE_CHECKING:
@@ -63,9 +63,10 @@ def rows(system: BlockSystem, z: State, integrators: Sequence[str]) -> Iterator[
     """One row a scheme, in the order given."""
     for name in integrators:
         scheme = integrator_named(name)
-        if refusal := scheme.refuses(system):
+        if refusal := why_not(scheme, system):
             yield Row(name, np.nan, scheme.evaluations, np.nan, np.nan, refusal)
         else:
+            scheme = scheme.fitted(system)
             rho, limit = contraction(system, scheme, z), stability_limit(system, scheme, z)
             yield Row(name, rho, scheme.evaluations, limit, bias(system, scheme, z))
 
@@ -139,7 +140,7 @@ def show(run: Run, integrators: Sequence[str], *, at: Path | None, out: Path | N
             console.print(shown(f"{row.integrator} refused: {row.refusal}\n"), markup=False)
     if out is None:
         return
-    able = [integrator_named(row.integrator) for row in found if not row.refusal]
+    able = [integrator_named(row.integrator).fitted(system) for row in found if not row.refusal]
     with counted("point", len(able) * len(FRICTIONS) * len(STEPS)) as tick:
         maps = [friction_step_map(system, z, scheme, tick) for scheme in able]
     draw(maps, title).savefig(out)

@@ -65,6 +65,9 @@ def _describe_blocks(system: System) -> None:
         for b in system.blocks
     ]
     table("Blocks", ("block", "on its own clock", "step h", "η", "γ", "T", "γηh"), rows)
+    for b in system.blocks:
+        if b.inner is not None:
+            out.print(shown(f"{b.name} takes {b.inner}\n"), markup=False)
 
 
 def _product(b: Block, h: float) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from sdeflow.errors import SdeflowError, attempt, did_you_mean
-from sdeflow.system.integrator import Integrator
+from sdeflow.system.integrator import Integrator, why_not
 from sdeflow.system.system import System
 
 Group = Literal["integrators", "systems", "models"]
@@ -93,7 +93,7 @@ def integrators_for(system: System, *, reference: bool = True) -> list[str]:
         if name.startswith("torchsde:") and not reference:
             continue
         with suppress(SdeflowError):  # a plug-in that does not load is no help here
-            if integrator_named(name).refuses(system) is None:
+            if why_not(integrator_named(name), system) is None:
                 able.append(name)
     return able
 

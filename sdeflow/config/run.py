@@ -21,7 +21,7 @@ from sdeflow.model.model import Model
 from sdeflow.options import Average, Batch, Evaluate, Grid, RunOptions, Save, Tune
 from sdeflow.state import Axes, Replicas
 from sdeflow.system.average import average_axes
-from sdeflow.system.integrator import Integrator, evaluations
+from sdeflow.system.integrator import Integrator, evaluations, why_not
 from sdeflow.system.published import Declaration
 from sdeflow.system.system import System
 from sdeflow.system.varying import spread
@@ -72,7 +72,12 @@ class Run(RunOptions):
             if self.batch is not None or self.evaluate is not None:
                 raise SdeflowError("a grid takes all data in every step and no evaluation: drop either")
             object.__setattr__(self, "system", spread(self.system, self.grid, self.replicas))
-        auto = any(b.auto for b in self.system.blocks)
+        auto, inner = (any(getattr(b, key) for b in self.system.blocks) for key in ("auto", "inner"))
+        if inner and self.batch is not None and self.batch.catch_up != "off":
+            raise SdeflowError(
+                f"batch.catch_up = '{self.batch.catch_up}' moves particles by the time that they missed, and "
+                "inner steps move them at each visit anyway: give batch.catch_up = 'off'"
+            )
         if auto and self.batch is not None and self.batch.catch_up != "off":
             raise SdeflowError(
                 f"batch.catch_up = '{self.batch.catch_up}' takes long steps, and numbers that are 'auto' "
@@ -235,21 +240,24 @@ def compatible(integrator: Scheme, system: System) -> Integrator:
     """The integrator; raises Incompatible, naming those that would do, where it refuses the system.
 
     'auto' is baoab where every block has a momentum and a force as it is: of all schemes it takes the largest
-    steps for a gradient. Else it is Euler-Maruyama where none has a momentum, and expint where some have.
+    steps for a gradient. Else it is Euler-Maruyama where none has a momentum, and expint where some have; and
+    alternating where particles take inner steps.
     """
     scheme = integrator_named(_fitting(system) if integrator == "auto" else integrator)
-    if refusal := scheme.refuses(system):
+    if refusal := why_not(scheme, system):
         would_do = ", ".join(integrators_for(system)) or "none of the catalogue"
         raise Incompatible(
             f"integrator '{scheme.name}' cannot take this system: {refusal}. These can: {would_do}"
         )
-    return scheme
+    return scheme.fitted(system)
 
 
 def _fitting(system: System) -> str:
+    if any(b.inner is not None for b in system.blocks):
+        return "alternating"
     if not any(b.kinetic for b in system.blocks):
         return "euler_maruyama"
-    return "baoab" if integrator_named("baoab").refuses(system) is None else "expint_shared"
+    return "baoab" if why_not(integrator_named("baoab"), system) is None else "expint_shared"
 
 
 def resolve_device(device: str | torch.device) -> torch.device:

@@ -58,6 +58,14 @@ class ForceField(ABC):
     def __call__(self, t: float, z: State, names: Sequence[str]) -> dict[str, Tensor]:
         """Forces on the blocks `names`."""
 
+    def from_prior(self, z: State, xi: Tensor) -> Tensor:
+        """Particles from the prior made of standard normals like them; N(0, I) unless a model has another."""
+        return xi
+
+    def check_prior(self, z: State) -> None:
+        """Raises SdeflowError where `from_prior` is known not to be the model's."""
+        return
+
     @abstractmethod
     def observe(self, z: State) -> dict[str, Tensor]:
         """Scalars to record, each [R]."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from math import prod
+from math import log, pi, prod
 from numbers import Integral
 
 import torch
@@ -128,6 +128,28 @@ class ModelForces(ModelField):
                 self(0.0, z, ("theta", "x"))
             except RuntimeError:  # a model that looks at values, say: its replicas take turns
                 self._vmap = False
+
+    def from_prior(self, z: State, xi: Tensor) -> Tensor:
+        return xi if self.model.draw_prior is None else self._each(self._draw_prior, z | {"X": xi})
+
+    def check_prior(self, z: State) -> None:
+        """Where a model has log_prior and no draw_prior, that its prior is N(0, I) at the particles."""
+        model, name = self.model, type(self.model).__name__
+        theta, x = self.parameters.views(z["theta"][0]), z["X"][0].reshape(-1, self.latent)
+        if model.draw_prior is not None:
+            drawn = attempt(f"{name}.draw_prior", model.draw_prior, theta, self._shaped(z["X"][0]))
+            expect_shape(f"{name}.draw_prior", drawn, self._shaped(z["X"][0]).shape, "like its normals")
+        elif model.log_prior is not None:
+            given = model.log_prior(theta, x.view(-1, *model.latent_shape))
+            normal = -(x.square().sum(-1) + self.latent * log(2 * pi)) / 2
+            if not torch.allclose(given, normal, rtol=1e-3, atol=1e-3):
+                raise SdeflowError(
+                    f"chains are to begin at draws of the prior, and that of {name} is not N(0, I): give the "
+                    "model draw_prior(theta, xi), which makes draws of standard normals"
+                )
+
+    def _draw_prior(self, theta: Tensor, xi: Tensor, y: Data) -> Tensor:
+        return self.model.draw_prior(self.parameters.views(theta), self._shaped(xi)).view_as(xi)
 
     def _own(self, theta: Parameters, x: Tensor, y: Data) -> dict[str, Tensor]:
         own = self.model.observables(theta, x, y)

@@ -39,6 +39,8 @@ class Model(ABC):
         decode(theta, x) -> [n, pixels]                       images in [-1, 1] of x [n, *latent_shape]
         sample_prior(theta, n, generator) -> [n, *latent_shape]   latents from p_theta
         sample_data(theta, x, generator) -> [n, ...]          observations of latents x [n, *latent_shape]
+        draw_prior(theta, xi) -> like xi                      latents from p_theta made of standard normals
+                                                              xi [..., *latent_shape]; without it N(0, I)
         log_prior(theta, x) -> [n]                            log p_theta(x) of x [n, *latent_shape]
         real_images(split) -> [n, *image_shape]               all images of 'train' or 'test', as bytes or in
                                                               [-1, 1], where data and held_out are not all
@@ -62,6 +64,7 @@ class Model(ABC):
     decode: Any = None
     sample_prior: Any = None
     sample_data: Any = None
+    draw_prior: Any = None
     log_prior: Any = None
     real_images: Any = None
     image_shape: tuple[int, int, int] | None = None

@@ -25,8 +25,9 @@ class HeldOut:
     """Moves the particles of a model's held-out data and measures their loss.
 
     Held-out particles start like the others and follow the dynamics of the system's particle blocks, by the
-    run's scheme and numbers, on noise of their own: what is stable for the run is so for them. They are part
-    of the state, as 'held_out.X' [R, D', N, d] and 'held_out.U', and change no other number.
+    run's scheme and numbers, on noise of their own: what is stable for the run is so for them. Where others
+    take inner steps they take one, from where they are; draws of an encoder are drawn anew. They are part of
+    the state, as 'held_out.X' [R, D', N, d] and 'held_out.U', and change no other number.
 
     scheme    what moves them; forces that it keeps are computed anew at the start of each evaluation
     at_once   data whose forces are taken together, which bounds the memory
@@ -46,10 +47,13 @@ class HeldOut:
     ) -> None:
         forces = held_out_forces(system.model_forces)
         blocks = [
-            replace(b, shape=(forces.n_data, *b.shape[1:])) for b in system.blocks if b.role == "particles"
+            replace(b, shape=(forces.n_data, *b.shape[1:]), inner=None if b.steps else b.inner)
+            for b in system.blocks
+            if b.role == "particles"
         ]
         self.system = BlockSystem(blocks, forces, h=system.h)
-        self._scheme, self._moved = scheme, BlockSystem(blocks, self._forces, h=system.h)
+        self._moved = BlockSystem(blocks, self._forces, h=system.h)
+        self._scheme = scheme = scheme.fitted(self._moved)
         self.evaluate, self.n_data, self.n_particles = evaluate, forces.n_data, forces.n_particles
         self._replicas = replicas
         size = min(at_once or forces.n_data, forces.n_data)

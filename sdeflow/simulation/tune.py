@@ -100,6 +100,6 @@ def _efolds(system: BlockSystem, spectrum: Spectrum, share: float) -> dict[str, 
     assumed = spectrum if spectrum.known else Spectrum(UNKNOWN_LO, spectrum.hi)
     found: dict[str, float] = {}
     for name in integrators_for(system, reference=False):
-        scheme: Any = integrator_named(name)
+        scheme: Any = integrator_named(name).fitted(system)
         found[name] = evaluations_an_efold(wells_of(system, scheme), assumed, share)
     return dict(sorted(found.items(), key=lambda item: (item[1], item[0])))

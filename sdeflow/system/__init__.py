@@ -3,7 +3,9 @@
 from sdeflow.state import State as State
 from sdeflow.state import plus as plus
 from sdeflow.system.block import Block as Block
+from sdeflow.system.block import Inner as Inner
 from sdeflow.system.increments import Noise as Noise
+from sdeflow.system.increments import NoiseSpec as NoiseSpec
 from sdeflow.system.integrator import Integrator as Integrator
 from sdeflow.system.integrator import kept_forces as kept_forces
 from sdeflow.system.integrator import recall_forces as recall_forces

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from sdeflow.errors import SdeflowError, expect_number, expect_positive
+from sdeflow.errors import SdeflowError, expect_count, expect_number, expect_positive
 from sdeflow.system.flow import Flow, kinetic_flow
 
 if TYPE_CHECKING:
@@ -17,6 +17,30 @@ if TYPE_CHECKING:
 Role = Literal["parameters", "particles"]
 AUTO = "auto"
 """What stands for a number that a warm-up is to choose."""
+
+
+@dataclass(frozen=True)
+class Inner:
+    """Steps that particles take one after the other in each step of a run, with the parameters held.
+
+    steps     K; 0 for fresh draws that move no further
+    fresh     whether they begin at a draw of the prior each time; else where they were
+    average   whether the parameters' force is the mean of those after each of the K; else that after the last
+    """
+
+    steps: int
+    fresh: bool = False
+    average: bool = False
+
+    def __post_init__(self) -> None:
+        if not (self.fresh and self.steps == 0):
+            object.__setattr__(self, "steps", expect_count("inner_steps", self.steps))
+
+    def __str__(self) -> str:
+        if not self.steps:
+            return "a fresh draw a step of theta"
+        start, mean = " from the prior" if self.fresh else "", ", forces averaged" if self.average else ""
+        return f"{self.steps} steps{start} a step of theta{mean}"
 
 
 @dataclass(frozen=True)
@@ -36,6 +60,7 @@ class Block:
                leaves the force as it is. Noise beside such a force would change the stationary law, so T = 0
     restart    whether a momentum that points against the force is set to zero, for parameters at T = 0
     role       'parameters' are moved before 'particles' by the schemes that tell them apart
+    inner      the steps of h that particles take while the parameters take one; None is one, with them
     auto       which of 'h', 'eta', 'gamma' a warm-up is to choose (sdeflow.tuning); until then they are 1
 
     Raises SdeflowError for a negative or missing constant.
@@ -53,6 +78,7 @@ class Block:
     role: Role = "particles"
     memory: str | None = None
     restart: bool = False
+    inner: Inner | None = None
     auto: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -69,6 +95,10 @@ class Block:
         require(self.memory is None or self.temperature == 0, "RMSProp needs T = 0", self.temperature)
         restarts = not self.restart or (self.kinetic and self.temperature == 0 and self.role == "parameters")
         require(restarts, "only parameters with a momentum and T = 0 restart", self.restart)
+        if self.inner is not None:
+            require(self.role == "particles", "only particles take inner steps", self.role)
+            started = not (self.inner.fresh and self.kinetic)
+            require(started, "particles with a momentum do not start at the prior anew", self.inner)
         if self.kinetic:
             require(0 < self.eta < math.inf, "a kinetic block needs eta > 0 (its inverse mass)", self.eta)
             require(0 <= self.gamma < math.inf, "a kinetic block needs gamma >= 0 (its friction)", self.gamma)
@@ -76,6 +106,11 @@ class Block:
     @property
     def kinetic(self) -> bool:
         return self.momentum is not None
+
+    @property
+    def steps(self) -> int:
+        """How many of its steps it takes in a step of a run."""
+        return 1 if self.inner is None else self.inner.steps
 
     @property
     def of_data(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 from sdeflow.options import Batch
 from sdeflow.state import State
@@ -33,6 +33,7 @@ class Integrator(ABC, Generic[S]):
     minibatches                whether a step may see another batch than the last
     needs                      in words, what `refuses` checks
     needs_momenta              whether every block must have one, and forces be as they are (no RMSProp)
+    inner_steps                whether it takes inner steps of particles, where a block has them
     restarts                   whether a step heeds a block's `restart`, as the maps `B` and `exponential` do
     source                     where the scheme comes from
     """
@@ -40,14 +41,15 @@ class Integrator(ABC, Generic[S]):
     name: ClassVar[str]
     strong_order: ClassVar[float] = math.nan
     weak_order: ClassVar[float] = math.nan
-    evaluations: ClassVar[int] = 1
+    evaluations: int = 1
     increments: ClassVar[Kind] = "W"
     noise: ClassVar[Kind]  # what `increments` was called before, and heeded where it alone is set
     _declared: ClassVar[Kind]
-    substeps: ClassVar[int] = 1
+    substeps: int = 1
     needs: ClassVar[str] = "blocks"
     needs_momenta: ClassVar[bool] = False
     restarts: ClassVar[bool] = False
+    inner_steps: ClassVar[bool] = False
     minibatches: ClassVar[bool] = True
     source: ClassVar[str] = ""
 
@@ -73,6 +75,10 @@ class Integrator(ABC, Generic[S]):
             return refusal
         return refuses_memory(system) if self.needs_momenta else None
 
+    def fitted(self, system: System) -> Self:
+        """The scheme as it takes `system`, where its parts and its cost depend on that; itself for most."""
+        return self
+
     def init(self, system: S, z: State) -> State:
         """Extra tensors that the scheme keeps in the state between steps; none for most."""
         return {}
@@ -83,6 +89,14 @@ class Integrator(ABC, Generic[S]):
 
         A model's forces do not depend on time, and its steps may be called with t = 0 throughout.
         """
+
+
+def why_not(integrator: Integrator[Any], system: System) -> str | None:
+    """Why a scheme cannot take a system, by what it declares and by what it says; None where it can."""
+    inner = [b.name for b in system.blocks if b.inner is not None]
+    if inner and not integrator.inner_steps:
+        return f"it takes no inner steps, and those of {', '.join(inner)} are"
+    return integrator.refuses(system)
 
 
 def refuses_memory(system: System) -> str | None:

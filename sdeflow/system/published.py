@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from sdeflow.errors import SdeflowError, expect_count, expect_positive
 from sdeflow.state import Axes
-from sdeflow.system.block import AUTO, Block
+from sdeflow.system.block import AUTO, Block, Inner
 from sdeflow.system.system import BlockSystem
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Declaration(ABC):
 
     @property
     @abstractmethod
-    def dynamics(self) -> dict[str, Dynamics]:
+    def dynamics(self) -> dict[str, Dynamics | str]:
         """How each variable moves."""
 
 
@@ -83,6 +83,8 @@ class SystemDeclaration(Declaration):
     theta, x    the blocks' numbers, as `Motion` or a mapping with h, eta, gamma; an overdamped block
                 needs h alone, and leaves the others aside so that systems can be exchanged
     h           the reference step of the common clock (default: theta's own)
+    inner_steps K, the steps that particles take while theta takes one, where the system has such; others
+                leave it aside
 
     Raises SdeflowError for a missing or impossible number.
     """
@@ -90,6 +92,59 @@ class SystemDeclaration(Declaration):
     name: str
     theta: Dynamics
     x: Dynamics
+    source: str
+    inner: Inner | None = None
+
+    def __call__(
+        self,
+        model: Model,
+        *,
+        particles: int,
+        theta: Motion | Mapping[str, Any] = Motion(),
+        x: Motion | Mapping[str, Any] = Motion(),
+        h: float | None = None,
+        inner_steps: int | None = None,
+    ) -> BlockSystem:
+        from sdeflow.model.energy_forces import refuse_energy
+        from sdeflow.model.forces import ModelForces
+
+        particles = expect_count("particles", particles)
+        forces = ModelForces(model, particles)
+        refuse_energy(forces, self.name)
+        motion = {"theta": _motion("theta", theta), "x": _motion("x", x)}
+        block = _Blocks(motion, _given(motion["theta"].h) if h is None else h, particles)
+        inner = self.inner
+        if inner is not None and inner_steps is not None:
+            inner = replace(inner, steps=expect_count("inner_steps", inner_steps))
+        parameters = Axes(("param",), (forces.parameters.size,))
+        cloud = Axes(("datum", "particle", "latent"), (forces.n_data, particles, forces.latent))
+        theta_x = (
+            block("theta", position="theta", momentum="m", axes=parameters, moves=self.theta),
+            block("x", position="X", momentum="U", axes=cloud, moves=self.x, inner=inner),
+        )
+        return BlockSystem(theta_x, forces, h=block.reference)
+
+    @property
+    def dynamics(self) -> dict[str, Dynamics | str]:
+        return {"theta": self.theta, "X": self.x if self.inner is None else f"{self.x}, {self.inner}"}
+
+
+@dataclass(frozen=True)
+class AmortisedDeclaration(Declaration):
+    """A system of parameters theta and an encoder's, which maximise the ELBO together.
+
+    model           what to learn
+    particles       N, draws a datum and step
+    theta           the numbers of both networks' block, as `Motion` or a mapping
+    encoder         'mlp' or, of images, 'convolutional' (sdeflow.model.amortised)
+    encoder_hidden  widths of an mlp's hidden layers, encoder_width the channels of a convolution
+
+    X are the normals of which draws are made. It has no h, and `x` and `inner_steps` are left aside, so that
+    systems can be exchanged. Raises SdeflowError for a missing or impossible number.
+    """
+
+    name: str
+    theta: Dynamics
     source: str
 
     def __call__(
@@ -100,26 +155,23 @@ class SystemDeclaration(Declaration):
         theta: Motion | Mapping[str, Any] = Motion(),
         x: Motion | Mapping[str, Any] = Motion(),
         h: float | None = None,
+        inner_steps: int | None = None,
+        encoder: Literal["mlp", "convolutional"] = "mlp",
+        encoder_hidden: Sequence[int] = (256, 256),
+        encoder_width: int = 32,
     ) -> BlockSystem:
-        from sdeflow.model.energy_forces import refuse_energy
-        from sdeflow.model.forces import ModelForces
+        from sdeflow.model.amortised import Amortised
+        from sdeflow.model.energy import EnergyModel
 
-        particles = expect_count("particles", particles)
-        forces = ModelForces(model, particles)
-        refuse_energy(forces, self.name)
-        motion = {"theta": _motion("theta", theta), "x": _motion("x", x)}
-        block = _Blocks(motion, _given(motion["theta"].h) if h is None else h, particles)
-        parameters = Axes(("param",), (forces.parameters.size,))
-        cloud = Axes(("datum", "particle", "latent"), (forces.n_data, particles, forces.latent))
-        theta_x = (
-            block("theta", position="theta", momentum="m", axes=parameters, moves=self.theta),
-            block("x", position="X", momentum="U", axes=cloud, moves=self.x),
-        )
-        return BlockSystem(theta_x, forces, h=block.reference)
+        if isinstance(model, EnergyModel):
+            raise SdeflowError(f"system '{self.name}' needs a normalised log-joint, not an energy")
+        wrapped = Amortised(model, encoder, encoder_hidden, encoder_width)
+        system = SystemDeclaration(self.name, self.theta, overdamped("1"), self.source, Inner(0, fresh=True))
+        return system(wrapped, particles=particles, theta=theta, x={"h": 1.0}, h=h)
 
     @property
-    def dynamics(self) -> dict[str, Dynamics]:
-        return {"theta": self.theta, "X": self.x}
+    def dynamics(self) -> dict[str, Dynamics | str]:
+        return {"theta": self.theta, "X": "normals, of which an encoder of the data makes draws"}
 
 
 @dataclass(frozen=True)
@@ -176,7 +228,7 @@ class EnergySystemDeclaration(Declaration):
         return BlockSystem(blocks, forces, h=block.reference)
 
     @property
-    def dynamics(self) -> dict[str, Dynamics]:
+    def dynamics(self) -> dict[str, Dynamics | str]:
         return {"alpha, beta": self.parameters, "X, Z": self.particles}
 
 
@@ -192,7 +244,16 @@ class _Blocks:
         reference = expect_positive("the reference step h", self.reference)
         object.__setattr__(self, "reference", reference)
 
-    def __call__(self, name: str, *, position: str, momentum: str, axes: Axes, moves: Dynamics) -> Block:
+    def __call__(
+        self,
+        name: str,
+        *,
+        position: str,
+        momentum: str,
+        axes: Axes,
+        moves: Dynamics,
+        inner: Inner | None = None,
+    ) -> Block:
         """The block of that name; vectors of named parameters are 'parameters', clouds 'particles'."""
         m = self.motion[name]
         numbers = ("h", "eta", "gamma") if moves.momentum else ("h",)
@@ -209,6 +270,7 @@ class _Blocks:
             memory=f"{position}_rms" if m.precondition else None,
             restart=m.restart and moves.momentum,
             role="parameters" if axes.named else "particles",
+            inner=inner,
             auto=tuple(name for name in numbers if is_auto(getattr(m, name))),
         )
 
@@ -247,6 +309,24 @@ mpgd = SystemDeclaration("mpgd", kinetic("0"), kinetic("1"), "Lim et al. 2024, a
 mpgd_theta = SystemDeclaration("mpgd-theta", kinetic("0"), overdamped("1"), "Lim et al. 2024, ablation")
 mpgd_x = SystemDeclaration("mpgd-x", overdamped("0"), kinetic("1"), "Lim et al. 2024, ablation")
 kiplmc = SystemDeclaration("kiplmc", kinetic("1/N"), kinetic("1"), "Oliva, Akyildiz 2024, arXiv:2407.05790")
+short_run = SystemDeclaration(
+    "short_run",
+    overdamped("0"),
+    overdamped("1"),
+    "Nijkamp et al. 2020, arXiv:1912.01909",
+    Inner(20, fresh=True),
+)
+abp = SystemDeclaration(
+    "abp", overdamped("0"), overdamped("1"), "Han, Lu, Zhu, Wu 2017, arXiv:1606.08571", Inner(5)
+)
+soul = SystemDeclaration(
+    "soul",
+    overdamped("0"),
+    overdamped("1"),
+    "De Bortoli, Durmus, Pereyra, Vidal 2021, arXiv:1906.12281",
+    Inner(5, average=True),
+)
+vi = AmortisedDeclaration("vi", overdamped("0"), "Kingma, Welling 2014, arXiv:1312.6114")
 ebipla = EnergySystemDeclaration(
     "ebipla", overdamped("1/N"), overdamped("1"), "Marks, Wang, Akyildiz 2025, arXiv:2510.12311"
 )

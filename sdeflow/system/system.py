@@ -6,6 +6,7 @@ scale: means over particles, temperatures, clocks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -114,6 +115,7 @@ class BlockSystem:
             f"{b.name}: {'kinetic' if b.kinetic else 'overdamped'}, h={self.step_of(b)}, "
             + (f"eta={b.number('eta')}, gamma={b.number('gamma')}, " if b.kinetic else "")
             + f"T={b.temperature:g}, {' x '.join(map(str, b.shape))} ({', '.join(b.dims)})"
+            + ("" if b.inner is None else f", {b.inner}")
             for b in self.blocks
         )
 
@@ -129,7 +131,13 @@ class BlockSystem:
         A block with memory gets RMSProp's force, and the new memory v comes under the memory's name:
         v' = 0.99 v + 0.01 f^2,    f / sqrt(v' + 1e-8).
         """
-        f = self.force_field(t, z, [b.name for b in blocks]) if blocks else {}
+        return self.preconditioned(
+            self.force_field(t, z, [b.name for b in blocks]) if blocks else {}, z, blocks
+        )
+
+    def preconditioned(self, f: dict[str, Tensor], z: State, blocks: Sequence[Block]) -> dict[str, Tensor]:
+        """Forces on the given blocks, by block name, as `forces` gives them."""
+        f = dict(f)
         for b in blocks:
             if b.memory is not None:
                 f[b.memory] = RMSPROP_DECAY * z[b.memory] + (1 - RMSPROP_DECAY) * f[b.name].square()
@@ -140,16 +148,17 @@ class BlockSystem:
         f = self.forces(t, z, self.blocks)
         drift: State = {}
         for b in self.blocks:
+            rate = b.rate * b.steps
             if b.momentum is None:
-                drift[b.position] = b.rate * f[b.name]
+                drift[b.position] = rate * f[b.name]
             else:
                 p = z[b.momentum]
-                drift[b.position] = b.rate * b.eta * p
-                drift[b.momentum] = b.rate * (f[b.name] - b.gamma * b.eta * p)
+                drift[b.position] = rate * b.eta * p
+                drift[b.momentum] = rate * (f[b.name] - b.gamma * b.eta * p)
         return drift
 
     def diffusion(self, t: float, z: State) -> dict[str, Any]:
-        return {b.noisy: b.diffusion for b in self.blocks if b.temperature > 0}
+        return {b.noisy: math.sqrt(b.steps) * b.diffusion for b in self.blocks if b.temperature > 0}
 
     # What a run needs to know ----------------------------------------------------------------------
 
@@ -165,7 +174,7 @@ class BlockSystem:
 
     @property
     def clocks(self) -> Mapping[str, float]:
-        return {b.name: b.rate for b in self.blocks}
+        return {b.name: b.rate * b.steps for b in self.blocks}
 
     @property
     def model_forces(self) -> ModelField | None:
@@ -217,6 +226,8 @@ class BlockSystem:
 
     def check(self, z: State) -> None:
         self.force_field.check(z)
+        if any(b.inner is not None and b.inner.fresh for b in self.blocks):
+            self.force_field.check_prior(z)
 
     def observe(self, t: float, z: State) -> dict[str, Tensor]:
         """The model's loss and own observables; by block, kinetic energy and size of the force.

@@ -161,5 +161,5 @@ def _largest(good: Callable[[float], bool]) -> float:
 def wells_of(system: BlockSystem, integrator: Integrator[Any]) -> Wells:
     """The wells that stand for a system: its parameters have momenta, and its particles, or not."""
     parameter = [b.kinetic for b in system.parameters]
-    particle = [b.kinetic for b in system.particles]
+    particle = [b.kinetic for b in system.particles if b.steps]  # draws that do not move set no limit
     return Wells(integrator, any(parameter) if parameter else None, any(particle) if particle else None)

@@ -260,7 +260,7 @@ def test_other_schemes_stay_usable_beside_a_broken_one(
     assert cli("run", "hierarchical", "--steps", 1, "--quiet").code == 0
     code, _, err = cli("run", "hierarchical", "--system", "pgd", "--integrator", "ubu")
     assert code == 2
-    assert "These can: euler_maruyama" in err
+    assert "These can: alternating, euler_maruyama" in err
 
 
 def test_a_checkout_that_was_never_installed_says_so(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,7 @@ from sdeflow.system.system import BlockSystem, initial_state
 D, N, H, ETA, GAMMA = 12, 2, 0.01, 20.0, 0.5
 WHOLE = Save(every=7, data="all", particles="all")
 SCHEMES = [
+    "alternating",
     "expint",
     "expint_nc",
     "expint_nc2",
@@ -235,7 +236,9 @@ def test_rmsprop_by_hand() -> None:
     assert float(run.force_theta[0]) == pytest.approx(5.0), "the norm recorded is that of the plain force"
 
 
-@pytest.mark.parametrize("scheme", ["expint", "expint_nc", "expint_nc2", "expint_shared", "nag"])
+@pytest.mark.parametrize(
+    "scheme", ["alternating", "expint", "expint_nc", "expint_nc2", "expint_shared", "nag"]
+)
 def test_rmsprop_moves_theta_and_m_by_one_force_and_remembers_once(scheme: str) -> None:
     """The first step of each scheme from rest: the same preconditioned force in m' and theta'."""
     motion = {"h": H, "eta": ETA, "gamma": GAMMA}
@@ -253,7 +256,7 @@ def test_what_rmsprop_and_batches_do_not_go_with() -> None:
     with pytest.raises(SdeflowError, match="RMSProp needs T = 0"):
         toy(sdeflow.kiplmc, precondition="rmsprop")
     for scheme in ("euler_maruyama", "obabo", "ubu", "torchsde:euler"):
-        with pytest.raises(SdeflowError, match=r"preconditioned force.*These can: expint"):
+        with pytest.raises(SdeflowError, match=r"preconditioned force.*These can: alternating, expint"):
             simulate(toy(precondition="rmsprop"), scheme, steps=1)
     with pytest.raises(SdeflowError, match="batch of 13 is larger than the data, D = 12"):
         simulate(toy(), "expint", steps=1, batch=Batch(13))

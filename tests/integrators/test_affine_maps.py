@@ -279,6 +279,10 @@ class Reference(ToyEquations):
     def expint_shared(self) -> Stage:
         return self.exponential([self.theta, self.x], self.flight(self.theta, self.theta.h))
 
+    def alternating(self) -> Stage:
+        at = self.flight(self.theta, self.theta.h)
+        return self.exponential([self.x], at).then(self.exponential([self.theta], at))
+
     def euler_maruyama(self) -> Stage:
         s, kicks = self.none(), []
         for b in (self.theta, self.x):

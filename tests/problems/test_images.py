@@ -41,6 +41,14 @@ SMALL["mnist"] = SMALL["fashion_mnist"] = {
     "model": {"hidden": [8], "latent": 4, "held_out": 7},
     "batch": {"size": 10},
 }
+SMALL["fashion14"] = {
+    "model": {"images": 100, "hidden": [8], "latent": 4, "held_out": 7},
+    "batch": {"size": 10},
+}
+SMALL["cifar16"] = {
+    "model": {"images": 100, "width": 1, "latent": 4, "held_out": 7},
+    "batch": {"size": 10},
+}
 SMALL["cifar10_small"] = {
     "model": {"images": 100, "latent": 4, "held_out": 7},
     "batch": {"size": 10},
@@ -59,12 +67,84 @@ def test_problems_run(name: str, scheme: str) -> None:
     assert float(solution.dataset.loss[-1]) < float(solution.dataset.loss[0])
 
 
+@pytest.mark.parametrize(
+    ("name", "variant"),
+    [
+        *(("cifar10", v) for v in ("as_published", "pgd", "width128", "width128_mixture")),
+        ("mnist", "literature"),
+    ],
+)
+def test_variants_run(name: str, variant: str) -> None:
+    """Each with its own settings but for the sizes; those of `literature` are below."""
+    run = {"run": {"steps": 4}, "save": {"every": 4}, "model": {"images": 100}}
+    over = [SMALL[name], run]
+    assert solve(build(load_config(problem_file(name), variant=variant, overrides=over))).retcode == "success"
+
+
+def test_numbers_of_the_full_size_files() -> None:
+    """As published: steps, inverse masses, frictions, N and catch-up; the particle literature's sizes."""
+
+    def tables(name: str, variant: str) -> dict[str, Any]:
+        return load_config(problem_file(name), variant=variant).tables()
+
+    published = tables("cifar10", "as_published")
+    for block in ("theta", "x"):
+        motion = published["system"][block]
+        assert (motion["h"], motion["eta"], motion["gamma"]) == (1e-4, 500, 0.9)
+    assert published["system"]["theta"]["precondition"] == "rmsprop"
+    assert (published["system"]["particles"], published["model"]["width"]) == (5, 256)
+    assert (published["batch"]["catch_up"], published["run"]["integrator"]) == ("one_step", "expint")
+    pgd = tables("cifar10", "pgd")
+    assert (pgd["system"]["theta"]["h"], pgd["system"]["x"]["h"]) == (1e-4, 1e-3)
+    assert pgd["batch"]["catch_up"] == "off"
+    for variant in ("as_published", "pgd"):
+        model = tables("cifar10", variant)["model"]
+        assert (model["latent"], model["sigma"]) == (128, 0.3)
+    literature = tables("mnist", "literature")
+    assert (literature["model"]["images"], literature["model"]["hidden"]) == (10_000, [512, 512, 512])
+    assert literature["model"]["latent"] == 64
+    assert (literature["system"]["particles"], literature["batch"]["size"]) == (10, 128)
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "mnist"])
+def test_pooled_pixels_are_means_of_squares(dataset: Any) -> None:
+    """Of the bytes, by numpy; then scaled and dequantised, and so are images that are compared."""
+    raw, _ = __import__("sdeflow.data.images", fromlist=["load_images"]).load_images(dataset)
+    model = Images(dataset, images=20, held_out=5, decoder="mlp", hidden=[3], latent=2, pool=2)
+    n, channels, side, _ = raw.shape
+    means = raw.reshape(n, channels, side // 2, 2, side // 2, 2).astype(np.float64).mean((3, 5)) / 127.5 - 1
+    assert model.image_shape == means.shape[1:]
+    real = model.real_images("train")
+    np.testing.assert_allclose(real, means, rtol=0, atol=1e-6)
+    assert -1 <= float(real.min()) <= float(real.max()) <= 1
+    for data, expected in ((model.data, means[:20]), (model.held_out, means[:5])):
+        added = data.numpy() - expected.reshape(len(data), -1)
+        assert added.min() > -1e-6
+        assert added.max() < 1 / 256 + 1e-6
+        assert added.std() > 1e-4
+
+
+def test_the_convolutional_decoder_begins_at_a_quarter_of_the_side() -> None:
+    model = Images("cifar10", images=3, width=2, latent=5, pool=2)
+    shapes = {name: tuple(value.shape) for name, value in model.network.named_parameters()}
+    assert shapes == {
+        "decoder.1.weight": (5, 16, 4, 4),
+        "decoder.3.weight": (16, 8, 4, 4),
+        "decoder.5.weight": (8, 4, 4, 4),
+        "decoder.7.weight": (3, 4, 3, 3),
+    }
+    theta = dict(model.network.named_parameters())
+    assert model.decode(theta, torch.zeros(2, 5)).shape == (2, 3 * 16 * 16)
+    with pytest.raises(SdeflowError, match="images of 10 × 10 are no multiple of 4"):
+        Images("cifar10", images=3, width=2, latent=5, pool=3)
+
+
 def test_the_published_decoder_has_its_weights() -> None:
     """ngf = 256 without biases: d 8f 8^2 + 8f 4f 4^2 + 4f 2f 4^2 + 2f 3 3^2, counted on the meta device."""
     with torch.device("meta"):
-        from sdeflow.problems.images import _convolutional
+        from sdeflow.problems.networks import convolutional
 
-        network = _convolutional(64, 256, 3)
+        network = convolutional(64, 256, 3)
     f = 256
     weights = 64 * 8 * f * 64 + 8 * f * 4 * f * 16 + 4 * f * 2 * f * 16 + 2 * f * 3 * 9
     assert sum(p.numel() for p in network.parameters()) == weights
@@ -121,7 +201,8 @@ def test_samples_of_the_mixture_have_its_moments() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     for arguments, sentence in (
-        ({"dataset": "mnist"}, "32 × 32 images, mnist has 28 × 28"),
+        ({"dataset": "mnist", "pool": 2}, "images of 14 × 14 are no multiple of 4"),
+        ({"dataset": "mnist", "pool": 0}, r"pool must lie in 1\.\.8, given 0"),
         ({"dataset": "cifar10", "images": 201}, r"1\.\.200, given 201"),
         ({"dataset": "cifar10", "sigma": 0.0}, "sigma must be positive"),
         ({"dataset": "cifar10", "width": 0}, "at least 1"),

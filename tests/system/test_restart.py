@@ -29,7 +29,18 @@ from sdeflow.state import State
 from sdeflow.system.maps import restarted
 
 ALL = tuple(entries("integrators"))
-HEED = ("expint", "expint_nc", "expint_nc2", "expint_shared", "nag", "obabo", "baoab", "ubu", "quicsort")
+HEED = (
+    "alternating",
+    "expint",
+    "expint_nc",
+    "expint_nc2",
+    "expint_shared",
+    "nag",
+    "obabo",
+    "baoab",
+    "ubu",
+    "quicsort",
+)
 
 
 def block(size: int = 1, **numbers: Any) -> Block:
@@ -124,7 +135,12 @@ def test_every_scheme_restarts_or_refuses(name: str) -> None:
 
 def test_a_refusal_names_those_that_can(refused: Refused) -> None:
     sentence = refused("--set", "system.theta.restart=true", "--integrator", "euler_maruyama")
-    for fragment in ("'euler_maruyama'", "that of theta is to", "leave 'restart' out", "These can: baoab"):
+    for fragment in (
+        "'euler_maruyama'",
+        "that of theta is to",
+        "leave 'restart' out",
+        "These can: alternating, baoab",
+    ):
         assert fragment in sentence
 
 
