@@ -53,6 +53,7 @@ _HOME = {
         "sdeflow.system.integrator": "Integrator",
         "sdeflow.system.published": "EnergySystemDeclaration Motion SystemDeclaration "
         "ebipla ipla kinetic_ebipla kiplmc mpgd mpgd_theta mpgd_x pgd",
+        "sdeflow.system.rule": "Optimizer",
         "sdeflow.system.sde": "SDESystem",
         "sdeflow.system.system": "BlockSystem",
         "sdeflow.trajectory.opening": "open_run",
@@ -86,6 +87,7 @@ if TYPE_CHECKING:
     from sdeflow.system.published import mpgd_theta as mpgd_theta
     from sdeflow.system.published import mpgd_x as mpgd_x
     from sdeflow.system.published import pgd as pgd
+    from sdeflow.system.rule import Optimizer as Optimizer
     from sdeflow.system.sde import SDESystem as SDESystem
     from sdeflow.system.system import BlockSystem as BlockSystem
     from sdeflow.trajectory.opening import open_run as open_run

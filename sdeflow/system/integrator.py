@@ -34,6 +34,7 @@ class Integrator(ABC, Generic[S]):
     needs                      in words, what `refuses` checks
     needs_momenta              whether every block must have one, and forces be as they are (no RMSProp)
     restarts                   whether a step heeds a block's `restart`, as the maps `B` and `exponential` do
+    optimizes                  whether a step moves a block by its optimizer, as the map `exponential` does
     source                     where the scheme comes from
     """
 
@@ -48,6 +49,7 @@ class Integrator(ABC, Generic[S]):
     needs: ClassVar[str] = "blocks"
     needs_momenta: ClassVar[bool] = False
     restarts: ClassVar[bool] = False
+    optimizes: ClassVar[bool] = False
     minibatches: ClassVar[bool] = True
     source: ClassVar[str] = ""
 
@@ -71,6 +73,8 @@ class Integrator(ABC, Generic[S]):
             return f"it needs a momentum in every block; without one: {', '.join(bare)}"
         if not self.restarts and (refusal := refuses_restart(system)):
             return refusal
+        if not self.optimizes and (refusal := refuses_optimizer(system)):
+            return refusal
         return refuses_memory(system) if self.needs_momenta else None
 
     def init(self, system: S, z: State) -> State:
@@ -88,8 +92,16 @@ class Integrator(ABC, Generic[S]):
 def refuses_memory(system: System) -> str | None:
     """The refusal of schemes that cannot update a preconditioner once a step."""
     for b in system.blocks:
-        if b.memory is not None:
+        if b.preconditioner is not None:
             return f"it takes no preconditioned force, and that on {b.name} is"
+    return None
+
+
+def refuses_optimizer(system: System) -> str | None:
+    """The refusal of schemes that move blocks by nothing but their SDE."""
+    for b in system.blocks:
+        if b.optimizer is not None:
+            return f"it moves blocks by their SDE, and {b.name} moves by the optimizer '{b.optimizer.name}'"
     return None
 
 
