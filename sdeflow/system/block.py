@@ -72,11 +72,12 @@ class Block:
         if self.preconditioner is not None:
             require(self.temperature == 0, "RMSProp needs T = 0", self.temperature)
         if self.optimizer is not None:
-            taken = f"optimizer '{self.optimizer.name}' moves a block"
-            require(self.temperature == 0, f"{taken} without noise, T = 0: take pgd or mpgd-x", self.temperature)
+            taken = f"optimizer '{self.optimizer.name}' moves parameters without"
+            known = "take a system such as pgd or mpgd-x"
+            require(self.temperature == 0, f"{taken} noise, at T = 0: {known}", f"T = {self.temperature:g}")
             parameters = self.optimizer.traced or self.role == "parameters"
             require(parameters, f"optimizer '{self.optimizer.name}' moves parameters alone", self.role)
-            require(not self.kinetic, f"{taken} without a momentum: take pgd or mpgd-x", self.momentum)
+            require(not self.kinetic, f"{taken} a momentum: {known}", self.momentum)
         restarts = not self.restart or (self.kinetic and self.temperature == 0 and self.role == "parameters")
         require(restarts, "only parameters with a momentum and T = 0 restart", self.restart)
         if self.kinetic:
