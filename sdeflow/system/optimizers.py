@@ -87,8 +87,10 @@ class Adam(Optimizer):
         n = memory["step"] + 1
         m = memory["exp_avg"].lerp(g, 1 - b1)
         v = (memory["exp_avg_sq"] * b2).addcmul(g, g, value=1 - b2)
-        below = v.sqrt() / _left(b2, n).sqrt().to(v.dtype) + self.eps
-        return _divided(q, h / _left(b1, n), m, below), {"exp_avg": m, "exp_avg_sq": v, "step": n}
+        left = _left(b2, n)
+        root = left.pow(left.new_full(left.shape, 0.5))  # as torch has it: not always sqrt's last bit
+        below = v.sqrt() / root.to(v.dtype) + self.eps
+        return _divided(q, h, _left(b1, n), m, below), {"exp_avg": m, "exp_avg_sq": v, "step": n}
 
 
 @dataclass(frozen=True)
@@ -221,7 +223,7 @@ class AdaBelief(Optimizer):
         s = (memory["exp_avg_var"] * b2).addcmul(apart, apart, value=1 - b2) + self.eps
         below = s.sqrt() / _left(b2, n).sqrt().to(s.dtype) + self.eps
         q = _shrunk(q, h * self.weight_decay)
-        return _divided(q, h / _left(b1, n), m, below), {"exp_avg": m, "exp_avg_var": s, "step": n}
+        return _divided(q, h, _left(b1, n), m, below), {"exp_avg": m, "exp_avg_var": s, "step": n}
 
 
 @dataclass(frozen=True)
@@ -261,8 +263,8 @@ class Adan(Optimizer):
         both = change * b2 + g
         n = (memory["exp_avg_sq"] * b3).addcmul(both, both, value=1 - b3)
         below = n.sqrt() / _left(b3, step).sqrt().to(n.dtype) + self.eps
-        q = _divided(q, h / _left(b1, step), m, below)
-        q = _divided(q, h * b2 / _left(b2, step), d, below)
+        q = _divided(q, h, _left(b1, step), m, below)
+        q = _divided(q, h * b2, _left(b2, step), d, below)
         if self.weight_decay:
             q = q / (1 + h * self.weight_decay)
         return q, {"exp_avg": m, "exp_avg_diff": d, "exp_avg_sq": n, "gradient": g, "step": step}
@@ -277,13 +279,14 @@ def _shrunk(q: Tensor, share: float) -> Tensor:
 
 
 def _left(beta: float, n: Tensor) -> Tensor:
-    """1 - beta^n in float64."""
+    """1 - beta^n in float64: what n steps have made of the weight 1 that a mean should have."""
     return 1 - n.double().fill_(beta).pow(n.double())
 
 
-def _divided(q: Tensor, size: Tensor, above: Tensor, below: Tensor) -> Tensor:
-    """q - size above / below."""
-    return q + (-size).to(q.dtype) * above / below
+def _divided(q: Tensor, h: float, left: Tensor, above: Tensor, below: Tensor) -> Tensor:
+    """q - (h / left) above / below."""
+    size = left.new_full(left.shape, -h) / left  # a number over a tensor would be times its reciprocal
+    return q + size.to(q.dtype) * above / below
 
 
 def _betas(rule: Optimizer, count: int) -> None:
