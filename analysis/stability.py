@@ -128,8 +128,8 @@ def linearised(run: Run, at: Path | None = None) -> tuple[BlockSystem, State]:
     for b in system.blocks:
         if b.optimizer is not None:
             raise SdeflowError(
-                f"stability is that of blocks that move by an SDE, and the optimizer '{b.optimizer.name}' moves "
-                f"{b.name}: leave 'optimizer' out"
+                "stability is that of blocks that move by an SDE, and the optimizer "
+                f"'{b.optimizer.name}' moves {b.name}: leave 'optimizer' out"
             )
     if any(b.preconditioner is not None for b in system.blocks):
         raise SdeflowError(

@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-GROUND = {"errors", "state", "seeds"}
+GROUND = {"errors", "entries", "state", "seeds"}
 ALLOWED = {
     "state": set[str](),
     "seeds": set[str](),
@@ -23,11 +23,11 @@ ALLOWED = {
     "options": {"errors"},
     "terminal": set[str](),
     "model": GROUND,
-    "system": GROUND | {"entries", "options", "model"},
+    "system": GROUND | {"options", "model"},
     "noise": GROUND | {"system"},
     "engine": GROUND | {"options", "system", "noise"},
     "tuning": GROUND | {"options", "system"},
-    "config": GROUND | {"entries", "options", "model", "system", "engine"},
+    "config": GROUND | {"options", "model", "system", "engine"},
     "trajectory": GROUND | {"options", "model", "system"},
     "simulation": GROUND
     | {"options", "terminal", "model", "system", "noise", "engine", "tuning", "config", "trajectory"},

@@ -158,7 +158,10 @@ def _use(group: catalogue.Group, name: str) -> Use:
     except SdeflowError:  # of a scheme from Python, or of a package that is not here
         return Use(name, "")
     return Use(
-        name, found.source if group in ("integrators", "optimizers") or isinstance(found, Declaration) else _docstring(spec)
+        name,
+        found.source
+        if group in ("integrators", "optimizers") or isinstance(found, Declaration)
+        else _docstring(spec),
     )
 
 

@@ -46,7 +46,9 @@ def optimizer_named(given: str | Mapping[str, Any] | Optimizer) -> Optimizer:
 def _own(name: str, options: Mapping[str, Any]) -> Optimizer:
     found = find("optimizers", name)
     if not (isinstance(found, type) and issubclass(found, Optimizer) and is_dataclass(found)):
-        raise SdeflowError(f"optimizer '{name}' must be a dataclass derived from sdeflow.Optimizer, is {found!r}")
+        raise SdeflowError(
+            f"optimizer '{name}' must be a dataclass derived from sdeflow.Optimizer, is {found!r}"
+        )
     known = [f.name for f in fields(found)]
     for key in options:
         if key not in known:
@@ -67,7 +69,11 @@ def _class(name: str) -> Any:
             assert more is not None
             return more[plain]
     known = {*entries("optimizers"), *torch_ones, *(more or {})}
-    hint = "" if more is not None or name.startswith(TORCH) else "; pip install 'sdeflow[optimizers]' brings more"
+    hint = (
+        ""
+        if more is not None or name.startswith(TORCH)
+        else "; pip install 'sdeflow[optimizers]' brings more"
+    )
     prefix = next((p for p in (TORCH, MORE) if name.startswith(p)), "")
     raise SdeflowError(f"unknown optimizer '{name}': {did_you_mean(name.removeprefix(prefix), known)}{hint}")
 

@@ -58,8 +58,8 @@ class SGD(Optimizer):
 class Adam(Optimizer):
     """Adam: a mean of the gradient over the root of a mean of its square.
 
-        m = b1 m + (1-b1) g,    v = b2 v + (1-b2) g^2
-        q -= h m^ / (sqrt(v^) + eps),    m^ = m / (1 - b1^n),    v^ = v / (1 - b2^n)
+    m = b1 m + (1-b1) g,    v = b2 v + (1-b2) g^2
+    q -= h m^ / (sqrt(v^) + eps),    m^ = m / (1 - b1^n),    v^ = v / (1 - b2^n)
     """
 
     betas: tuple[float, float] = (0.9, 0.999)
@@ -308,4 +308,6 @@ def _not_negative(rule: Optimizer, *names: str) -> None:
     for name in names:
         value = expect_number(f"optimizer '{rule.name}': {name}", getattr(rule, name))
         if not 0 <= value < float("inf"):
-            raise SdeflowError(f"optimizer '{rule.name}': {name} must be finite and not negative, given {value!r}")
+            raise SdeflowError(
+                f"optimizer '{rule.name}': {name} must be finite and not negative, given {value!r}"
+            )

@@ -44,7 +44,7 @@ class Motion:
     eta: float | Literal["auto"] = "auto"
     gamma: float | Literal["auto"] = "auto"
     precondition: Literal["rmsprop"] | None = None
-    optimizer: str | dict[str, Any] | None = None
+    optimizer: Any = None
     restart: bool = False
 
 

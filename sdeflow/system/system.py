@@ -137,7 +137,9 @@ class BlockSystem:
         """The drift by variable; raises SdeflowError where an optimizer moves a block, which then has none."""
         for b in self.blocks:
             if b.optimizer is not None:
-                raise SdeflowError(f"block '{b.name}' has no drift: the optimizer '{b.optimizer.name}' moves it")
+                raise SdeflowError(
+                    f"block '{b.name}' has no drift: the optimizer '{b.optimizer.name}' moves it"
+                )
         return self.drift_under(self.forces(t, z, self.blocks), z)
 
     def drift_under(self, f: Mapping[str, Tensor], z: State) -> State:

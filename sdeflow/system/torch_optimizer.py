@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from math import prod
@@ -30,6 +30,11 @@ BEGUN = "begun"
 
 NOT_OPTIONS = ("params", "lr", "maximize", "foreach", "capturable", "differentiable", "fused")
 """Arguments that are the system's to give, or that change no number but in its last bits."""
+
+CPU = torch.device("cpu")
+
+KINDS = (bool, int, float)
+"""The numbers of Python that are kept."""
 
 TRIED = 4
 """Steps of a trial."""
@@ -112,14 +117,14 @@ class _Form(NamedTuple):
     """How an optimizer's state is taken apart into tensors, and put together again.
 
     like      a tensor like each, by slot
-    numbers   the slots that are a number of Python, with its type
+    numbers   the slots that are a number of Python
     fixed     what is neither, by its place among the leaves: None and words
     tree      the tree of the parameters' states and of the groups' numbers
     """
 
     label: str
     like: Mapping[str, Tensor]
-    numbers: Mapping[str, type]
+    numbers: Set[str]
     fixed: Mapping[int, Any]
     tree: TreeSpec
 
@@ -133,7 +138,7 @@ class _Form(NamedTuple):
             slot, like = next(slots)
             value = memory[slot]
             leaves.append(
-                _number(value, self.numbers[slot])
+                _number(value)
                 if slot in self.numbers
                 else value.to(like.device, like.dtype, copy=True).view(like.shape)
             )
@@ -146,7 +151,9 @@ class _Form(NamedTuple):
     def take(self, optimizer: torch.optim.Optimizer) -> Memory:
         """The state of an optimizer as a memory; raises SdeflowError where it has another form."""
         memory, form = _taken(self.label, optimizer)
-        kinds = [(*f.like, f.numbers, f.fixed, f.tree, *(v.shape for v in f.like.values())) for f in (form, self)]
+        kinds = [
+            (*f.like, f.numbers, f.fixed, f.tree, *(v.shape for v in f.like.values())) for f in (form, self)
+        ]
         if kinds[0] != kinds[1]:
             raise SdeflowError(
                 f"optimizer '{self.label}' keeps other things later than after its first step, "
@@ -158,19 +165,20 @@ class _Form(NamedTuple):
 def _taken(label: str, optimizer: torch.optim.Optimizer) -> tuple[Memory, _Form]:
     states = [dict(optimizer.state.get(p, {})) for group in optimizer.param_groups for p in group["params"]]
     groups = [
-        {k: v for k, v in group.items() if k not in NOT_OPTIONS and type(v) in (bool, int, float)}
+        {k: v for k, v in group.items() if k not in NOT_OPTIONS and type(v) in KINDS}
         for group in optimizer.param_groups
     ]
     leaves, tree = tree_flatten_with_path({"": states, "group": groups})
     memory: Memory = {}
-    numbers: dict[str, type] = {}
+    numbers: set[str] = set()
     fixed: dict[int, Any] = {}
     for place, (path, leaf) in enumerate(leaves):
         slot = ".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path).lstrip(".")
         if isinstance(leaf, Tensor):
             memory[slot] = leaf.detach()
-        elif type(leaf) in (bool, int, float):
-            memory[slot], numbers[slot] = _packed(leaf), type(leaf)
+        elif type(leaf) in KINDS:
+            memory[slot] = _packed(leaf)
+            numbers.add(slot)
         elif leaf is None or isinstance(leaf, str):
             fixed[place] = leaf
         else:
@@ -186,14 +194,14 @@ def _row(value: Tensor) -> Tensor:
 
 
 def _packed(number: float) -> Tensor:
-    """A number of Python as 64 bits, which no run's precision rounds."""
-    if isinstance(number, float):
-        return torch.tensor(number, dtype=torch.float64).view(torch.int64)
-    return torch.tensor(number, dtype=torch.int64)
+    """A number of Python as its type and its 64 bits, which no run's precision rounds."""
+    bits = torch.tensor([number], dtype=torch.float64 if isinstance(number, float) else torch.int64)
+    return torch.cat([torch.tensor([KINDS.index(type(number))]), bits.view(torch.int64)])
 
 
-def _number(packed: Tensor, kind: type) -> Any:
-    return packed.view(torch.float64).item() if kind is float else kind(packed.item())
+def _number(packed: Tensor) -> Any:
+    kind = KINDS[int(packed[0])]
+    return packed[1:].view(torch.float64).item() if kind is float else kind(packed[1].item())
 
 
 def _made(
@@ -217,7 +225,9 @@ def _made(
     return parameters, made
 
 
-def _step(rule: TorchOptimizer, optimizer: torch.optim.Optimizer, parameters: list[Tensor], f: Tensor) -> None:
+def _step(
+    rule: TorchOptimizer, optimizer: torch.optim.Optimizer, parameters: list[Tensor], f: Tensor
+) -> None:
     for p, force in zip(parameters, f.reshape(-1).split([p.numel() for p in parameters]), strict=True):
         p.grad = -force.view(p.shape)
     before = _drawn()
@@ -240,7 +250,7 @@ def _form(
     rule: TorchOptimizer,
     shapes: Shapes,
     dtype: torch.dtype = torch.float64,
-    device: torch.device = torch.device("cpu"),
+    device: torch.device = CPU,
 ) -> _Form:
     """The form of its state on such parameters, by a step; raises SdeflowError for what cannot be stored."""
     _try(rule, tuple(tuple(min(n, 3) for n in shape) for shape in shapes))

@@ -32,7 +32,17 @@ from sdeflow.system.system import BlockSystem, initial_state
 from sdeflow.system.torch_optimizer import TorchOptimizer
 
 OWN = tuple(entries("optimizers"))
-OF_TORCH = ("adadelta", "adafactor", "adamax", "nadam", "radam", "rprop", "torch:adam", "torch:sgd", "torch:asgd")
+OF_TORCH = (
+    "adadelta",
+    "adafactor",
+    "adamax",
+    "nadam",
+    "radam",
+    "rprop",
+    "torch:adam",
+    "torch:sgd",
+    "torch:asgd",
+)
 needs_package = pytest.mark.skipif(
     find_spec("pytorch_optimizer") is None, reason="pytorch-optimizer is not installed"
 )
@@ -187,7 +197,9 @@ def test_sgd_with_momentum_is_a_heavy_ball_and_nesterovs_is_nag() -> None:
 
     def by(momentum: dict[str, Any]) -> Any:
         theta = {"h": lr, "optimizer": {"name": "sgd", "momentum": mu, **momentum}}
-        return simulate(sdeflow.pgd(Bowl(), particles=1, theta=theta, x={"h": 0.1}), "expint", **options).theta.values
+        return simulate(
+            sdeflow.pgd(Bowl(), particles=1, theta=theta, x={"h": 0.1}), "expint", **options
+        ).theta.values
 
     kinetic = {"h": h, "eta": eta, "gamma": gamma}
     nag = simulate(sdeflow.mpgd_theta(Bowl(), particles=1, theta=kinetic, x={"h": 0.1}), "nag", **options)
@@ -196,7 +208,9 @@ def test_sgd_with_momentum_is_a_heavy_ball_and_nesterovs_is_nag() -> None:
     np.testing.assert_allclose(by({"nesterov": True}), nag.theta + mu * h * eta * nag.m, rtol=1e-12)
     theta = by({})
     force = -Bowl.curvature.numpy() * (theta - 1)
-    np.testing.assert_allclose(theta[2:] - theta[1:-1], mu * np.diff(theta, axis=0)[:-1] + lr * force[1:-1], atol=1e-14)
+    np.testing.assert_allclose(
+        theta[2:] - theta[1:-1], mu * np.diff(theta, axis=0)[:-1] + lr * force[1:-1], atol=1e-14
+    )
     np.testing.assert_allclose(theta[1] - theta[0], lr * force[0], rtol=1e-14)
 
 
@@ -255,8 +269,23 @@ def test_particles_have_memories_that_go_with_them_into_a_batch() -> None:
     """Each datum's adam counts the steps that the datum took, and is torch's of as many."""
     forces = ModelForces(Bowl(6), 2)
     blocks = [
-        Block("theta", "theta", (2,), ("param",), temperature=0.0, role="parameters", rule=optimizer_named("adam")),
-        Block("x", "X", (6, 2, 1), ("datum", "particle", "latent"), temperature=0.0, rule=optimizer_named("adam")),
+        Block(
+            "theta",
+            "theta",
+            (2,),
+            ("param",),
+            temperature=0.0,
+            role="parameters",
+            rule=optimizer_named("adam"),
+        ),
+        Block(
+            "x",
+            "X",
+            (6, 2, 1),
+            ("datum", "particle", "latent"),
+            temperature=0.0,
+            rule=optimizer_named("adam"),
+        ),
     ]
     system, replicas = BlockSystem(blocks, forces, h=0.1), doubles((0, 1))
     batches = MiniBatches(system, integrator_named("expint"), Batch(4, "one_step", 5), replicas, Engine())
@@ -320,8 +349,14 @@ def test_particles_may_choose_their_steps_beside_an_optimizer() -> None:
         ("adma", "unknown optimizer 'adma': did you mean 'adam"),
         ("torch:lion", "unknown optimizer 'torch:lion': "),
         ("torch:adan", "unknown optimizer 'torch:adan': did you mean"),
-        ({"name": "adam", "beta": [0.9, 0.99]}, "optimizer 'adam': unknown option 'beta': did you mean 'betas'?"),
-        ({"name": "nadam", "momentum_deca": 1}, "unknown option 'momentum_deca': did you mean 'momentum_decay'?"),
+        (
+            {"name": "adam", "beta": [0.9, 0.99]},
+            "optimizer 'adam': unknown option 'beta': did you mean 'betas'?",
+        ),
+        (
+            {"name": "nadam", "momentum_deca": 1},
+            "unknown option 'momentum_deca': did you mean 'momentum_decay'?",
+        ),
         ({"name": "adam", "lr": 1e-3}, "takes no lr: the learning rate is the block's h, so give h = 0.001"),
         ({"name": "adam", "betas": [0.9]}, "optimizer 'adam': betas must be 2 numbers, given [0.9]"),
         ({"name": "adam", "betas": [0.9, 1.0]}, "optimizer 'adam': beta 2 must be in [0, 1), given 1.0"),
@@ -344,17 +379,27 @@ def test_an_optimizer_that_cannot_be_had(optimizer: Any, sentence: str) -> None:
 
 
 def test_what_an_optimizer_does_not_go_with() -> None:
-    with pytest.raises(SdeflowError, match=r"block 'theta': optimizer 'adam' moves parameters without noise.*pgd"):
+    with pytest.raises(
+        SdeflowError, match=r"block 'theta': optimizer 'adam' moves parameters without noise.*pgd"
+    ):
         toy(sdeflow.ipla, optimizer="adam")
-    with pytest.raises(SdeflowError, match=r"block 'theta': optimizer 'adam' moves parameters without a momentum"):
+    with pytest.raises(
+        SdeflowError, match=r"block 'theta': optimizer 'adam' moves parameters without a momentum"
+    ):
         toy(sdeflow.mpgd, optimizer="adam")
     with pytest.raises(SdeflowError, match=r"block 'theta': precondition is .* leave either out"):
         toy(sdeflow.pgd, optimizer="adam", precondition="rmsprop")
-    with pytest.raises(SdeflowError, match=r"h is the learning rate of the optimizer 'lion'.*example 0\.0001"):
+    with pytest.raises(
+        SdeflowError, match=r"h is the learning rate of the optimizer 'lion'.*example 0\.0001"
+    ):
         toy(sdeflow.pgd, optimizer="lion", h="auto")
-    with pytest.raises(SdeflowError, match="engine 'compiled' takes optimizers of our own alone, given 'nadam'"):
+    with pytest.raises(
+        SdeflowError, match="engine 'compiled' takes optimizers of our own alone, given 'nadam'"
+    ):
         simulate(toy(sdeflow.pgd, optimizer="nadam"), "expint", steps=1, engine="compiled")
-    with pytest.raises(SdeflowError, match=r"moves by the optimizer 'adam'. These can: euler_maruyama, expint"):
+    with pytest.raises(
+        SdeflowError, match=r"moves by the optimizer 'adam'. These can: euler_maruyama, expint"
+    ):
         simulate(toy(sdeflow.pgd, optimizer="adam"), "torchsde:euler", steps=1)
     with pytest.raises(SdeflowError, match="a momentum in every block; without one: theta"):
         simulate(toy(sdeflow.mpgd_x, optimizer="adam"), "baoab", steps=1)
@@ -452,7 +497,10 @@ def test_the_packages_that_are_taken_are_those_that_last() -> None:
             continue
         if "adamw_lr" in optimizer_signature(rule):
             continue  # its groups are told by us
-        parts = [part.view(s).clone().requires_grad_() for part, s in zip(start.split([30, 7]), shapes, strict=True)]
+        parts = [
+            part.view(s).clone().requires_grad_()
+            for part, s in zip(start.split([30, 7]), shapes, strict=True)
+        ]
         lasting = rule.kind(parts, lr=H)
         for n, g in enumerate(gradients):
             for p, part in zip(parts, g.split([30, 7]), strict=True):
@@ -470,5 +518,3 @@ def optimizer_signature(rule: Any) -> list[str]:
     import inspect
 
     return list(inspect.signature(rule.kind).parameters)
-
-
