@@ -77,9 +77,7 @@ def _facts(found: Any) -> list[str]:
     lines = [_flowing(inspect.getdoc(found) or "")]
     if isinstance(found, type) and issubclass(found, Optimizer):
         options = str(optimizer_named(found.name)).partition("(")[2].rstrip(")")
-        lines.append(
-            f'\noptions: {options}; use: [system.theta] optimizer = "{found.name}", h the learning rate'
-        )
+        lines.append(f'\noptions: {options}; by [system.theta] optimizer = "{found.name}"')
     if isinstance(found, type) and issubclass(found, Integrator):
         strong, weak = _orders(found)
         cost = f"{found.evaluations} gradient evaluation(s) a step"

@@ -157,12 +157,8 @@ def _use(group: catalogue.Group, name: str) -> Use:
         found = catalogue.find(group, name)
     except SdeflowError:  # of a scheme from Python, or of a package that is not here
         return Use(name, "")
-    return Use(
-        name,
-        found.source
-        if group in ("integrators", "optimizers") or isinstance(found, Declaration)
-        else _docstring(spec),
-    )
+    told = group in ("integrators", "optimizers") or isinstance(found, Declaration)
+    return Use(name, found.source if told else _docstring(spec))
 
 
 def _docstring(spec: str) -> str:

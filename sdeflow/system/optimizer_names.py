@@ -1,4 +1,4 @@
-"""Optimizers by name: ours, found as entry points, those of torch.optim, those of the package pytorch-optimizer."""
+"""Optimizers by name: ours, which are entry points, those of torch.optim, and those of pytorch-optimizer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def optimizer_named(given: str | Mapping[str, Any] | Optimizer) -> Optimizer:
     name, options = table["name"], {key: value for key, value in table.items() if key != "name"}
     if "lr" in options:
         raise SdeflowError(
-            f"optimizer '{name}' takes no lr: the learning rate is the block's h, so give h = {options['lr']!r}"
+            f"optimizer '{name}' takes no lr: the learning rate is the block's h, "
+            f"so give h = {options['lr']!r}"
         )
     if name in entries("optimizers"):
         return _own(name, options)

@@ -1,9 +1,9 @@
 """Optimizers as pure functions, each in the order of operations that torch's own has, so that bits are equal.
 
-Everywhere g = -f is the gradient, h the learning rate, and a division by 1 - beta^n removes what n steps still
-have of a memory's start at 0. `weight_decay` is added to g as a force to 0, but where it is said to be
-decoupled: then it shrinks q by itself. Betas are shares a step, as published: with another h the memory is as
-long in steps, and so another one in time.
+Everywhere g = -f is the gradient, h the learning rate, and x^ = x / (1 - beta^n) after n steps, which makes
+up for a mean's start at 0. `weight_decay` adds weight_decay q to g, but where it is said to be decoupled:
+then it shrinks q by itself. Betas are shares a step, as published: with another h a memory is as long in
+steps, and so another one in time.
 """
 
 from __future__ import annotations

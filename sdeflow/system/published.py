@@ -32,9 +32,9 @@ class Motion:
 
     'auto', and what is not given, is chosen in the run's warm-up by the curvature that the block sees.
     precondition   'rmsprop' divides the force by the root of its running mean square; for parameters at T = 0
-    optimizer      what moves parameters at T = 0 without a momentum, in place of gradient descent: a name, or a
-                   table with `name` and options (sdeflow.system.optimizer_names); h is its learning rate, and
-                   must be given. From Python also an `sdeflow.Optimizer`
+    optimizer      what moves parameters at T = 0 without a momentum, in place of gradient descent: a name, a
+                   table with `name` and options, or an `sdeflow.Optimizer`; h is its learning rate, and must
+                   be given (sdeflow.system.optimizer_names)
     restart        whether a momentum that points against the force is set to zero; for parameters at T = 0
     """
 

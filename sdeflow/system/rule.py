@@ -118,6 +118,6 @@ class Optimizer(Rule):
     def fitted(self, shapes: Sequence[tuple[int, ...]]) -> Optimizer:
         """The optimizer of a vector in which tensors of these shapes lie one after the other.
 
-        What moves each coordinate by itself need not know them. Raises SdeflowError for shapes it cannot take.
+        What moves each coordinate by itself need not know them.
         """
         return self

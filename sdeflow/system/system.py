@@ -134,7 +134,7 @@ class BlockSystem:
         return f
 
     def drift(self, t: float, z: State) -> State:
-        """The drift by variable; raises SdeflowError where an optimizer moves a block, which then has none."""
+        """The drift by variable; raises SdeflowError where an optimizer moves a block: it has none."""
         for b in self.blocks:
             if b.optimizer is not None:
                 raise SdeflowError(

@@ -151,10 +151,8 @@ class _Form(NamedTuple):
     def take(self, optimizer: torch.optim.Optimizer) -> Memory:
         """The state of an optimizer as a memory; raises SdeflowError where it has another form."""
         memory, form = _taken(self.label, optimizer)
-        kinds = [
-            (*f.like, f.numbers, f.fixed, f.tree, *(v.shape for v in f.like.values())) for f in (form, self)
-        ]
-        if kinds[0] != kinds[1]:
+        shapes = [[v.shape for v in f.like.values()] for f in (form, self)]
+        if (*form.like, *form[2:], shapes[0]) != (*self.like, *self[2:], shapes[1]):
             raise SdeflowError(
                 f"optimizer '{self.label}' keeps other things later than after its first step, "
                 "which a run cannot store: take another"
@@ -163,9 +161,14 @@ class _Form(NamedTuple):
 
 
 def _taken(label: str, optimizer: torch.optim.Optimizer) -> tuple[Memory, _Form]:
-    states = [dict(optimizer.state.get(p, {})) for group in optimizer.param_groups for p in group["params"]]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    states = [dict(sorted(optimizer.state.get(p, {}).items())) for p in parameters]
     groups = [
-        {k: v for k, v in group.items() if k not in NOT_OPTIONS and type(v) in KINDS}
+        {
+            key: v
+            for key, v in sorted(group.items())
+            if key not in NOT_OPTIONS and isinstance(v, (*KINDS, Tensor))
+        }
         for group in optimizer.param_groups
     ]
     leaves, tree = tree_flatten_with_path({"": states, "group": groups})
@@ -276,7 +279,9 @@ def _try(rule: TorchOptimizer, shapes: Shapes) -> None:
         q = torch.linspace(1, 2, size, dtype=torch.float64)
         whole, lasting = _made(rule, q, shapes, 1e-3)
         for k in range(TRIED):
-            f = torch.linspace(k, 2 * k + 1, size, dtype=torch.float64).sin()
+            f = (
+                2 + torch.linspace(k, 2 * k + 1, size, dtype=torch.float64).sin()
+            )  # a zero may be another case
             _step(rule, lasting, whole, f)
             parameters, optimizer = _made(rule, q, shapes, 1e-3)
             if form is not None:

@@ -186,7 +186,8 @@ def test_what_is_nothing_is_refused(cli: Cli, tmp_path: Path, monkeypatch: pytes
     for name, sentence in (
         (
             "expnt",
-            "'expnt' is no integrator, system, optimizer, model or problem, and no run folder: did you mean 'expint'?",
+            "'expnt' is no integrator, system, optimizer, model or problem, and no run folder: "
+            "did you mean 'expint'?",
         ),
         (".", ". is no run folder"),
         ("no.toml", "there is no file no.toml"),
