@@ -217,7 +217,7 @@ def _made(
     parts = q.detach().reshape(-1).split([prod(shape) for shape in shapes])
     parameters = [p.view(s).clone().requires_grad_() for p, s in zip(parts, shapes, strict=True)]
     groups: list[Any] = parameters
-    if "adamw_lr" in inspect.signature(rule.kind).parameters:  # Muon's kin, in pytorch-optimizer
+    if _splits(rule.kind):
         flat = [p for p in parameters if p.ndim < 2]
         groups = [
             {"params": ps, "use_muon": ps is not flat}
@@ -226,6 +226,12 @@ def _made(
         ]
     made = attempt(f"optimizer '{rule.label}'", rule.kind, groups, lr=h, **dict(rule.options))
     return parameters, made
+
+
+@lru_cache(maxsize=64)
+def _splits(kind: Callable[..., Any]) -> bool:
+    """Whether it is one of Muon's kin in pytorch-optimizer."""
+    return "adamw_lr" in inspect.signature(kind).parameters
 
 
 def _step(
@@ -256,8 +262,8 @@ def _form(
     device: torch.device = CPU,
 ) -> _Form:
     """The form of its state on such parameters, by a step; raises SdeflowError for what cannot be stored."""
-    _try(rule, tuple(tuple(min(n, 3) for n in shape) for shape in shapes))
-    with torch.no_grad():
+    with torch.no_grad(), CPU:  # wherever tensors are made by default just now
+        _try(rule, tuple(tuple(min(n, 3) for n in shape) for shape in shapes))
         q = torch.ones(sum(map(prod, shapes)), dtype=dtype, device=device)
         parameters, optimizer = _made(rule, q, shapes, 1e-3)
         _step(rule, optimizer, parameters, q)
@@ -275,23 +281,20 @@ def _try(rule: TorchOptimizer, shapes: Shapes) -> None:
     if any(a.default is a.empty and a.name not in ("self", "args", "kwargs") for a in step):
         raise SdeflowError(f"optimizer '{rule.label}' needs a closure, which no system has: take another")
     size, memory, form = sum(map(prod, shapes)), Memory(), None
-    with torch.no_grad():
-        q = torch.linspace(1, 2, size, dtype=torch.float64)
-        whole, lasting = _made(rule, q, shapes, 1e-3)
-        for k in range(TRIED):
-            f = (
-                2 + torch.linspace(k, 2 * k + 1, size, dtype=torch.float64).sin()
-            )  # a zero may be another case
-            _step(rule, lasting, whole, f)
-            parameters, optimizer = _made(rule, q, shapes, 1e-3)
-            if form is not None:
-                form.put(optimizer, memory)
-            _step(rule, optimizer, parameters, f)
-            memory, now = _taken(rule.label, optimizer)
-            form = form or now
-            form.take(optimizer)
-            q = torch.cat([p.reshape(-1) for p in parameters])
-        same = torch.cat([p.reshape(-1) for p in whole]).equal(q)
+    q = torch.linspace(1, 2, size, dtype=torch.float64)
+    whole, lasting = _made(rule, q, shapes, 1e-3)
+    for k in range(TRIED):
+        f = 2 + torch.linspace(k, 2 * k + 1, size, dtype=torch.float64).sin()  # a zero may be another case
+        _step(rule, lasting, whole, f)
+        parameters, optimizer = _made(rule, q, shapes, 1e-3)
+        if form is not None:
+            form.put(optimizer, memory)
+        _step(rule, optimizer, parameters, f)
+        memory, now = _taken(rule.label, optimizer)
+        form = form or now
+        form.take(optimizer)
+        q = torch.cat([p.reshape(-1) for p in parameters])
+    same = torch.cat([p.reshape(-1) for p in whole]).equal(q)
     own = any(isinstance(v, random.Random | torch.Generator) for v in vars(lasting).values())
     if own or not same:
         raise SdeflowError(

@@ -15,7 +15,7 @@ import pytest
 import torch
 from pieces import STEPS, WHOLE, toy
 from small import assert_same
-from support import doubles
+from support import declared, doubles
 from torch import Tensor
 
 import sdeflow
@@ -26,6 +26,8 @@ from sdeflow.engine.minibatch import MiniBatches
 from sdeflow.errors import SdeflowError
 from sdeflow.model.forces import ModelForces
 from sdeflow.problems.hierarchical import Hierarchical
+from sdeflow.simulation.memory import state_bytes
+from sdeflow.simulation.prepare import prepare
 from sdeflow.system.block import Block
 from sdeflow.system.optimizer_names import optimizer_named
 from sdeflow.system.system import BlockSystem, initial_state
@@ -338,6 +340,12 @@ def test_particles_may_choose_their_steps_beside_an_optimizer() -> None:
     run = simulate(system, steps=100, save=Save(every=50))
     assert run.h_theta.values == pytest.approx(1e-2)
     assert 0.1 < float(run.h_x[-1]) < 1  # of curvature 2
+
+
+@pytest.mark.parametrize("name", ["adan", "nadam"])
+def test_memory_is_counted(name: str) -> None:
+    run = declared(toy(sdeflow.pgd, optimizer=name), "expint", steps=1, dtype="float64")
+    assert state_bytes(run) == sum(v.numel() * v.element_size() for v in prepare(run).state.values())
 
 
 # What is refused ------------------------------------------------------------------------------------------
