@@ -116,8 +116,8 @@ def equilibrium(system: BlockSystem, *, tolerance: float = 1e-9) -> State:
 def linearised(run: Run, at: Path | None = None) -> tuple[BlockSystem, State]:
     """The system in float64 and the state to linearise it at: its equilibrium, or the end of a run.
 
-    Raises SdeflowError for a system without blocks, numbers that are yet to be chosen, a preconditioned force
-    (which is singular where the force vanishes), and a run that is of another system.
+    Raises SdeflowError for a system without blocks, numbers that are yet to be chosen, an optimizer, a
+    preconditioned force (which is singular where the force vanishes), and a run that is of another system.
     """
     system = run.system
     if not isinstance(system, BlockSystem):
@@ -125,7 +125,13 @@ def linearised(run: Run, at: Path | None = None) -> tuple[BlockSystem, State]:
     if at is not None and any(b.auto for b in system.blocks):
         system = chosen(system, open_run(at))
     refuse_auto(system)
-    if any(b.memory is not None for b in system.blocks):
+    for b in system.blocks:
+        if b.optimizer is not None:
+            raise SdeflowError(
+                "stability is that of blocks that move by an SDE, and the optimizer "
+                f"'{b.optimizer.name}' moves {b.name}: leave 'optimizer' out"
+            )
+    if any(b.preconditioner is not None for b in system.blocks):
         raise SdeflowError(
             "RMSProp divides a force by its own size, which vanishes at the equilibrium: leave "
             "'precondition' out"

@@ -1,6 +1,16 @@
 from __future__ import annotations
 
-from sdeflow.system import Integrator, Noise, State, System, plus, refuses_memory, refuses_restart
+from sdeflow.system import (
+    BlockSystem,
+    Integrator,
+    Noise,
+    State,
+    System,
+    optimized,
+    plus,
+    refuses_memory,
+    refuses_restart,
+)
 
 
 class EulerMaruyama(Integrator[System]):
@@ -15,6 +25,7 @@ class EulerMaruyama(Integrator[System]):
     name = "euler_maruyama"
     strong_order, weak_order, evaluations = 1.0, 1.0, 1
     increments = "W"
+    optimizes = True
     needs = "any SDE"
     source = "Maruyama 1955; Kloeden, Platen 1992"
 
@@ -23,6 +34,12 @@ class EulerMaruyama(Integrator[System]):
 
     def step(self, system: System, t: float, z: State, h: float, noise: tuple[Noise, ...]) -> State:
         (dW,) = noise
-        drift, diffusion = system.drift(t, z), system.diffusion(t, z)
-        new = z | {name: plus(z[name], (h, b)) for name, b in drift.items()}
+        moved: State = {}
+        if isinstance(system, BlockSystem) and any(b.optimizer is not None for b in system.blocks):
+            f = system.forces(t, z, system.blocks)
+            drift, moved = system.drift_under(f, z), optimized(system.blocks, z, f, h)
+        else:
+            drift = system.drift(t, z)
+        diffusion = system.diffusion(t, z)
+        new = z | moved | {name: plus(z[name], (h, b)) for name, b in drift.items()}
         return new | {name: new[name] + sigma * dW[name]["W"] for name, sigma in diffusion.items()}

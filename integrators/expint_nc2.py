@@ -13,7 +13,7 @@ class ExpIntNC2(Integrator[BlockSystem]):
     name = "expint_nc2"
     strong_order, weak_order, evaluations = 1.0, 1.0, 1
     increments = "PQ"
-    restarts = True
+    restarts = optimizes = True
     source = "Lim, Kuntz, Power, Johansen 2024, arXiv:2312.07335 (ablation)"
 
     def step(self, system: BlockSystem, t: float, z: State, h: float, noise: tuple[Noise, ...]) -> State:

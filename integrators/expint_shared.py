@@ -18,7 +18,7 @@ class ExpIntShared(Integrator[BlockSystem]):
     name = "expint_shared"
     strong_order, weak_order, evaluations = 1.0, 1.0, 1
     increments = "PQ"
-    restarts = True
+    restarts = optimizes = True
     source = "sdeflow; after Lim et al. 2024, arXiv:2312.07335"
 
     def step(self, system: BlockSystem, t: float, z: State, h: float, noise: tuple[Noise, ...]) -> State:

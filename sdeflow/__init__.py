@@ -53,6 +53,7 @@ _HOME = {
         "sdeflow.system.integrator": "Integrator",
         "sdeflow.system.published": "EnergySystemDeclaration Motion SystemDeclaration "
         "abp ebipla ipla kinetic_ebipla kiplmc mpgd mpgd_theta mpgd_x pgd short_run soul vi",
+        "sdeflow.system.rule": "Optimizer",
         "sdeflow.system.sde": "SDESystem",
         "sdeflow.system.system": "BlockSystem",
         "sdeflow.trajectory.opening": "open_run",
@@ -90,6 +91,7 @@ if TYPE_CHECKING:
     from sdeflow.system.published import short_run as short_run
     from sdeflow.system.published import soul as soul
     from sdeflow.system.published import vi as vi
+    from sdeflow.system.rule import Optimizer as Optimizer
     from sdeflow.system.sde import SDESystem as SDESystem
     from sdeflow.system.system import BlockSystem as BlockSystem
     from sdeflow.trajectory.opening import open_run as open_run

@@ -14,11 +14,12 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-GROUND = {"errors", "state", "seeds"}
+GROUND = {"errors", "entries", "state", "seeds"}
 ALLOWED = {
     "state": set[str](),
     "seeds": set[str](),
     "errors": set[str](),
+    "entries": {"errors"},
     "options": {"errors"},
     "terminal": set[str](),
     "model": GROUND,

@@ -1,4 +1,4 @@
-"""The catalogue as tables, a line for each name: integrators, systems, models and packaged problems."""
+"""The catalogue as tables, a line a name: integrators, systems, optimizers, models and packaged problems."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from rich.text import Text
 from sdeflow.config import catalogue
 from sdeflow.errors import SdeflowError, did_you_mean
 from sdeflow.system.integrator import Integrator
+from sdeflow.system.optimizer_names import optimizer_named
 from sdeflow.system.published import Declaration
+from sdeflow.system.rule import Optimizer
 from sdeflow.terminal import first_line, out, shown, table
 
 
@@ -29,6 +31,8 @@ def show_catalogue(*, long: bool = False) -> None:
     told("Integrators: orders, gradients a step", columns, rows, 5)
     rows = [_system(name, long) for name in catalogue.entries("systems")]
     told("Systems", ("name", "dynamics", "source"), rows, 2)
+    rows = [_optimizer(name, long) for name in catalogue.entries("optimizers")]
+    told("Optimizers of parameters; by name torch.optim's too", ("name", "options", "source"), rows, 2)
     models = [[name, entry.value] for name, entry in catalogue.entries("models").items()]
     told("Models", ("name", "where"), models, 2)
     problems = [[name, *_problem(name)] for name in catalogue.problem_files()]
@@ -71,6 +75,9 @@ def _facts(found: Any) -> list[str]:
     if isinstance(found, Declaration):
         return [f"{variable}: {how}" for variable, how in found.dynamics.items()]
     lines = [_flowing(inspect.getdoc(found) or "")]
+    if isinstance(found, type) and issubclass(found, Optimizer):
+        options = str(optimizer_named(found.name)).partition("(")[2].rstrip(")")
+        lines.append(f'\noptions: {options}; by [system.theta] optimizer = "{found.name}"')
     if isinstance(found, type) and issubclass(found, Integrator):
         strong, weak = _orders(found)
         cost = f"{found.evaluations} gradient evaluation(s) a step"
@@ -110,6 +117,14 @@ def _system(name: str, long: bool) -> list[str]:
     if isinstance(found, Declaration):
         return [name, "; ".join(f"{v} {how}" for v, how in found.dynamics.items()), found.source]
     return [name, first_line(found), catalogue.entries("systems")[name].value.partition(":")[0]]
+
+
+def _optimizer(name: str, long: bool) -> list[str]:
+    try:
+        made = optimizer_named(name)
+    except SdeflowError as error:
+        return [name, str(error) if long else FAILS, ""]
+    return [name, str(made).removeprefix(name).strip("()"), made.source]
 
 
 def _problem(name: str) -> tuple[str, str]:

@@ -19,6 +19,7 @@ from sdeflow.config.schema import Config, load_config
 from sdeflow.data.datasets import DATASETS
 from sdeflow.errors import SdeflowError, did_you_mean
 from sdeflow.system.published import Declaration
+from sdeflow.system.rule import RMSProp
 from sdeflow.terminal import shown
 from sdeflow.trajectory.layout import CONFIG
 
@@ -107,7 +108,7 @@ def _uses(name: str) -> Iterator[Use]:
         known = {*problems, *(n for entries in groups.values() for n in entries)}
         if name not in known:
             raise SdeflowError(
-                f"'{name}' is no integrator, system, model or problem, and no run folder: "
+                f"'{name}' is no integrator, system, optimizer, model or problem, and no run folder: "
                 f"{did_you_mean(name, known)}"
             )
 
@@ -128,7 +129,11 @@ def _of_config(config: Config) -> Iterator[Use]:
         yield _use("integrators", config.run.integrator)
     yield _use("systems", config.system.use)
     if any(isinstance(b, Mapping) and b.get("precondition") for b in config.system.arguments.values()):
-        yield Use("rmsprop", "Tieleman, Hinton 2012")
+        yield Use(RMSProp.name, RMSProp.source)
+    for block in config.system.arguments.values():
+        if isinstance(block, Mapping) and (given := block.get("optimizer")):
+            name = given["name"] if isinstance(given, Mapping) else given
+            yield _use("optimizers", name)
     if config.model is not None:
         yield _use("models", config.model.use)
         for value in config.model.arguments.values():
@@ -152,9 +157,8 @@ def _use(group: catalogue.Group, name: str) -> Use:
         found = catalogue.find(group, name)
     except SdeflowError:  # of a scheme from Python, or of a package that is not here
         return Use(name, "")
-    return Use(
-        name, found.source if group == "integrators" or isinstance(found, Declaration) else _docstring(spec)
-    )
+    told = group in ("integrators", "optimizers") or isinstance(found, Declaration)
+    return Use(name, found.source if told else _docstring(spec))
 
 
 def _docstring(spec: str) -> str:

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 
 def equations(b: Block) -> list[str]:
-    """The block's SDE on its own clock, with its numbers left as symbols."""
+    """The block's SDE on its own clock, or its optimizer, with its numbers left as symbols."""
     q, f = b.position, f"f_{b.name}"
+    if b.optimizer is not None:
+        return [str(b.optimizer), *(line.format(q=q, f=f) for line in b.optimizer.equations)]
     if b.momentum is None:
         return [f"d{q} = {f} dt" + (" + √(2T) dW" if b.temperature > 0 else "")]
     p = b.momentum

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from sdeflow.config.catalogue import integrator_named, integrators_for
 from sdeflow.config.schema import Config, RunSection
-from sdeflow.engine.engine import Engine, resolve_engine, worth_compiling
+from sdeflow.engine.engine import Engine, resolve_engine, traced, worth_compiling
 from sdeflow.errors import Incompatible, SdeflowError
 from sdeflow.model.forces import held_out_forces
 from sdeflow.model.model import Model
@@ -82,6 +82,11 @@ class Run(RunOptions):
             raise SdeflowError(
                 f"batch.catch_up = '{self.batch.catch_up}' takes long steps, and numbers that are 'auto' "
                 "leave no room for them: give h, eta and gamma, or batch.catch_up = 'off'"
+            )
+        if self.engine.name == "compiled" and not traced(self.system):
+            names = ", ".join(f"'{b.optimizer.name}'" for b in self.system.blocks if b.optimizer is not None)
+            raise SdeflowError(
+                f"engine 'compiled' takes optimizers of our own alone, given {names}: give engine 'auto'"
             )
         if self.batch is not None and not self.system.blocks:
             raise SdeflowError("minibatches need a system made of blocks, with a model's forces")

@@ -25,13 +25,15 @@ if TYPE_CHECKING:
 class CatchUp:
     """Moves the particles of a minibatch by the time that they missed, as `Batch.catch_up` says.
 
+    What an optimizer moves has no time to catch up on.
+
     system   the minibatch's system, whose forces have been shown its data
     noise    its noise source, with channels of its own
     """
 
     def __init__(self, system: BlockSystem, batch: Batch, engine: Engine, replicas: Replicas) -> None:
         self._system, self._batch = system, batch
-        self._blocks = [b for b in system.blocks if b.of_data]
+        self._blocks = [b for b in system.blocks if b.of_data and b.optimizer is None]
         longest = 1 if batch.catch_up == "substeps" else batch.cap
         self._flows = [FlowTable(b, system.h, longest, replicas.device) for b in self._blocks]
         self._channels = [
@@ -47,7 +49,7 @@ class CatchUp:
 
         normals   of the noise by channel, [substep, normal, R, *shape]
         """
-        if self._batch.catch_up == "off":
+        if self._batch.catch_up == "off" or not self._blocks:
             return z
         dtype, h = z[self._blocks[0].position].dtype, self._system.h
         missed = missed.clamp(max=self._batch.cap)

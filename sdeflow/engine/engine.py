@@ -79,7 +79,7 @@ class Engine:
         stepper = EagerSteps(system, integrator, noise)
         counter = noise.counter if isinstance(noise, PhiloxNoise) and self.name == "fused" else None
         # a model's forces do not depend on time, so a graph of its steps serves all of them
-        captured = counter is not None and system.model_forces is not None
+        captured = counter is not None and system.model_forces is not None and traced(system)
         return GraphedSteps(stepper, counter) if captured and counter is not None else stepper
 
 
@@ -97,12 +97,17 @@ def _compiled(system: System, integrator: Integrator[Any], noise: NormalSource, 
     return CompiledSteps(transition, draw, integrator.evaluations, every)
 
 
+def traced(system: System) -> bool:
+    """Whether all that moves blocks is made of torch's operations alone."""
+    return all(b.optimizer is None or b.optimizer.traced for b in system.blocks)
+
+
 def worth_compiling(system: System, steps: int, device: torch.device) -> bool:
     """Whether a run pays for torch.compile: a long one of a model, where there is a C++ compiler.
 
     Not while numbers are chosen on the way, since each change of them would be compiled anew.
     """
-    if any(b.auto for b in system.blocks):
+    if any(b.auto for b in system.blocks) or not traced(system):
         return False
     if not isinstance(steps, int) or steps < LONG or device.type != "cpu" or system.model_forces is None:
         return False

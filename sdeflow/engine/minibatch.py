@@ -61,7 +61,10 @@ class MiniBatches:
         self.per_epoch = self.n_data // batch.size
         self._replica = torch.arange(replicas.count, device=replicas.device)[:, None]
         self._epoch, self._order = -1, torch.empty(0)
-        self._of_data = (VISITED, *(name for b in system.blocks if b.of_data for name in b.variables))
+        self._of_data = (
+            VISITED,
+            *(name for b in system.blocks if b.of_data for name in (*b.variables, *b.kept.values())),
+        )
         # One system for all steps, whose forces are shown the data of each: a compiled step is of one system.
         first = torch.zeros(replicas.count, batch.size, dtype=torch.long, device=replicas.device)
         self._part = system.minibatch(first)

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from sdeflow.config.run import Run
 from sdeflow.errors import SdeflowError
 from sdeflow.system.average import average_axes, averaged
+from sdeflow.system.block import Block
 from sdeflow.terminal import human
 from sdeflow.trajectory.record import BUFFER, Recorder
 
@@ -84,8 +85,14 @@ def snapshot_bytes(run: Run) -> int:
 
 def state_bytes(run: Run) -> int:
     """Bytes of the state of all replicas."""
-    size = sum(prod(a.shape) for a in run.system.axes.values()) * run.dtype.itemsize
-    return run.replica_count * (size + average_bytes(run))
+    numbers = sum(prod(a.shape) for a in run.system.axes.values()) + sum(map(_kept, run.system.blocks))
+    return run.replica_count * (numbers * run.dtype.itemsize + average_bytes(run))
+
+
+def _kept(b: Block) -> int:
+    """How many numbers a block's rule keeps, of one replica."""
+    with torch.device("meta"):  # shapes alone
+        return 0 if b.rule is None else sum(value.numel() for value in b.rule.start(b).values())
 
 
 def average_bytes(run: Run) -> int:

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Literal
 
 from sdeflow.errors import SdeflowError, expect_count, expect_number, expect_positive
 from sdeflow.system.flow import Flow, kinetic_flow
+from sdeflow.system.rule import Memory, Optimizer, Preconditioner, Rule
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from sdeflow.state import State
 
 Role = Literal["parameters", "particles"]
 AUTO = "auto"
@@ -56,8 +58,9 @@ class Block:
     momentum   name of p in the state; None means overdamped
     eta        inverse mass (p has stationary law N(0, T/eta)); gamma: friction, k = gamma eta per unit time
     rate       r = h_block / h: the drift is multiplied by r, the diffusion by sqrt(r)
-    memory     name in the state of the running mean square of the force, by which RMSProp divides it; None
-               leaves the force as it is. Noise beside such a force would change the stationary law, so T = 0
+    rule       a preconditioner of the force, or an optimizer that moves a block without momentum in place of
+               its SDE (sdeflow.system.rule); None is neither. Noise beside such a force would have another
+               stationary law, so T = 0
     restart    whether a momentum that points against the force is set to zero, for parameters at T = 0
     role       'parameters' are moved before 'particles' by the schemes that tell them apart
     inner      the steps of h that particles take while the parameters take one; None is one, with them
@@ -76,7 +79,7 @@ class Block:
     temperature: float = 1.0
     rate: float = 1.0
     role: Role = "particles"
-    memory: str | None = None
+    rule: Rule | None = None
     restart: bool = False
     inner: Inner | None = None
     auto: tuple[str, ...] = ()
@@ -92,7 +95,15 @@ class Block:
         require(len(self.shape) == len(self.dims), "dims must name each axis of shape", self.dims)
         expect_positive(f"block '{self.name}': the step size", self.rate)
         require(0 <= self.temperature < math.inf, "temperature must not be negative", self.temperature)
-        require(self.memory is None or self.temperature == 0, "RMSProp needs T = 0", self.temperature)
+        if self.preconditioner is not None:
+            require(self.temperature == 0, "RMSProp needs T = 0", self.temperature)
+        if self.optimizer is not None:
+            taken = f"optimizer '{self.optimizer.name}' moves parameters without"
+            known = "take a system such as pgd or mpgd-x"
+            require(self.temperature == 0, f"{taken} noise, at T = 0: {known}", f"T = {self.temperature:g}")
+            parameters = self.optimizer.traced or self.role == "parameters"
+            require(parameters, f"optimizer '{self.optimizer.name}' moves parameters alone", self.role)
+            require(not self.kinetic, f"{taken} a momentum: {known}", self.momentum)
         restarts = not self.restart or (self.kinetic and self.temperature == 0 and self.role == "parameters")
         require(restarts, "only parameters with a momentum and T = 0 restart", self.restart)
         if self.inner is not None:
@@ -111,6 +122,28 @@ class Block:
     def steps(self) -> int:
         """How many of its steps it takes in a step of a run."""
         return 1 if self.inner is None else self.inner.steps
+
+    @property
+    def preconditioner(self) -> Preconditioner | None:
+        return self.rule if isinstance(self.rule, Preconditioner) else None
+
+    @property
+    def optimizer(self) -> Optimizer | None:
+        return self.rule if isinstance(self.rule, Optimizer) else None
+
+    @property
+    def kept(self) -> dict[str, str]:
+        """Names in the state of what its rule keeps, by slot."""
+        slots = () if self.rule is None else self.rule.slots(self)
+        return {slot: f"{self.position}_{slot}" for slot in slots}
+
+    def memory(self, z: State) -> Memory:
+        """What its rule has in a state."""
+        return {slot: z[name] for slot, name in self.kept.items()}
+
+    def remember(self, memory: Memory) -> State:
+        """A memory under its names in the state."""
+        return {name: memory[slot] for slot, name in self.kept.items()}
 
     @property
     def of_data(self) -> bool:

@@ -35,6 +35,7 @@ class Integrator(ABC, Generic[S]):
     needs_momenta              whether every block must have one, and forces be as they are (no RMSProp)
     inner_steps                whether it takes inner steps of particles, where a block has them
     restarts                   whether a step heeds a block's `restart`, as the maps `B` and `exponential` do
+    optimizes                  whether a step moves a block by its optimizer, as the map `exponential` does
     source                     where the scheme comes from
     """
 
@@ -50,6 +51,7 @@ class Integrator(ABC, Generic[S]):
     needs_momenta: ClassVar[bool] = False
     restarts: ClassVar[bool] = False
     inner_steps: ClassVar[bool] = False
+    optimizes: ClassVar[bool] = False
     minibatches: ClassVar[bool] = True
     source: ClassVar[str] = ""
 
@@ -72,6 +74,8 @@ class Integrator(ABC, Generic[S]):
         if self.needs_momenta and bare:
             return f"it needs a momentum in every block; without one: {', '.join(bare)}"
         if not self.restarts and (refusal := refuses_restart(system)):
+            return refusal
+        if not self.optimizes and (refusal := refuses_optimizer(system)):
             return refusal
         return refuses_memory(system) if self.needs_momenta else None
 
@@ -102,8 +106,16 @@ def why_not(integrator: Integrator[Any], system: System) -> str | None:
 def refuses_memory(system: System) -> str | None:
     """The refusal of schemes that cannot update a preconditioner once a step."""
     for b in system.blocks:
-        if b.memory is not None:
+        if b.preconditioner is not None:
             return f"it takes no preconditioned force, and that on {b.name} is"
+    return None
+
+
+def refuses_optimizer(system: System) -> str | None:
+    """The refusal of schemes that move blocks by nothing but their SDE."""
+    for b in system.blocks:
+        if b.optimizer is not None:
+            return f"it moves blocks by their SDE, and {b.name} moves by the optimizer '{b.optimizer.name}'"
     return None
 
 

@@ -49,10 +49,13 @@ def exponential(blocks: Sequence[Block], z: State, f: Forces, h: Coefficient, no
 
     q' = q + (1-w)/gamma p + (h - (1-w)/k)/gamma f + sqrt(T) Q,    p' = w p + (1-w)/k f + sqrt(T) P
 
-    Without a momentum this is Euler-Maruyama: q' = q + r h f + sqrt(2 T r) W.
+    Without a momentum this is Euler-Maruyama: q' = q + r h f + sqrt(2 T r) W. A block that an optimizer moves
+    is moved by it.
     """
-    new: State = {}
+    new = optimized(blocks, z, f, h)
     for b in blocks:
+        if b.optimizer is not None:
+            continue
         if moved := _fused(b, z, f[b.name], h, noise):
             new |= moved
             continue
@@ -83,9 +86,20 @@ def _free(b: Block, z: State, h: Coefficient, noise: Noise) -> State:
     return new
 
 
+def optimized(blocks: Sequence[Block], z: State, f: Forces, h: Coefficient) -> State:
+    """Those of the blocks that an optimizer moves, at learning rate r h, with its memory; once a step."""
+    new: State = {}
+    for b in blocks:
+        if b.optimizer is not None:
+            assert isinstance(h, float | int), "an optimizer takes steps of one length"
+            q, memory = b.optimizer(z[b.position], f[b.name], b.memory(z), b.rate * h)
+            new |= {b.position: q, **b.remember(memory)}
+    return new
+
+
 def remembered(blocks: Sequence[Block], f: Forces) -> State:
     """What preconditioned forces leave in the state, to be kept once a step."""
-    return {b.memory: f[b.memory] for b in blocks if b.memory is not None}
+    return {name: f[name] for b in blocks if b.preconditioner is not None for name in b.kept.values()}
 
 
 def restarted(b: Block, p: Tensor, f: Tensor) -> Tensor:

@@ -16,11 +16,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from sdeflow.errors import SdeflowError, expect_count, expect_positive
 from sdeflow.state import Axes
 from sdeflow.system.block import AUTO, Block, Inner
+from sdeflow.system.optimizer_names import optimizer_named
+from sdeflow.system.rule import RMSProp
 from sdeflow.system.system import BlockSystem
 
 if TYPE_CHECKING:
     from sdeflow.model.energy import EnergyModel
-    from sdeflow.model.model import Model
+    from sdeflow.model.model import Model, ParameterLayout
+    from sdeflow.system.rule import Rule
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,9 @@ class Motion:
 
     'auto', and what is not given, is chosen in the run's warm-up by the curvature that the block sees.
     precondition   'rmsprop' divides the force by the root of its running mean square; for parameters at T = 0
+    optimizer      what moves parameters at T = 0 without a momentum, in place of gradient descent: a name, a
+                   table with `name` and options, or an `sdeflow.Optimizer`; h is its learning rate, and must
+                   be given (sdeflow.system.optimizer_names)
     restart        whether a momentum that points against the force is set to zero; for parameters at T = 0
     """
 
@@ -38,6 +44,7 @@ class Motion:
     eta: float | Literal["auto"] = "auto"
     gamma: float | Literal["auto"] = "auto"
     precondition: Literal["rmsprop"] | None = None
+    optimizer: Any = None
     restart: bool = False
 
 
@@ -112,7 +119,7 @@ class SystemDeclaration(Declaration):
         forces = ModelForces(model, particles)
         refuse_energy(forces, self.name)
         motion = {"theta": _motion("theta", theta), "x": _motion("x", x)}
-        block = _Blocks(motion, _given(motion["theta"].h) if h is None else h, particles)
+        block = _Blocks(motion, _given(motion["theta"].h) if h is None else h, particles, forces.layouts)
         inner = self.inner
         if inner is not None and inner_steps is not None:
             inner = replace(inner, steps=expect_count("inner_steps", inner_steps))
@@ -214,7 +221,7 @@ class EnergySystemDeclaration(Declaration):
         forces = EnergyForces(model, particles, prior_particles)
         given = {"alpha": alpha, "beta": beta, "x": x, "z": x if z is None else z}
         motion = {name: _motion(name, numbers) for name, numbers in given.items()}
-        block = _Blocks(motion, _given(motion["x"].h) if h is None else h, particles)
+        block = _Blocks(motion, _given(motion["x"].h) if h is None else h, particles, forces.layouts)
         latent = forces.posterior.latent
         cloud = Axes(("datum", "particle", "latent"), (forces.n_data, particles, latent))
         blocks = []
@@ -239,6 +246,7 @@ class _Blocks:
     motion: Mapping[str, Motion]
     reference: float
     particles: int
+    layouts: Mapping[str, ParameterLayout]
 
     def __post_init__(self) -> None:
         reference = expect_positive("the reference step h", self.reference)
@@ -267,12 +275,30 @@ class _Blocks:
             gamma=_given(m.gamma) if moves.momentum else math.nan,
             temperature={"0": 0.0, "1": 1.0, "1/N": 1 / self.particles}[moves.temperature],
             rate=_given(m.h) / self.reference,
-            memory=f"{position}_rms" if m.precondition else None,
+            rule=_rule(name, m, self.layouts.get(axes.dims[0])),
             restart=m.restart and moves.momentum,
             role="parameters" if axes.named else "particles",
             inner=inner,
             auto=tuple(name for name in numbers if is_auto(getattr(m, name))),
         )
+
+
+def _rule(block: str, m: Motion, layout: ParameterLayout | None) -> Rule | None:
+    """The rule that a block's numbers ask for."""
+    if m.optimizer is None:
+        return RMSProp() if m.precondition else None
+    found = optimizer_named(m.optimizer)
+    if m.precondition:
+        raise SdeflowError(
+            f"block '{block}': precondition is for a block that moves by its force, and the optimizer "
+            f"'{found.name}' moves this one: leave either out"
+        )
+    if is_auto(m.h):
+        raise SdeflowError(
+            f"block '{block}': h is the learning rate of the optimizer '{found.name}', which a run does not "
+            f"choose: give h, for example {found.usual:g}"
+        )
+    return found if layout is None else found.fitted(list(layout.shapes.values()))
 
 
 def _given(number: Any) -> Any:

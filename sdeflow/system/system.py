@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from sdeflow.system.increments import Channel
 
 
-RMSPROP_DECAY, RMSPROP_FLOOR = 0.99, 1e-8
-
-
 @runtime_checkable
 class System(Protocol):
     """dz = drift(t, z) dt + diffusion(t, z) dW, with diagonal noise, on the reference clock.
@@ -99,7 +96,8 @@ class BlockSystem:
         start: Callable[[int], State] | State | None = None,
     ) -> None:
         h = expect_positive("the reference step h", h)
-        for names in ([b.name for b in blocks], [name for b in blocks for name in b.variables]):
+        held = [name for b in blocks for name in (*b.variables, *b.kept.values())]
+        for names in ([b.name for b in blocks], held):
             if len(set(names)) < len(names):
                 raise SdeflowError(f"blocks and their variables must have names of their own, given {names}")
         self.blocks = tuple(blocks)
@@ -112,7 +110,7 @@ class BlockSystem:
 
     def __str__(self) -> str:
         return "; ".join(
-            f"{b.name}: {'kinetic' if b.kinetic else 'overdamped'}, h={self.step_of(b)}, "
+            f"{b.name}: {b.optimizer or ('kinetic' if b.kinetic else 'overdamped')}, h={self.step_of(b)}, "
             + (f"eta={b.number('eta')}, gamma={b.number('gamma')}, " if b.kinetic else "")
             + f"T={b.temperature:g}, {' x '.join(map(str, b.shape))} ({', '.join(b.dims)})"
             + ("" if b.inner is None else f", {b.inner}")
@@ -128,8 +126,7 @@ class BlockSystem:
     def forces(self, t: float, z: State, blocks: Sequence[Block]) -> dict[str, Tensor]:
         """Forces on the given blocks at (t, z), by block name; nothing is evaluated for no blocks.
 
-        A block with memory gets RMSProp's force, and the new memory v comes under the memory's name:
-        v' = 0.99 v + 0.01 f^2,    f / sqrt(v' + 1e-8).
+        A preconditioned one is changed by its rule, whose new memory comes under its names in the state.
         """
         return self.preconditioned(
             self.force_field(t, z, [b.name for b in blocks]) if blocks else {}, z, blocks
@@ -139,15 +136,26 @@ class BlockSystem:
         """Forces on the given blocks, by block name, as `forces` gives them."""
         f = dict(f)
         for b in blocks:
-            if b.memory is not None:
-                f[b.memory] = RMSPROP_DECAY * z[b.memory] + (1 - RMSPROP_DECAY) * f[b.name].square()
-                f[b.name] = f[b.name] / (f[b.memory] + RMSPROP_FLOOR).sqrt()
+            if (rule := b.preconditioner) is not None:
+                f[b.name], memory = rule(f[b.name], b.memory(z))
+                f |= b.remember(memory)
         return f
 
     def drift(self, t: float, z: State) -> State:
-        f = self.forces(t, z, self.blocks)
+        """The drift by variable; raises SdeflowError where an optimizer moves a block: it has none."""
+        for b in self.blocks:
+            if b.optimizer is not None:
+                raise SdeflowError(
+                    f"block '{b.name}' has no drift: the optimizer '{b.optimizer.name}' moves it"
+                )
+        return self.drift_under(self.forces(t, z, self.blocks), z)
+
+    def drift_under(self, f: Mapping[str, Tensor], z: State) -> State:
+        """The drift of forces f by block name, of all blocks but those that an optimizer moves."""
         drift: State = {}
         for b in self.blocks:
+            if b.optimizer is not None:
+                continue
             rate = b.rate * b.steps
             if b.momentum is None:
                 drift[b.position] = rate * f[b.name]
@@ -215,8 +223,8 @@ class BlockSystem:
         else:
             z = self.force_field.start(seed)
         for b in self.blocks:
-            if b.memory is not None:
-                z[b.memory] = torch.ones(b.shape, dtype=torch.float64)
+            if b.rule is not None:
+                z |= b.remember(b.rule.start(b))
             if b.momentum is not None:
                 g = generator(seed, "start", b.momentum)
                 z[b.momentum] = b.of(replica).momentum_std * torch.randn(
@@ -265,7 +273,8 @@ def initial_state(system: System, replicas: Replicas) -> State:
             value = start.pop(name)
             if replica == 0:
                 shape = (replicas.count, *value.shape)
-                z[name] = torch.empty(shape, dtype=replicas.dtype, device=replicas.device)
+                dtype = replicas.dtype if value.is_floating_point() else value.dtype  # a count stays one
+                z[name] = torch.empty(shape, dtype=dtype, device=replicas.device)
             z[name][replica] = value
     for name, value in z.items():
         if not value.isfinite().all():

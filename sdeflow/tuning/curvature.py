@@ -21,7 +21,7 @@ from torch import Tensor
 from sdeflow.seeds import generator
 from sdeflow.state import State
 from sdeflow.system.block import Block
-from sdeflow.system.system import RMSPROP_FLOOR, BlockSystem
+from sdeflow.system.system import BlockSystem
 
 Vectors = dict[str, Tensor]
 """A direction by block name, each [R, *shape]; replicas are parts of one large system."""
@@ -53,7 +53,7 @@ class Curvature:
         scale = system.force_field.scale
         self._weight = {b.name: (scale if b.of_data else 1.0) / particles_of(b) for b in system.blocks}
         self._scale: dict[str, Tensor | float] = {
-            b.name: 1.0 if b.memory is None else (z[b.memory].double() + RMSPROP_FLOOR) ** -0.25
+            b.name: 1.0 if b.preconditioner is None else b.preconditioner.root(b.memory(z))
             for b in system.blocks
         }
         self._forces = self._evaluate({}, [b.name for b in system.blocks])

@@ -93,8 +93,9 @@ def sources() -> dict[str, str]:
     systems = {
         name: found for name in entries("systems") if isinstance(found := find("systems", name), Declaration)
     }
+    rules = {name: find("optimizers", name).source for name in entries("optimizers")}
     data = {name: dataset.source for name, dataset in DATASETS.items()}
-    return schemes | {name: found.source for name, found in systems.items()} | data
+    return schemes | rules | {name: found.source for name, found in systems.items()} | data
 
 
 @pytest.mark.parametrize("name", sources())
@@ -121,6 +122,7 @@ def test_every_source_has_its_references(name: str) -> None:
         (["mnist"], {"lim2024momentum", "lecun1998gradient", "tieleman2012rmsprop"}),
         (["breast_cancer"], {"lim2024momentum", "kuntz2023particle", "street1993nuclear"}),
         (["images"], {"lim2024momentum"}),
+        (["adam"], {"kingma2015adam"}),
     ],
 )
 def test_names_are_cited(cli: Cli, names: list[str], expected: set[str]) -> None:
@@ -184,7 +186,8 @@ def test_what_is_nothing_is_refused(cli: Cli, tmp_path: Path, monkeypatch: pytes
     for name, sentence in (
         (
             "expnt",
-            "'expnt' is no integrator, system, model or problem, and no run folder: did you mean 'expint'?",
+            "'expnt' is no integrator, system, optimizer, model or problem, and no run folder: "
+            "did you mean 'expint'?",
         ),
         (".", ". is no run folder"),
         ("no.toml", "there is no file no.toml"),

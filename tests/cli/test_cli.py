@@ -332,9 +332,9 @@ def test_list_has_a_line_for_each_name(cli: Cli, monkeypatch: pytest.MonkeyPatch
     """At 80 columns a name is a line, and what schemes need and systems are stands there whole."""
     monkeypatch.setenv("COLUMNS", "80")
     lines = cli("list").out.splitlines()
-    groups = ("integrators", "systems", "models")
+    groups = ("integrators", "systems", "optimizers", "models")
     names = sum(len(entry_points(group=f"sdeflow.{group}")) for group in groups) + len(problem_files())
-    assert len(lines) == names + 4 * 3 + 1  # of each table a title, a head and a line between
+    assert len(lines) == names + 5 * 3 + 1  # of each table a title, a head and a line between
     problems = lines.index(next(line for line in lines if line.startswith("Problems")))
     assert not any("…" in line for line in lines[:problems])
 

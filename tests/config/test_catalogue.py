@@ -12,6 +12,7 @@ import xarray as xr
 from commands import Cli, Result
 
 import sdeflow
+import sdeflow.entries
 from sdeflow.config import catalogue
 from sdeflow.config.build import build
 from sdeflow.config.catalogue import entries, integrator_named
@@ -49,6 +50,7 @@ warm = SystemDeclaration("warm", kinetic("1"), overdamped("1"), "Nobody 1902")
     "plugged/model.py": """
 import torch
 import sdeflow
+import sdeflow.entries
 
 class Gauss(sdeflow.Model):
     '''x_i ~ N(theta, 1), y_i | x_i ~ N(x_i, 1).'''
@@ -264,7 +266,7 @@ def test_other_schemes_stay_usable_beside_a_broken_one(
 
 
 def test_a_checkout_that_was_never_installed_says_so(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalogue, "entry_points", lambda group: ())
+    monkeypatch.setattr(sdeflow.entries, "entry_points", lambda group: ())
     for command in (["list"], ["run", "hierarchical"]):
         code, _, err = cli(*command)
         assert code == 2

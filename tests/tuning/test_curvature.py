@@ -22,7 +22,8 @@ from sdeflow.problems.hierarchical import Hierarchical
 from sdeflow.problems.linear_energy import LinearEnergy
 from sdeflow.problems.ppca import PPCA
 from sdeflow.state import State
-from sdeflow.system.system import RMSPROP_FLOOR, initial_state
+from sdeflow.system.rule import RMSProp
+from sdeflow.system.system import initial_state
 from sdeflow.tuning import curvature
 from sdeflow.tuning.curvature import LEAST_MEAN, OPPOSED, Curvature, lanczos
 
@@ -128,7 +129,7 @@ def test_a_preconditioned_block_sees_its_own_forces() -> None:
     system, z = system_of("hierarchical", precondition="rmsprop")
     z["theta_rms"] = torch.full((1, 1), 7.0, dtype=torch.float64)
     expected = hessian(system, z)
-    root = (7.0 + RMSPROP_FLOOR) ** -0.25
+    root = (7.0 + RMSProp.floor) ** -0.25
     expected[0] *= root
     expected[:, 0] *= root
     torch.testing.assert_close(dense(Curvature(system, z), z, BOTH), expected, rtol=0, atol=1e-8)
