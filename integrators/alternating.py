@@ -39,7 +39,7 @@ class Alternating(Integrator[BlockSystem]):
     strong_order, weak_order, evaluations = 1.0, 1.0, 2
     increments = "PQ"
     restarts = True
-    inner_steps = True
+    inner_steps, optimizes = True, True
     source = "Han, Lu, Zhu, Wu 2017, arXiv:1606.08571"
 
     inner = Inner(1)

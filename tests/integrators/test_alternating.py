@@ -91,6 +91,18 @@ def test_a_run_is_the_published_loop(name: str, precondition: Any) -> None:
             np.testing.assert_allclose(run.X[n], X, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_an_optimizer_may_move_theta(name: str) -> None:
+    """Gradient descent by name is that of the system to the bit; adam is another."""
+    runs = [
+        simulate(toy(name, 3, **theta), "alternating", steps=5, dtype="float64", save=ALL)
+        for theta in ({}, {"optimizer": "sgd"}, {"optimizer": "adam"})
+    ]
+    np.testing.assert_array_equal(runs[1].theta, runs[0].theta)
+    np.testing.assert_array_equal(runs[1].X, runs[0].X)
+    assert abs(runs[2].theta[-1] - runs[0].theta[-1]).max() > 1e-3
+
+
 @pytest.mark.parametrize("source", ["torch", pytest.param("philox", marks=needs_kernel)])
 def test_one_inner_step_of_a_persistent_chain_is_pgd(source: Any) -> None:
     """To the bit, from pgd's state after its first step of theta: theta and X take turns in both.
