@@ -177,8 +177,8 @@ def _of(run: Path, system: BlockSystem, scheme: Integrator, stored: Mapping[str,
         shape = (*state["X"].shape[:2], *model.latent_shape)
         with torch.no_grad():
             latents = model.latents(theta, state["X"].view(shape), model.data)
-        state["X"], theta = latents.reshape(state["X"].shape), model.own(theta)
-        forces = ModelForces(model.plain, system.model_forces.n_particles)
+        theta, forces = model.own(theta), ModelForces(model.plain, system.model_forces.n_particles)
+        state = {"theta": forces.parameters.flatten(theta), "X": latents.reshape(state["X"].shape)}
         return Learned(system, scheme, forces, theta, state)
     return Learned(system, scheme, system.model_forces, theta, state)
 

@@ -234,6 +234,8 @@ def test_what_a_run_learned_is_the_model_without_its_encoder(
     assert not np.allclose(found.state["X"].numpy()[: len(xi)], xi)
     assert cli("sample", "run", "--n", "4").code == 0
     assert cli("sample", "run", "--n", "4", "--prior", "gmm:2").code == 0
+    told = cli("evaluate", "run", "--data", "3", "--chains", "4", "--temperatures", "20")
+    assert (told.code, "evidence" in told.out) == (0, True), told.err
     shown = cli("show", "vi.toml")
     assert "x takes a fresh draw a step of theta\n" in shown.out
     assert "all data, 2 gradient evaluation(s)" in shown.out
