@@ -215,6 +215,7 @@ def read(run: Path, replica: int = 0) -> Learned:
 
 def _loss(found: Learned, data: Tensor, at_once: int = 1000) -> float:
     """Mean over some data, by their indices, and over particles of -l_i at the end of the run."""
+    found = found.encoded or found
     x, model, total = found.state["X"], found.model, 0.0
     with torch.no_grad():
         for piece in data.split(at_once):

@@ -80,6 +80,7 @@ class Learned:
     """What a run has learned: system (on the CPU), scheme, and of one replica theta and the last state.
 
     average   the same with the average of the parameters; None where none was kept
+    encoded   the same with the encoder of amortised inference, whose X are normals; None where there is none
     """
 
     system: BlockSystem
@@ -88,6 +89,7 @@ class Learned:
     theta: dict[str, Tensor]
     state: dict[str, Tensor]
     average: Learned | None = None
+    encoded: Learned | None = None
 
     @property
     def model(self) -> Model:
@@ -173,14 +175,18 @@ def _of(run: Path, system: BlockSystem, scheme: Integrator, stored: Mapping[str,
     positions = tuple(f"{b.position}." for b in system.parameters)
     theta = {name: v for name, v in stored.items() if name.startswith(positions)}
     theta = {name.removeprefix("theta."): v for name, v in theta.items()}
-    if isinstance(model := system.model_forces.model, Amortised):
-        shape = (*state["X"].shape[:2], *model.latent_shape)
-        with torch.no_grad():
-            latents = model.latents(theta, state["X"].view(shape), model.data)
-        theta, forces = model.own(theta), ModelForces(model.plain, system.model_forces.n_particles)
-        state = {"theta": forces.parameters.flatten(theta), "X": latents.reshape(state["X"].shape)}
-        return Learned(system, scheme, forces, theta, state)
-    return Learned(system, scheme, system.model_forces, theta, state)
+    found = Learned(system, scheme, system.model_forces, theta, state)
+    return _decoder_of(found, found.model) if isinstance(found.model, Amortised) else found
+
+
+def _decoder_of(found: Learned, model: Amortised) -> Learned:
+    """The model without its encoder, and the latents that this makes of the last normals."""
+    xi = found.state["X"]
+    with torch.no_grad():
+        latents = model.latents(found.theta, xi.view(*xi.shape[:2], *model.latent_shape), model.data)
+    theta, forces = model.own(found.theta), ModelForces(model.plain, found.forces.n_particles)
+    state = {"theta": forces.parameters.flatten(theta), "X": latents.reshape(xi.shape)}
+    return Learned(found.system, found.scheme, forces, theta, state, encoded=found)
 
 
 def no_mixture(run: Path) -> SdeflowError:
