@@ -310,7 +310,7 @@ def test_list_shows_the_whole_catalogue(
     lines = out.splitlines()
     assert max(map(len, lines)) <= int(width)
     rows = {line.split()[0] for line in lines if line}
-    for group in ("integrators", "systems", "models"):
+    for group in ("integrators", "systems", "optimizers", "models"):
         assert {point.name for point in entry_points(group=f"sdeflow.{group}")} <= rows
     assert set(problem_files()) <= rows
     header = next(line for line in lines if line.startswith("name"))

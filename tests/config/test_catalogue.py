@@ -65,6 +65,23 @@ class Gauss(sdeflow.Model):
     def log_joint(self, theta, x, y):
         return -((x - theta["mean"]) ** 2 + (y[:, None] - x) ** 2).sum(-1) / 2
 """,
+    "plugged/rule.py": """
+from dataclasses import dataclass
+from sdeflow import Optimizer
+
+@dataclass(frozen=True)
+class Sign(Optimizer):
+    '''q' = q + h share sign f.'''
+    share: float = 1.0
+    name = "sign"
+    source = "Nobody 1903"
+
+    def __call__(self, q, f, memory, h):
+        return q + h * self.share * f.sign(), {}
+
+def plain(q, f, memory, h):
+    return q, {}
+""",
     "plugged-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: plugged\nVersion: 1.0\n",
     "plugged-1.0.dist-info/entry_points.txt": """
 [sdeflow.integrators]
@@ -76,6 +93,10 @@ warm = plugged.system:warm
 
 [sdeflow.models]
 gauss = plugged.model:Gauss
+
+[sdeflow.optimizers]
+sign = plugged.rule:Sign
+plain = plugged.rule:plain
 """,
 }
 
@@ -93,7 +114,7 @@ BROKEN = {
         f"{group[0]}_syntax = broken.syntax:Thing\n"
         f"{group[0]}_raises = broken.raises:Thing\n"
         f"{group[0]}_lacks = broken.lacks:Thing\n"
-        for group in ("integrators", "systems", "models")
+        for group in ("integrators", "systems", "optimizers", "models")
     ),
 }
 NO_INTEGRATORS = {
@@ -204,7 +225,7 @@ def test_a_package_s_scheme_is_named_where_another_is_refused(
 
 
 @pytest.mark.parametrize("reason", REASONS)
-@pytest.mark.parametrize("group", ["integrators", "systems"])
+@pytest.mark.parametrize("group", ["integrators", "systems", "optimizers"])
 def test_a_plugin_that_fails_is_a_row_that_says_so(
     cli: Cli, install: Callable[[dict[str, str]], None], group: str, reason: str
 ) -> None:
@@ -232,6 +253,20 @@ def test_a_plugin_that_is_no_integrator_is_a_row_that_says_so(
     assert fragment in row(listed, name)
 
 
+def test_an_optimizer_of_a_package(cli: Cli, install: Callable[[dict[str, str]], None]) -> None:
+    """Steps of 0.001 x 0.5 towards the data, whatever the gradient."""
+    install(PLUGIN)
+    run = ("run", "hierarchical", "--system", "pgd", "--steps", 4, "-q", "--set", "system.theta.h=1e-3")
+    assert cli(*run, "--set", "system.theta.optimizer={name='sign', share=0.5}", "--out", "a").code == 0
+    with xr.open_dataset("a/trajectory.nc") as a:
+        assert a.theta[-1].item() == pytest.approx(4 * 5e-4)
+        assert "sign(share=0.5)" in a.attrs["system"]
+    assert "share=1.0" in row(cli("list"), "sign")
+    code, _, err = cli(*run, "--set", "system.theta.optimizer=plain", "--out", "b")
+    assert code == 2
+    assert "optimizer 'plain' must be a dataclass derived from sdeflow.Optimizer" in err
+
+
 @pytest.mark.parametrize("reason", REASONS)
 @pytest.mark.parametrize(
     ("group", "option"),
@@ -239,6 +274,7 @@ def test_a_plugin_that_is_no_integrator_is_a_row_that_says_so(
         ("integrators", "--integrator={}"),
         ("systems", "--system={}"),
         ("models", "--set=model.use={}"),
+        ("optimizers", "--set=system.theta.optimizer={}"),
     ],
 )
 def test_asking_for_a_plugin_that_fails_is_one_sentence(
@@ -380,7 +416,7 @@ def test_did_you_mean(given: str, known: list[str], expected: str) -> None:
     assert did_you_mean(given, known) == expected
 
 
-@pytest.mark.parametrize("group", ["integrators", "systems", "models"])
+@pytest.mark.parametrize("group", ["integrators", "systems", "optimizers", "models"])
 def test_every_name_is_suggested_for_a_slip_of_it(group: Any) -> None:
     for name in catalogue.entries(group):
         with pytest.raises(SdeflowError, match=f"unknown {group[:-1]} '{name}_': did you mean '{name}'"):

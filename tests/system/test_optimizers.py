@@ -170,6 +170,19 @@ def test_sgd_is_pgd_to_the_bit(scheme: str, options: dict[str, Any]) -> None:
     assert_same(simulate(toy(sdeflow.pgd, optimizer="sgd"), scheme, **WHOLE, **options), plain)
 
 
+@pytest.mark.parametrize("declaration", [sdeflow.abp, sdeflow.soul, sdeflow.short_run, sdeflow.pgd])
+def test_sgd_after_inner_steps_is_gradient_descent_to_the_bit(declaration: Any) -> None:
+    plain = simulate(toy(declaration), "alternating", batch=Batch(2), **WHOLE)
+    assert_same(simulate(toy(declaration, optimizer="sgd"), "alternating", batch=Batch(2), **WHOLE), plain)
+
+
+def test_inner_steps_leave_one_step_to_the_optimizer() -> None:
+    """Theta moves once a step, and so by Adam's h at first."""
+    run = simulate(toy(sdeflow.abp, optimizer="adam", h=0.01), steps=1, dtype="float64", save=Save(every=1))
+    assert run.attrs["integrator"] == "alternating"
+    assert abs(run.theta[1].item() - run.theta[0].item()) == pytest.approx(0.01, rel=1e-6)
+
+
 class Bowl(sdeflow.Model):
     """l = -(theta - 1)' A (theta - 1)/2 - x^2/2, A = diag(1, 5): parameters that see no particles."""
 
@@ -224,17 +237,19 @@ def test_a_replica_is_a_run_with_its_seed(name: str) -> None:
         np.testing.assert_array_equal(both[variable].isel(replica=2), one[variable])
 
 
-def resumed(stop_before: Any, folder: Any, name: Any, scheme: str = "expint", **options: Any) -> None:
+def resumed(
+    stop_before: Any, folder: Any, name: Any, scheme: str = "expint", system: Any = None, **options: Any
+) -> None:
     """Asserts that a run which is stopped three times is the one in one piece, to its last state."""
-    theta = {"optimizer": name}
+    made = system or (lambda: toy(sdeflow.mpgd_x, optimizer=name))
     options = WHOLE | options
-    whole = simulate(toy(sdeflow.mpgd_x, **theta), scheme, out=folder / "whole", **options)
+    whole = simulate(made(), scheme, out=folder / "whole", **options)
     for n in (1, 4, 9):
         stop_before(n)
         with pytest.raises(KeyboardInterrupt):
-            simulate(toy(sdeflow.mpgd_x, **theta), scheme, out=folder / "run", resume=True, **options)
+            simulate(made(), scheme, out=folder / "run", resume=True, **options)
     stop_before(None)
-    pieces = simulate(toy(sdeflow.mpgd_x, **theta), scheme, out=folder / "run", resume=True, **options)
+    pieces = simulate(made(), scheme, out=folder / "run", resume=True, **options)
     assert_same(pieces, whole)
     assert pieces.attrs["steps_taken"] == STEPS
     assert "resumed at step" in pieces.attrs["history"]
@@ -243,6 +258,17 @@ def resumed(stop_before: Any, folder: Any, name: Any, scheme: str = "expint", **
 @pytest.mark.parametrize("name", [*OWN, {"name": "sgd", "momentum": 0.9}, *OF_TORCH], ids=str)
 def test_a_run_in_pieces_is_the_run(stop_before: Any, tmp_path: Any, name: Any) -> None:
     resumed(stop_before, tmp_path, name)
+
+
+@pytest.mark.parametrize("name", ["adam", "nadam"])
+def test_a_run_of_two_networks_in_pieces(stop_before: Any, tmp_path: Any, name: str) -> None:
+    """The encoder of vi is a part of theta, which the optimizer sees by its tensors."""
+
+    def system() -> BlockSystem:
+        theta = {"h": 1e-3, "optimizer": name}
+        return sdeflow.vi(Hierarchical(data=6), particles=3, theta=theta, encoder_hidden=(4,))
+
+    resumed(stop_before, tmp_path, name, "alternating", system, batch=Batch(2))
 
 
 @pytest.mark.parametrize("name", ["adan", "nadam"])
@@ -406,7 +432,7 @@ def test_what_an_optimizer_does_not_go_with() -> None:
     ):
         simulate(toy(sdeflow.pgd, optimizer="nadam"), "expint", steps=1, engine="compiled")
     with pytest.raises(
-        SdeflowError, match=r"moves by the optimizer 'adam'. These can: euler_maruyama, expint"
+        SdeflowError, match=r"moves by the optimizer 'adam'. These can: alternating, euler_maruyama, expint"
     ):
         simulate(toy(sdeflow.pgd, optimizer="adam"), "torchsde:euler", steps=1)
     with pytest.raises(SdeflowError, match="a momentum in every block; without one: theta"):
