@@ -6,7 +6,7 @@ from sdeflow.system import (
     Noise,
     State,
     System,
-    optimized,
+    exponential,
     plus,
     refuses_memory,
     refuses_restart,
@@ -30,14 +30,15 @@ class EulerMaruyama(Integrator[System]):
     source = "Maruyama 1955; Kloeden, Platen 1992"
 
     def refuses(self, system: System) -> str | None:
-        return refuses_memory(system) or refuses_restart(system)
+        return refuses_memory(system, optimizes=True) or refuses_restart(system)
 
     def step(self, system: System, t: float, z: State, h: float, noise: tuple[Noise, ...]) -> State:
         (dW,) = noise
         moved: State = {}
-        if isinstance(system, BlockSystem) and any(b.optimizer is not None for b in system.blocks):
+        optimized = [b for b in system.blocks if b.optimizer is not None]
+        if optimized and isinstance(system, BlockSystem):
             f = system.forces(t, z, system.blocks)
-            drift, moved = system.drift_under(f, z), optimized(system.blocks, z, f, h)
+            drift, moved = system.drift_under(f, z), exponential(optimized, z, f, h, dW)
         else:
             drift = system.drift(t, z)
         diffusion = system.diffusion(t, z)

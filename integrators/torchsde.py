@@ -11,7 +11,6 @@ from sdeflow.system import (
     State,
     System,
     refuses_memory,
-    refuses_optimizer,
     refuses_restart,
 )
 
@@ -50,7 +49,7 @@ class TorchSDE(Integrator[System]):
             )
         if self.needs_own_noise and _interacting_noise(system):
             return "the diffusion of a coordinate must depend on that alone, and yours depends on others too"
-        return refuses_memory(system) or refuses_optimizer(system) or refuses_restart(system)
+        return refuses_memory(system) or refuses_restart(system)
 
     def step(self, system: System, t: float, z: State, h: float, noise: tuple[Noise, ...]) -> State:
         import torch

@@ -49,6 +49,7 @@ LONGEST = {
     "README.md": 200,
     "sdeflow/README.md": 120,
     "sdeflow/tuning/README.md": 60,
+    "sdeflow/system/README.md": 70,
     "integrators/README.md": 120,
     "problems/README.md": 120,
     "analysis/README.md": 120,
@@ -138,7 +139,7 @@ def play_block(block: Block, namespace: dict[str, Any]) -> None:
 def play_python(block: Block, namespace: dict[str, Any]) -> None:
     if block.file:
         Path(block.file).write_text(block.text, encoding="utf-8")
-    exec(compile(block.text, block.file or "a block", "exec"), namespace)
+    exec(compile(block.text, block.file or "a block", "exec", dont_inherit=True), namespace)
 
 
 def play_toml(block: Block, _: dict[str, Any]) -> None:

@@ -10,7 +10,6 @@ from sdeflow.system.integrator import Integrator as Integrator
 from sdeflow.system.integrator import kept_forces as kept_forces
 from sdeflow.system.integrator import recall_forces as recall_forces
 from sdeflow.system.integrator import refuses_memory as refuses_memory
-from sdeflow.system.integrator import refuses_optimizer as refuses_optimizer
 from sdeflow.system.integrator import refuses_restart as refuses_restart
 from sdeflow.system.maps import A as A
 from sdeflow.system.maps import B as B
@@ -18,7 +17,6 @@ from sdeflow.system.maps import O as O
 from sdeflow.system.maps import U as U
 from sdeflow.system.maps import exponential as exponential
 from sdeflow.system.maps import free_flight as free_flight
-from sdeflow.system.maps import optimized as optimized
 from sdeflow.system.maps import remembered as remembered
 from sdeflow.system.maps import restarted as restarted
 from sdeflow.system.published import kinetic as kinetic

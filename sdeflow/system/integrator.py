@@ -103,12 +103,12 @@ def why_not(integrator: Integrator[Any], system: System) -> str | None:
     return integrator.refuses(system)
 
 
-def refuses_memory(system: System) -> str | None:
-    """The refusal of schemes that cannot update a preconditioner once a step."""
+def refuses_memory(system: System, *, optimizes: bool = False) -> str | None:
+    """The refusal of schemes that cannot update a preconditioner, or an optimizer unless it `optimizes`."""
     for b in system.blocks:
         if b.preconditioner is not None:
             return f"it takes no preconditioned force, and that on {b.name} is"
-    return None
+    return None if optimizes else refuses_optimizer(system)
 
 
 def refuses_optimizer(system: System) -> str | None:

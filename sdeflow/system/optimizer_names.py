@@ -4,17 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sdeflow.entries import entries, find
 from sdeflow.errors import SdeflowError, did_you_mean
-from sdeflow.system.rule import Optimizer
+from sdeflow.system.block import AUTO
+from sdeflow.system.rule import Optimizer, RMSProp, Rule
+
+if TYPE_CHECKING:
+    from sdeflow.model.model import ParameterLayout
+    from sdeflow.system.published import Motion
 
 TORCH, MORE = "torch:", "pytorch_optimizer:"
 """Prefixes of a name that say which package is meant."""
 
 MATRICES = "muon"
 """Torch's moves matrices alone; that of pytorch-optimizer moves all else by AdamW."""
+
+
+def rule_of(block: str, m: Motion, layout: ParameterLayout | None) -> Rule | None:
+    """The rule that a block's numbers ask for; raises SdeflowError where they do not go together.
+
+    layout   of the tensors that make up its position, None where these have no names
+    """
+    if m.optimizer is None:
+        return RMSProp() if m.precondition else None
+    found = optimizer_named(m.optimizer)
+    if m.precondition:
+        raise SdeflowError(
+            f"block '{block}': precondition is for a block that moves by its force, and the optimizer "
+            f"'{found.name}' moves this one: leave either out"
+        )
+    if m.h == AUTO:
+        raise SdeflowError(
+            f"block '{block}': h is the learning rate of the optimizer '{found.name}', which a run does not "
+            f"choose: give h, for example {found.usual:g}"
+        )
+    return found if layout is None else found.fitted(list(layout.shapes.values()))
 
 
 def optimizer_named(given: str | Mapping[str, Any] | Optimizer) -> Optimizer:

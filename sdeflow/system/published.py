@@ -16,14 +16,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from sdeflow.errors import SdeflowError, expect_count, expect_positive
 from sdeflow.state import Axes
 from sdeflow.system.block import AUTO, Block, Inner
-from sdeflow.system.optimizer_names import optimizer_named
-from sdeflow.system.rule import RMSProp
+from sdeflow.system.optimizer_names import rule_of
 from sdeflow.system.system import BlockSystem
 
 if TYPE_CHECKING:
     from sdeflow.model.energy import EnergyModel
     from sdeflow.model.model import Model, ParameterLayout
-    from sdeflow.system.rule import Rule
 
 
 @dataclass(frozen=True)
@@ -275,30 +273,12 @@ class _Blocks:
             gamma=_given(m.gamma) if moves.momentum else math.nan,
             temperature={"0": 0.0, "1": 1.0, "1/N": 1 / self.particles}[moves.temperature],
             rate=_given(m.h) / self.reference,
-            rule=_rule(name, m, self.layouts.get(axes.dims[0])),
+            rule=rule_of(name, m, self.layouts.get(axes.dims[0])),
             restart=m.restart and moves.momentum,
             role="parameters" if axes.named else "particles",
             inner=inner,
             auto=tuple(name for name in numbers if is_auto(getattr(m, name))),
         )
-
-
-def _rule(block: str, m: Motion, layout: ParameterLayout | None) -> Rule | None:
-    """The rule that a block's numbers ask for."""
-    if m.optimizer is None:
-        return RMSProp() if m.precondition else None
-    found = optimizer_named(m.optimizer)
-    if m.precondition:
-        raise SdeflowError(
-            f"block '{block}': precondition is for a block that moves by its force, and the optimizer "
-            f"'{found.name}' moves this one: leave either out"
-        )
-    if is_auto(m.h):
-        raise SdeflowError(
-            f"block '{block}': h is the learning rate of the optimizer '{found.name}', which a run does not "
-            f"choose: give h, for example {found.usual:g}"
-        )
-    return found if layout is None else found.fitted(list(layout.shapes.values()))
 
 
 def _given(number: Any) -> Any:
