@@ -71,6 +71,7 @@ def test_refusals_name_exactly_the_schemes_that_do(refused: Refused) -> None:
     sentence = refused("--system", "pgd", "--integrator", "ubu")
     named = sentence.rpartition("These can: ")[2].strip().rstrip(".").split(", ")
     assert [n for n in named if not n.startswith("torchsde:")] == [
+        "alternating",
         "euler_maruyama",
         "expint",
         "expint_nc",
