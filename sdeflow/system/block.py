@@ -38,6 +38,11 @@ class Inner:
         if not (self.fresh and self.steps == 0):
             object.__setattr__(self, "steps", expect_count("inner_steps", self.steps))
 
+    @property
+    def short(self) -> str:
+        """In a few words."""
+        return f"K = {self.steps}" + (", fresh" if self.fresh else "") + (", mean" if self.average else "")
+
     def __str__(self) -> str:
         if not self.steps:
             return "a fresh draw a step of theta"

@@ -131,7 +131,7 @@ class SystemDeclaration(Declaration):
 
     @property
     def dynamics(self) -> dict[str, Dynamics | str]:
-        return {"theta": self.theta, "X": self.x if self.inner is None else f"{self.x}, {self.inner}"}
+        return {"theta": self.theta, "X": self.x if self.inner is None else f"{self.x}, {self.inner.short}"}
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class AmortisedDeclaration(Declaration):
 
     @property
     def dynamics(self) -> dict[str, Dynamics | str]:
-        return {"theta": self.theta, "X": "normals, of which an encoder of the data makes draws"}
+        return {"theta": self.theta, "X": "drawn by an encoder"}
 
 
 @dataclass(frozen=True)
