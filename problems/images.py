@@ -75,11 +75,11 @@ class Images(Model):
         unseen, _ = load_images(dataset, "test")
         if not 0 <= held_out <= len(unseen):
             raise SdeflowError(f"held_out must lie in 0..{len(unseen)}, given {held_out}")
-        channels, side = pixels.shape[1], pixels.shape[2] // pool
-        self.image_shape = (channels, side, side)
-        if decoder == "convolutional" and side % 4:
+        channels, height, side = pixels.shape[1], pixels.shape[2] // pool, pixels.shape[3] // pool
+        self.image_shape = (channels, height, side)
+        if decoder == "convolutional" and (height != side or side % 4):
             raise SdeflowError(
-                f"the convolutional decoder doubles a side twice, and images of {side} × {side} are no "
+                f"the convolutional decoder doubles a side twice, and images of {height} × {side} are no "
                 'multiple of 4: take decoder = "mlp", or another pool'
             )
         g = torch.Generator().manual_seed(data_seed)
@@ -101,11 +101,11 @@ class Images(Model):
         self._constant = -self.data.shape[1] / 2 * log(2 * pi * sigma**2)
 
     def _new_network(self) -> Network:
-        (latent,), (channels, side, _) = self.latent_shape, self.image_shape
+        (latent,), (channels, height, side) = self.latent_shape, self.image_shape
         if self._decoder == "convolutional":
             decoder = convolutional(latent, self._width, channels, side)
         else:
-            decoder = perceptron(latent, self._hidden, channels * side**2, nn.Tanh())
+            decoder = perceptron(latent, self._hidden, channels * height * side, nn.Tanh())
         return Network(decoder, Mixture(latent, self._pseudo_points, latent) if self._pseudo_points else None)
 
     def init_theta(self, generator: torch.Generator) -> nn.Module:

@@ -30,7 +30,8 @@ def test_the_catalogue_has_them(cli: Cli) -> None:
 def test_a_block_shows_its_equations(cli: Cli) -> None:
     out = cli("show", "hierarchical", "--system", "pgd", "--set", "system.theta.optimizer=adamw").out
     for line in (
-        "adamw(betas=(0.9, 0.999), eps=1e-08, weight_decay=0.01)",
+        "adamw(betas=(0.9, 0.999), eps=1e-08,",  # which a narrow terminal folds here
+        "weight_decay=0.01)",
         "v ← β₂ v + (1−β₂) f_theta²",
         "theta ← (1−hλ) theta − h m̂ / (√v̂ + ε)",
         "dX = f_x dt + √(2T) dW",
