@@ -245,8 +245,8 @@ def compatible(integrator: Scheme, system: System) -> Integrator:
     """The integrator; raises Incompatible, naming those that would do, where it refuses the system.
 
     'auto' is baoab where every block has a momentum and a force as it is: of all schemes it takes the largest
-    steps for a gradient. Else it is Euler-Maruyama where none has a momentum, and expint where some have; and
-    alternating where particles take inner steps.
+    steps for a gradient. Else it is Euler-Maruyama where none has a momentum, and expint_shared where some
+    have; and alternating where particles take inner steps.
     """
     scheme = integrator_named(_fitting(system) if integrator == "auto" else integrator)
     if refusal := why_not(scheme, system):
