@@ -18,8 +18,9 @@ from sdeflow.analysis.mixture_prior import Mixture, components_of, mixture_of
 from sdeflow.analysis.moments import Moment, moments
 from sdeflow.analysis.samples import Learned, learned, no_mixture
 from sdeflow.analysis.score_pictures import draw
-from sdeflow.analysis.scores import OWN, Options, Score, Subject, part_of, spread
+from sdeflow.analysis.scores import OWN, Options, Score, Subject, part_of
 from sdeflow.config.schema import load_config
+from sdeflow.engine.minibatch import evenly
 from sdeflow.errors import SdeflowError
 from sdeflow.model.model import data_size
 from sdeflow.terminal import Progress
@@ -202,7 +203,7 @@ def read(run: Path, replica: int = 0) -> Learned:
         raise SdeflowError(f"replica {replica} of {run} diverged, {why}: there is nothing to evaluate")
     found = learned(run, replica)
     batch, data = load_config(run / CONFIG).batch, data_size(found.model)
-    seen = spread(data, data if batch is None else batch.size)  # as MiniBatches.observe has it
+    seen = evenly(data, data if batch is None else batch.size)  # as MiniBatches.observe has it
     recorded = float(trajectory["loss"].isel(time=-1).to_numpy().reshape(-1)[replica])
     now = _loss(found, seen)
     if not abs(now - recorded) <= LOSS_TOLERANCE * (1 + abs(recorded)):

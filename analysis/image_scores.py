@@ -14,7 +14,8 @@ from torch import Tensor
 from sdeflow.analysis import features, image_metrics
 from sdeflow.analysis.features import AS_PUBLISHED, EXACT, PIXELS, Network, as_bytes
 from sdeflow.analysis.image_metrics import BLOCKS, COMPARABLE, NEIGHBOURS
-from sdeflow.analysis.scores import Score, Subject, pieces, spread
+from sdeflow.analysis.scores import Score, Subject, pieces
+from sdeflow.engine.minibatch import evenly
 from sdeflow.errors import RunError, SdeflowError, did_you_mean, expect_count
 from sdeflow.model.model import Model
 from sdeflow.terminal import Progress, duration, rate
@@ -86,7 +87,7 @@ class ImageScores:
                 f"{len(found)} real images of {options.against} are too few, at least {BLOCKS} were "
                 "expected: give the model more data, or another --against"
             )
-        found = found[spread(len(found), most)]
+        found = found[evenly(len(found), most)]
         real = (_in_pixels(found[piece]) for piece in pieces(len(found), DECODED_AT_ONCE))
         self.real = self._bytes(real, "a real image")
         latents = subject.prior_draws(most, subject.generator("images"))
@@ -156,7 +157,7 @@ class ImageScores:
             return Score("_".join(names), ", ".join(titles), value, error, np.nan)
 
         def pair(n: int) -> tuple[Tensor, Tensor]:
-            return real[spread(len(real), n)], made[:n]
+            return real[evenly(len(real), n)], made[:n]
 
         x, y = pair(options.kid)
         found = [score("KID", len(y), *image_metrics.kid(x, y))]

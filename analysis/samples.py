@@ -19,6 +19,7 @@ from sdeflow.analysis.mixture_prior import components_of, mixture_of
 from sdeflow.analysis.pictures import Latents, write_grid, write_planar
 from sdeflow.config.build import build
 from sdeflow.config.schema import load_config
+from sdeflow.engine.minibatch import evenly
 from sdeflow.engine.step import EagerSteps, advance
 from sdeflow.errors import RunError, SdeflowError
 from sdeflow.model.amortised import Amortised
@@ -58,7 +59,7 @@ def continued(
 
     alone = BlockSystem([block], of_z, h=system.h)
     count = len(state["Z"])
-    take = torch.arange(n) % count if n > count else torch.linspace(0, count - 1, n).round().long()
+    take = torch.arange(n) % count if n > count else evenly(count, n)
     z = {name: state[name][None, take] for name in block.variables}
     noise = TorchNoise(
         [replace(channel, key="z/samples") for channel in alone.channels],
@@ -277,7 +278,7 @@ def _images(run: Path, found: Learned, latents: Tensor) -> list[Path]:
     model, shape, x = found.model, found.model.image_shape, found.state["X"]
     assert shape is not None
     data, particles = x.shape[:2]
-    index = torch.linspace(0, data - 1, min(16, data)).round().long()
+    index = evenly(data, 16)
     with torch.no_grad():
         samples = model.decode(found.theta, latents).reshape(-1, *shape)
         chosen = x[index].reshape(len(index) * particles, *model.latent_shape)

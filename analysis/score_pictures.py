@@ -13,7 +13,8 @@ from torch import Tensor
 
 from sdeflow.analysis.curves import open_frame
 from sdeflow.analysis.pictures import grid, write_planar
-from sdeflow.analysis.scores import Subject, spread
+from sdeflow.analysis.scores import Subject
+from sdeflow.engine.minibatch import evenly
 from sdeflow.errors import attempt
 from sdeflow.trajectory.opening import open_run
 
@@ -54,7 +55,7 @@ def _samples(path: Path, subject: Subject) -> Path | None:
     if not images and not observed:
         return None
     n = IMAGES if images else POINTS
-    data = subject.y[spread(len(subject.y), n)].cpu()
+    data = subject.y[evenly(len(subject.y), n)].cpu()
     with torch.no_grad():
         latents = subject.prior_draws(n, g).to(found.state["X"])
         if images:

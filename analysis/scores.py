@@ -25,6 +25,7 @@ from sdeflow.analysis.prior_check import check_prior
 from sdeflow.analysis.reconstruction import langevin, misfit
 from sdeflow.analysis.samples import Learned, continued
 from sdeflow.config.run import resolve_device
+from sdeflow.engine.minibatch import evenly
 from sdeflow.errors import SdeflowError, attempt, expect_count, expect_positive
 from sdeflow.model.energy import ALPHA, EnergyModel, Prior, part
 from sdeflow.model.model import Data, data_size
@@ -128,7 +129,7 @@ class Subject:
         self.held_out = self.model.held_out is not None
         self.of = "held-out data" if self.held_out else "training data"
         whole = self.model.held_out if self.held_out else self.model.data
-        self.index = spread(annealing.size(whole), options.data)
+        self.index = evenly(annealing.size(whole), options.data)
         self.y = part_of(whole, self.index)
         self.learns_energy = found.learns_energy
         self.base = self._gaussian() if self.learns_energy else prior(self.stated, found.theta, self.like)
@@ -204,7 +205,7 @@ class Subject:
 def evidence(subject: Subject) -> tuple[list[Score], Ladder]:
     """log p_theta(y_i), from below in expectation, and log Z where an energy was learned; and the steps."""
     options, scores = subject.options, []
-    pilots = part_of(subject.model.data, spread(data_size(subject.model), PILOTS))
+    pilots = part_of(subject.model.data, evenly(data_size(subject.model), PILOTS))
     ladder = subject.ladder(subject.path, pilots, options.chains)
     parts = []
     for piece in subject.pieces:
@@ -276,7 +277,7 @@ def reconstructions(subject: Subject) -> list[Score]:
         x = langevin(model, theta, start[piece], y, g=g, **how)
         subject.particles = x if subject.particles is None else subject.particles
         parts.append(misfit(model, theta, x, y))
-    index = spread(data_size(model), options.data)
+    index = evenly(data_size(model), options.data)
     own = []
     for piece in pieces(len(index), options.at_once):
         x = found.state["X"][index[piece]].to(subject.like)
@@ -300,11 +301,6 @@ def _score(
 ) -> Score:
     error = float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else np.nan
     return Score(name, title, float(values.mean()), error, over_chains, axis, each)
-
-
-def spread(n: int, most: int) -> Tensor:
-    """Indices of at most so many of n data, spread evenly."""
-    return torch.linspace(0, n - 1, min(n, most)).round().long()
 
 
 def pieces(n: int, size: int) -> Iterator[slice]:

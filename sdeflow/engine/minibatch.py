@@ -111,7 +111,7 @@ class MiniBatches:
 
     def observe(self, t: float, z: State) -> dict[str, Tensor]:
         """The system's observables on as many data as a batch has, spread evenly and the same every time."""
-        index = torch.linspace(0, self.n_data - 1, self.batch.size).round().long()
+        index = evenly(self.n_data, self.batch.size)
         index = index.to(self.replicas.device).expand(self.replicas.count, -1)
         return self._part.observe(t, self._show(z, index))
 
@@ -156,3 +156,8 @@ class MiniBatches:
         """Shows the forces data `index` [R, b]; gives the state with the particles of these alone."""
         self._part.see(index)
         return {k: v[self._replica, index] if k in self._of_data else v for k, v in z.items()}
+
+
+def evenly(n: int, most: int) -> Tensor:
+    """Indices of at most so many of n data, spread evenly and the same every time."""
+    return torch.linspace(0, n - 1, min(n, most)).round().long()

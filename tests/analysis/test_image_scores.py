@@ -19,7 +19,8 @@ from sdeflow.analysis.evaluation import evaluate
 from sdeflow.analysis.features import as_bytes
 from sdeflow.analysis.image_metrics import coverage, kid
 from sdeflow.analysis.image_scores import ImageOptions
-from sdeflow.analysis.scores import Options, spread
+from sdeflow.analysis.scores import Options
+from sdeflow.engine.minibatch import evenly
 from sdeflow.problems.decoder import Decoder
 from sdeflow.seeds import generator
 
@@ -189,7 +190,7 @@ def test_scores_are_those_of_the_images(folder: Path) -> None:
     named = {name: value for name, value in values.items() if name.split("_")[0] in METRICS}
     assert len(named) == 6
     for pixels, end in (("exact", ""), ("as_published", "_as_published")):
-        x, y = profile(data[spread(1797, 300)], pixels), profile(made, pixels)
+        x, y = profile(data[evenly(1797, 300)], pixels), profile(made, pixels)
         mine = {
             name.split("_")[0]: v for name, v in named.items() if name.endswith("as_published") == bool(end)
         }
@@ -243,7 +244,7 @@ def test_against_images_that_were_held_out(folder: Path, cli: Cli) -> None:
     model = Decoder(images=100, held_out=25)
     latents = model.sample_prior(theta, 60, generator(0, "evaluate", "images")).float()
     made = profile(model.decode(theta, latents).clamp(-1, 1))
-    for against, real in (("test", model.held_out), ("train", model.data[spread(100, 60)])):
+    for against, real in (("test", model.held_out), ("train", model.data[evenly(100, 60)])):
         assert found[against] == pytest.approx(kid(profile(real), made).value, rel=1e-4)
 
 
