@@ -26,7 +26,7 @@ from sdeflow.analysis.reconstruction import langevin, misfit
 from sdeflow.analysis.samples import Learned, continued
 from sdeflow.config.run import resolve_device
 from sdeflow.engine.minibatch import evenly
-from sdeflow.errors import SdeflowError, attempt, expect_count, expect_positive
+from sdeflow.errors import SdeflowError, attempt, did_you_mean, expect_count, expect_positive
 from sdeflow.model.energy import ALPHA, EnergyModel, Prior, part
 from sdeflow.model.model import Data, data_size
 from sdeflow.seeds import generator
@@ -40,6 +40,9 @@ MOVED = 100
 FEW, LONE = 10, 2
 """Effective chains of log Z, and of a datum's evidence, below which their errors mean little."""
 
+FOLDS = ("validation", "test")
+"""Halves of the held-out data."""
+
 OWN = "of the model"
 """How evaluation.nc calls the prior where no other is put in its place."""
 
@@ -51,6 +54,8 @@ class Options:
     """What is scored, and how. Raises SdeflowError for what is out of range.
 
     data                   so many at most, spread evenly
+    fold                   'validation' or 'test', two halves of the held-out data, every other one each: the
+                           first to choose numbers by, the second to report; '' is all
     chains, temperatures   of annealed importance sampling
     particles              that reconstruct a datum, by `langevin_steps` steps of `langevin_h`
     at_once                data whose chains move together, which bounds the memory; scores are the same to
@@ -62,6 +67,7 @@ class Options:
     """
 
     data: int = 1000
+    fold: str = ""
     chains: int = 16
     temperatures: int = 500
     particles: int = 5
@@ -83,6 +89,8 @@ class Options:
             if expect_count(name, getattr(self, name)) < 2:
                 raise SdeflowError(f"{name} must be at least 2, given {getattr(self, name)}")
         expect_positive("langevin_h", self.langevin_h)
+        if self.fold not in ("", *FOLDS):
+            raise SdeflowError(f"fold cannot be '{self.fold}': {did_you_mean(self.fold, FOLDS)}")
         if self.prior:
             components_of(self.prior)
         if self.prior and self.along:
@@ -127,9 +135,11 @@ class Subject:
         self.model = self.stated.to(dtype, self.like.device)
         self.theta = {name: value.to(self.like) for name, value in found.theta.items()}
         self.held_out = self.model.held_out is not None
-        self.of = "held-out data" if self.held_out else "training data"
+        self.of = " ".join(
+            filter(None, ["held-out data" if self.held_out else "training data", options.fold])
+        )
         whole = self.model.held_out if self.held_out else self.model.data
-        self.index = evenly(annealing.size(whole), options.data)
+        self.index = self._index(annealing.size(whole))
         self.y = part_of(whole, self.index)
         self.learns_energy = found.learns_energy
         self.base = self._gaussian() if self.learns_energy else prior(self.stated, found.theta, self.like)
@@ -141,6 +151,17 @@ class Subject:
         self.tick: Tick = no_tick
         self.particles: Tensor | None = None
         self.notes: list[str] = []
+
+    def _index(self, count: int) -> Tensor:
+        """Of so many data those that are scored, [B]."""
+        fold = self.options.fold
+        if fold and (not self.held_out or count < len(FOLDS)):
+            raise SdeflowError(
+                f"fold = '{fold}' is half of the held-out data, at least {len(FOLDS)} were expected, and "
+                f"{type(self.found.model).__name__} has {count * self.held_out}: leave --fold out"
+            )
+        every = torch.arange(count)[FOLDS.index(fold) :: len(FOLDS)] if fold else torch.arange(count)
+        return every[evenly(len(every), self.options.data)]
 
     @property
     def pieces(self) -> Iterator[slice]:

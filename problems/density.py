@@ -28,6 +28,7 @@ class Density(Model):
     pseudo_points  K
     points         dimension of the pseudo-points
     test           fresh data, with other draws, to which the distance W1 of as many samples is recorded
+    held_out       so many of the fresh data, the last of them, for a loss on data that were not learned
 
     Source: Lim et al. 2024, arXiv:2312.07335, density estimation.
     """
@@ -43,6 +44,7 @@ class Density(Model):
         pseudo_points: int = 20,
         points: int = 2,
         test: int = 10_000,
+        held_out: int = 0,
         data_seed: int = 0,
     ) -> None:
         if min(data, latent, *hidden, pseudo_points, points, test) < 1:
@@ -54,7 +56,12 @@ class Density(Model):
             raise SdeflowError(f"sigma must be positive, given {sigma}")
         g = torch.Generator().manual_seed(data_seed)
         self.data = _two_modes(data, g)[:, None]
-        self.test = _two_modes(test, g).sort().values
+        if not 0 <= held_out <= test:
+            raise SdeflowError(f"held_out must lie in 0..{test}, the number of test data, given {held_out}")
+        fresh = _two_modes(test, g)
+        if held_out:
+            self.held_out = fresh[-held_out:, None]
+        self.test = fresh.sort().values
         self._normals = torch.randn(test, latent + 1, generator=g, dtype=torch.float64)
         self.latent_shape = (latent,)
         self.sigma = sigma

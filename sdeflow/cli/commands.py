@@ -221,6 +221,10 @@ def evaluate(
     ctx: typer.Context,
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run that has ended.")],
     data: Annotated[int, typer.Option(help="Score so many data at most, spread evenly.")] = 1000,
+    fold: Annotated[
+        str,
+        typer.Option(help="Of the held-out data the half to choose by, 'validation', or to report, 'test'."),
+    ] = "",
     chains: Annotated[int, typer.Option(help="Chains a datum of annealed importance sampling.")] = 16,
     temperatures: Annotated[int, typer.Option(help="Temperatures between prior and posterior.")] = 500,
     particles: Annotated[int, typer.Option(help="Particles that reconstruct a datum.")] = 5,

@@ -1,0 +1,140 @@
+"""One method trained and scored in a folder, once: what is there already is not done again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from sdeflow.analysis.evaluation import evaluate
+from sdeflow.analysis.image_scores import ImageOptions
+from sdeflow.analysis.image_table.settings import evaluations
+from sdeflow.analysis.scores import Options
+from sdeflow.config.build import build
+from sdeflow.config.schema import Config
+from sdeflow.simulation.resume import resume_from
+from sdeflow.simulation.solve import solve
+from sdeflow.system.system import BlockSystem
+from sdeflow.trajectory import durable
+from sdeflow.trajectory.opening import newest
+from sdeflow.trajectory.segments import encode
+
+SCORES = "scores.nc"
+
+
+@dataclass(frozen=True)
+class Looks:
+    """How the replicas of a run are scored.
+
+    options      of `sdeflow evaluate`
+    images       the same for images, or None; with them each replica's are made
+    mixture      'gmm:K' for scores with a mixture as prior too, where the model's own is not an energy
+    observable   that the run records, whose last value is a score
+    """
+
+    options: Options
+    images: ImageOptions | None = None
+    mixture: str = ""
+    observable: str = ""
+
+
+def trained(config: Config, folder: Path) -> xr.Dataset:
+    """The trajectory of a run in its folder, which is begun, gone on with, or read.
+
+    Raises SdeflowError where the folder holds another run, KeyboardInterrupt where this one is interrupted.
+    """
+    run = build(config)
+    solution = resume_from(lambda _: run, folder) if folder.exists() else solve(run, out=folder)
+    if solution.retcode == "interrupted":
+        raise KeyboardInterrupt(solution.message)
+    return solution.dataset
+
+
+def trial(config: Config, folder: Path, looks: Looks) -> xr.Dataset:
+    """A run trained and scored, kept in SCORES of its folder. Scores of replicas that diverged are NaN.
+
+    value [seed, parameters, score]    `parameters` are those of `evaluate`, and with the mixture as prior
+    evidence_along [seed, parameters, moment]   after `evaluations` [moment] on a minibatch
+    attrs: evaluations_a_step, seconds a replica, particle_time a step (of X; NaN where it does not add up)
+    """
+    dataset, asked = trained(config, folder), repr(looks)
+    path = folder / SCORES
+    if path.exists():
+        with xr.open_dataset(path) as found:
+            if found.attrs["asked"] == asked:
+                return found.load()
+    bad = newest(folder).diverged
+    rows = {seed: _scores(folder, r, looks, dataset) for r, seed in enumerate(seeds(config)) if r not in bad}
+    run = build(config)
+    a_step = evaluations(run)
+    attrs = {
+        "asked": asked,
+        "evaluations_a_step": a_step,
+        "particle_time": particle_time(run.system),
+        "seconds": float(dataset.attrs["seconds"]) / config.run.replicas,
+        "steps": config.run.steps,
+        "diverged": len(bad),
+    }
+    found = xr.concat(rows.values(), xr.Variable("seed", list(rows))) if rows else xr.Dataset()
+    found = found.reindex(seed=seeds(config)) if rows else found.assign_coords(seed=seeds(config))
+    if "moment" in found.dims:
+        found = found.assign_coords(evaluations=("moment", found.moment.to_numpy() * a_step))
+    found = found.assign_attrs(attrs)
+    durable.write(path, encode(found))
+    return found
+
+
+def seeds(config: Config) -> list[int]:
+    """Of the replicas of a run."""
+    return [config.run.seed + r for r in range(config.run.replicas)]
+
+
+def particle_time(system: object) -> float:
+    """How far a step takes the particles of a datum that it sees: h/gamma, or h without a momentum.
+
+    Inner steps add up; NaN where particles are drawn anew, and their time does not.
+    """
+    assert isinstance(system, BlockSystem)
+    (block,) = (b for b in system.blocks if b.name == "x")
+    if block.inner is not None and block.inner.fresh:
+        return float("nan")
+    steps = 1 if block.inner is None else block.inner.steps
+    return steps * system.h * block.rate / (block.gamma if block.kinetic else 1.0)
+
+
+def _scores(folder: Path, replica: int, looks: Looks, dataset: xr.Dataset) -> xr.Dataset:
+    """Of one replica."""
+    options = replace(looks.options, replica=replica, pictures=looks.options.pictures and replica == 0)
+    found = _named(evaluate(folder, options, images=looks.images))
+    if looks.mixture and "log_z" not in found.score:
+        other = replace(options, prior=looks.mixture, along=False, pictures=False)
+        mixed = _named(evaluate(folder, other, images=looks.images))
+        mixed = mixed.assign_coords(parameters=[f"{p}, {looks.mixture}" for p in mixed.parameters.to_numpy()])
+        found = xr.concat([found, mixed], "parameters")
+    if looks.observable:
+        last = float(dataset[looks.observable].isel(time=-1).to_numpy().reshape(-1)[replica])
+        found = found.reindex(score=[*found.score.to_numpy(), looks.observable])
+        found.value.loc[{"parameters": "last", "score": looks.observable}] = last
+    return found
+
+
+def _named(scores: xr.Dataset) -> xr.Dataset:
+    """The values of scores by a short name, and those along the run."""
+    short = [str(name).partition("_train")[0].partition("_test")[0] for name in scores.score.to_numpy()]
+    found = scores[["value"]].assign_coords(score=short).drop_vars("title")
+    if "evidence_along" in scores:
+        found = found.merge(
+            scores[["evidence_along"]].rename(step="moment").drop_vars("gradient_evaluations")
+        )
+    return found
+
+
+def best(found: list[xr.Dataset]) -> int:
+    """The index of the run of one seed with the highest evidence; those that diverged are none."""
+    last = [
+        float(f.value.sel(parameters="last", score="evidence").item()) if "value" in f else np.nan
+        for f in found
+    ]
+    return int(np.argmax(np.nan_to_num(np.array(last), nan=-np.inf)))
