@@ -5,7 +5,6 @@ Figures are SVG inside the page; nothing is fetched from anywhere.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import xarray as xr
 
+from sdeflow.analysis.comparison import html
 from sdeflow.analysis.comparison.entries import Entry, Row, scored
 from sdeflow.analysis.curves import curve, open_frame
 from sdeflow.analysis.scores import OWN
@@ -20,34 +20,6 @@ from sdeflow.terminal import duration
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-STYLE = """
-:root { color-scheme: light; --ink: #1c2733; --soft: #5b6b7a; --line: #d9e0e6; --bad: #a4262c; }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 68rem; padding: 1.5rem 1rem 4rem; color: var(--ink); background: #fff;
-       font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.5rem; margin: 0 0 .25rem; } h2 { font-size: 1.1rem; margin: 2.2rem 0 .5rem; }
-p.sub, figcaption, footer { color: var(--soft); font-size: .9rem; }
-figure { margin: 0; } figure svg { display: block; width: 100%; height: auto; }
-.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(16rem, 100%), 1fr)); gap: .5rem; }
-figure.small svg { max-width: 32rem; }
-table { border-collapse: collapse; font-size: .9rem; width: 100%; }
-th, td { text-align: right; padding: .35rem .5rem; vertical-align: bottom;
-         border-top: 1px solid var(--line); }
-tr > :first-child { text-align: left; } thead th { border: 0; font-weight: 600; color: var(--soft); }
-tbody th, .number { white-space: nowrap; }
-tr.bad > * { color: var(--bad); }
-tr.note td { border: 0; padding-top: 0; overflow-wrap: anywhere; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; font-size: .9rem; }
-dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
-pre { background: #f5f7f9; padding: .8rem; font-size: .8rem; white-space: pre-wrap; overflow-wrap: anywhere; }
-@media (max-width: 70rem) {
-  thead, td:empty { display: none; } table, tbody, tr { display: block; max-width: 34rem; }
-  tbody th { display: block; white-space: normal; overflow-wrap: anywhere; }
-  tbody td { display: flex; justify-content: space-between; gap: 1rem; border: 0; padding: .1rem .5rem; }
-  td[data-label]::before { content: attr(data-label); color: var(--soft); }
-}
-"""
 
 AXES = ("steps", "gradient evaluations", "seconds")
 
@@ -61,29 +33,24 @@ def page(
         f"<h1>{escape(title)}</h1>",
         f"<p class=sub>{len(entries)} integrators, {_counted(shown, 'replicas')} replicas, "
         f"{_counted(shown, 'steps')} steps</p>",
-        _section("Rates", _table(rows), _RATES),
+        html.section("Rates", _table(rows), _RATES),
     ]
     if any(_loss(entry) is not None for entry in shown):
-        parts.append(_section("Loss", _panels(curves(shown, _loss, "loss")), _LOSS))
+        parts.append(html.section("Loss", html.panels(curves(shown, _loss, "loss")), _LOSS))
     if (scores := scored(entries)) is not None:
-        parts.append(_section("Scores", _scores(scores), _SCORES))
+        parts.append(html.section("Scores", _scores(scores), _SCORES))
     if energies:
         parts.append(
-            _section(
+            html.section(
                 "Free energy above its minimum",
-                _panels(curves(shown, lambda e: energies.get(e.label), "E − E*")),
+                html.panels(curves(shown, lambda e: energies.get(e.label), "E − E*")),
                 _ENERGY,
             )
         )
     if any(row.fitted is not None and np.isfinite(row.predicted) for row in rows):
-        parts.append(_section("Fitted against predicted", _svg(against(rows)), _AGAINST, "small"))
+        parts.append(html.section("Fitted against predicted", html.svg(against(rows)), _AGAINST, "small"))
     parts += [_provenance(shown)]
-    body = "\n".join(parts)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
-    )
+    return html.document(title, parts)
 
 
 _RATES = (
@@ -162,29 +129,6 @@ def against(rows: Sequence[Row]) -> Figure:
 
 def _loss(entry: Entry) -> xr.DataArray | None:
     return None if entry.dataset is None or "loss" not in entry.dataset else entry.dataset["loss"]
-
-
-def _section(title: str, content: str, caption: str, size: str = "wide") -> str:
-    shown = f"<figcaption>{escape(caption)}</figcaption>"
-    return f"<h2>{title}</h2>\n<figure class={size}>{content}{shown}</figure>"
-
-
-def _panels(figures: Sequence[Figure]) -> str:
-    """Figures side by side, or below each other where there is no room."""
-    return f"<div class=panels>{''.join(map(_svg, figures))}</div>"
-
-
-def _svg(figure: Figure) -> str:
-    """The figure as an SVG element, its text as text."""
-    import matplotlib
-
-    buffer = io.StringIO()
-    with matplotlib.rc_context(
-        {"svg.fonttype": "none", "svg.hashsalt": "sdeflow", "font.family": "sans-serif"}
-    ):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
 
 
 def plain_cells(row: Row) -> list[str]:

@@ -6,51 +6,67 @@
 All see the same data in the same order, from the same starts and with noise of the same addresses, seed by
 seed, and make as many gradient evaluations. Numbers are chosen with a seed of their own and on validation
 data; reported are test data. A study that was stopped goes on where it was: what is done is not done again.
-Writes table.md, table.nc, page.html and samples.png into the folder.
+Writes table.md, table.nc and page.html into the folder.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import xarray as xr
+
 from sdeflow.analysis.image_scores import ImageOptions
-from sdeflow.analysis.image_table.bases import compare, runs
-from sdeflow.analysis.image_table.methods import METHODS, methods
+from sdeflow.analysis.image_table.bases import TUNED, compare, folder, runs
+from sdeflow.analysis.image_table.methods import METHODS
+from sdeflow.analysis.image_table.page import as_dataset, page, samples, text
 from sdeflow.analysis.image_table.settings import SETTINGS, Setting
 from sdeflow.analysis.studies.script import parser
+from sdeflow.data.cache import at_hand, cache_folder, fetching
+from sdeflow.data.datasets import INCEPTION
 from sdeflow.errors import SdeflowError, did_you_mean
 from sdeflow.terminal import counted
+from sdeflow.trajectory import durable
+from sdeflow.trajectory.segments import encode
 
 
 def main() -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("problem", choices=list(SETTINGS))
-    arguments.add_argument("--out", type=Path, required=True, help="folder for runs, tables and the page")
-    arguments.add_argument("--methods", nargs="+", default=None, help="labels (default: the setting's)")
-    arguments.add_argument("--no-images", action="store_true", help="leave KID out")
-    given = arguments.parse_args()
-    setting, labels = SETTINGS[given.problem], given.methods
-    known = [m.label for m in METHODS]
-    for label in labels or ():
-        if label not in known:
-            raise SdeflowError(f"no method '{label}': {did_you_mean(label, known)}")
-    entrants = [m for m in methods(labels or setting.labels) if setting.energy or not m.energy]
-    images = None if given.no_images else image_options(setting)
-    with counted("run", runs(setting, entrants)) as tick:
-        found = compare(setting, entrants, given.out, images, lambda _: tick())
-    print(found)
+    """The script."""
+    options = parser(__doc__)
+    options.add_argument("problem", choices=list(SETTINGS))
+    options.add_argument("--out", type=Path, required=True, help="folder for runs, tables and the page")
+    options.add_argument("--methods", nargs="+", metavar="LABEL", help="which (default: the setting's)")
+    given = options.parse_args()
+    setting, known = SETTINGS[given.problem], [m.label for m in METHODS]
+    try:
+        for label in given.methods or ():
+            if label not in known:
+                raise SdeflowError(f"no method '{label}': {did_you_mean(label, known)}")
+        entrants = setting.entrants(given.methods)
+        with fetching(), counted("run", runs(setting, entrants)) as tick:
+            found = compare(setting, entrants, given.out, image_options(setting), lambda _: tick())
+    except SdeflowError as error:
+        options.error(str(error))
+    write(setting, found, given.out)
+
+
+def write(setting: Setting, found: dict[str, dict[str, xr.Dataset]], out: Path) -> None:
+    """The tables, as text and numbers, and the page; prints what stands in the first."""
+    by_label = {m.label: out / TUNED / folder(m) for m in METHODS if m.label in found[TUNED]}
+    tables = text(setting, found)
+    durable.write(out / "table.md", tables.encode())
+    durable.write(out / "table.nc", encode(as_dataset(found)))
+    durable.write(out / "page.html", page(setting, found, samples(by_label)).encode())
+    print(tables)
+    print(out / "page.html")
 
 
 def image_options(setting: Setting) -> ImageOptions | None:
     """How images are compared, by features of Inception."""
-    from sdeflow.data.cache import at_hand, cache_folder
-    from sdeflow.data.datasets import INCEPTION
-
     if not setting.images:
         return None
     network = at_hand(INCEPTION) / f"{INCEPTION}.pt"
     kept = cache_folder() / "features"
-    return ImageOptions(network, kid=setting.images, pixels=setting.pixels, kept=kept)
+    return ImageOptions(features=network, kid=setting.images, pixels=setting.pixels, kept=kept)
 
 
 if __name__ == "__main__":

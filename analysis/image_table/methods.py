@@ -33,8 +33,8 @@ def _by(optimizer: str, rate: float = 1e-3) -> Method:
     return Method(f"pgd, {optimizer}", "pgd", "euler_maruyama", optimizer, rate)
 
 
-REFERENCE = "pgd"
-"""The label of the method that others are compared to, in pairs."""
+REFERENCE, PLAIN = "pgd", "pgd, no preconditioner"
+"""The label of the method that others are compared to, in pairs, and of the same without a preconditioner."""
 
 # Without momenta expint_shared is Euler-Maruyama, and it takes a preconditioner.
 
@@ -49,7 +49,7 @@ METHODS = (
     Method("mpgd-x", "mpgd-x", "expint_shared"),
     Method("ipla", "ipla", "euler_maruyama", plain=True),
     Method("kiplmc", "kiplmc", "expint_shared", plain=True),
-    Method("pgd, no preconditioner", "pgd", "euler_maruyama", plain=True),
+    Method(PLAIN, "pgd", "euler_maruyama", plain=True),
     _by("adam"),
     _by("adamw"),
     _by("rmsprop"),
@@ -67,8 +67,3 @@ METHODS = (
 
 SHORT = ("pgd", "mpgd, expint", "mpgd, expint_shared", "pgd, adam", "vi", "short_run", "kinetic_ebipla")
 """Labels of those that are run on the larger problems unless others are asked for."""
-
-
-def methods(labels: tuple[str, ...] | None = None) -> list[Method]:
-    """Those of the labels, in the order of METHODS; all for None."""
-    return [m for m in METHODS if labels is None or m.label in labels]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from sdeflow.analysis.image_table.methods import SHORT, Method, Table
+from sdeflow.analysis.image_table.methods import METHODS, PLAIN, SHORT, Method, Table
 from sdeflow.analysis.scores import Options
 from sdeflow.config.build import build
 from sdeflow.config.catalogue import problem_file
@@ -80,6 +81,17 @@ class Setting:
     def reported(self) -> range:
         return range(FIRST_SEED, FIRST_SEED + self.seeds)
 
+    def entrants(self, labels: Sequence[str] | None = None) -> list[Method]:
+        """The methods of some labels, or of the setting's own, which it can have, in the order of METHODS."""
+        asked = labels or self.labels
+        return [
+            m
+            for m in METHODS
+            if (asked is None or m.label in asked)
+            and (self.energy or not m.energy)
+            and not (self.precondition is None and m.label == PLAIN)  # which is what the reference is
+        ]
+
     def config(
         self,
         method: Method,
@@ -117,9 +129,8 @@ class Setting:
 
     def _system(self, method: Method, given: Table, theta: float, x: float) -> Table:
         """The table [system] of a method, with what the problem gives that is no block."""
-        rest = {"use": method.system} | {
-            k: v for k, v in given.items() if k in ("particles", "prior_particles")
-        }
+        rest = {k: v for k, v in given.items() if k in ("particles", "prior_particles")}
+        rest |= {"use": method.system} | (self.encoder if method.system == "vi" else {})
         if method.energy:
             factors = {"alpha": theta, "beta": theta, "x": x, "z": x}
             return rest | {name: _scaled(given[name], factors[name]) for name in factors if name in given}
@@ -151,8 +162,9 @@ def evaluations(run: Run) -> float:
     assert isinstance(run.system, BlockSystem)
     assert run.system.model_forces is not None
     model = run.system.model_forces.model
-    more = _share(model, run.system.model_forces.n_particles) if isinstance(model, Amortised) else 0.0
-    return run.gradient_evaluations + more
+    if isinstance(model, Amortised):  # whose encoder the run itself counts as much as the decoder
+        return 1 + _share(model, run.system.model_forces.n_particles)
+    return float(run.gradient_evaluations)
 
 
 def _share(model: Amortised, particles: int) -> float:
@@ -184,7 +196,7 @@ SETTINGS = {
     "mixture_1d": Setting(
         "mixture_1d",
         budget=1_000,
-        seeds=5,
+        seeds=3,
         plain=1e-5,
         x=1e-4,
         precondition=None,

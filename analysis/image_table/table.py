@@ -1,0 +1,134 @@
+"""Tables of methods on three bases: means over seeds, and differences to the reference in pairs of seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import xarray as xr
+
+from sdeflow.analysis.image_table.methods import REFERENCE
+from sdeflow.analysis.rates import Interval, over_replicas
+from sdeflow.analysis.studies.script import pm
+
+Scores = Mapping[str, xr.Dataset]
+"""Of methods by label, as `trial` gives them."""
+
+DIGITS = {"evidence": 2, "kid": 4, "reconstruction": 4, "w1": 3, "precision": 2, "recall": 2}
+"""Decimals of scores."""
+
+
+def paired(values: xr.DataArray, reference: xr.DataArray) -> Interval | None:
+    """The mean difference over the seeds of both, with Student's 95% interval; None for fewer than two."""
+    difference = (values - reference).dropna("seed").to_numpy()
+    return over_replicas(difference) if len(difference) > 1 else None
+
+
+def rows(found: Scores) -> list[dict[str, str]]:
+    """A line for each method of one basis, with what all of them have: scores, differences, cost."""
+    first = next(iter(found.values()))
+    measure = "w1" if "w1" in first.score else "evidence"
+    of = {label: dict(_columns(scores)) for label, scores in found.items()}
+    names = list(dict.fromkeys(name for columns in of.values() for name in columns))
+    lines = []
+    for label, scores in found.items():
+        line = {"method": label}
+        for name in names:
+            values = of[label].get(name)
+            line[name] = "" if values is None else _mean(values, DIGITS[str(values.score.item())])
+            if name == measure or name == "evidence":
+                line[f"{name} less {REFERENCE}'s"] = _difference(of, label, name)
+        lines.append(line | _cost(scores))
+    return lines
+
+
+def _columns(scores: xr.Dataset) -> list[tuple[str, xr.DataArray]]:
+    """What is shown of a method: each a value a seed."""
+    if "value" not in scores:
+        return []
+    asked = [("last", name) for name in ("evidence", "w1")]
+    asked += [(str(p), "evidence") for p in scores.parameters.to_numpy() if p != "last"]
+    asked += [("last", name) for name in ("kid", "precision", "recall", "reconstruction")]
+    known = set(scores.score.to_numpy().tolist())
+    return [
+        (name if p == "last" else f"{name}, {p}", scores.value.sel(parameters=p, score=name))
+        for p, name in asked
+        if name in known and bool(scores.value.sel(parameters=p, score=name).notnull().any())
+    ]
+
+
+def _difference(of: Mapping[str, Mapping[str, xr.DataArray]], label: str, name: str) -> str:
+    one, reference = of[label].get(name), of.get(REFERENCE, {}).get(name)
+    if label == REFERENCE or one is None or reference is None:
+        return ""
+    return interval(paired(one, reference), DIGITS[name.partition(",")[0]])
+
+
+def interval(found: Interval | None, digits: int) -> str:
+    """A difference with its interval; '' where there is none."""
+    if found is None:
+        return ""
+    return f"{found.mean:+.{digits}f} ({found.low:+.{digits}f} to {found.high:+.{digits}f})"
+
+
+def _mean(values: xr.DataArray, digits: int) -> str:
+    """The mean over seeds with its standard error; how many are missing."""
+    there = values.dropna("seed").to_numpy()
+    gone = values.sizes["seed"] - len(there)
+    if len(there) < 2:
+        return "diverged" if gone else f"{float(there[0]):.{digits}f}"
+    return pm(over_replicas(there), 1, digits) + (f", {gone} diverged" if gone else "")
+
+
+def _cost(scores: xr.Dataset) -> dict[str, str]:
+    """Evaluations a step, seconds a seed, and by which factors steps were multiplied."""
+    a = scores.attrs
+    line = {"evaluations a step": f"{a['evaluations_a_step']:.3g}", "s": f"{a['seconds']:.0f}"}
+    if "factor_theta" in a:
+        line["steps of θ, X"] = f"{a['factor_theta']:g}, {a['factor_x']:g}"
+    return line
+
+
+def at_equal_time(found: Scores) -> tuple[float, list[dict[str, str]]]:
+    """The least time that particles of any method have covered, and the evidence of each at that time.
+
+    It is interpolated between moments, in the logarithm of the step. Methods that draw particles anew have
+    none, and neither have those that did not come to a moment before.
+    """
+    times = {
+        label: scores.moment.to_numpy() * scores.attrs["particle_time"]
+        for label, scores in found.items()
+        if "evidence_along" in scores and np.isfinite(scores.attrs["particle_time"])
+    }
+    if not times:
+        return float("nan"), []
+    least = min(t[-1] for t in times.values())
+    then = {
+        label: found[label]
+        .evidence_along.sel(parameters="last")
+        .assign_coords(moment=np.log(t))
+        .interp(moment=np.log(least), kwargs={"bounds_error": False})
+        for label, t in times.items()
+    }
+    lines = []
+    for label, values in then.items():
+        difference = (
+            ""
+            if label == REFERENCE or REFERENCE not in then
+            else interval(paired(values, then[REFERENCE]), DIGITS["evidence"])
+        )
+        spent = least / found[label].attrs["particle_time"] * found[label].attrs["evaluations_a_step"]
+        lines.append(
+            {
+                "method": label,
+                "evidence": _mean(values, DIGITS["evidence"]),
+                f"less {REFERENCE}'s": difference,
+                "evaluations": f"{spent:,.0f}",
+            }
+        )
+    return least, lines
+
+
+def order(found: Scores, labels: Sequence[str]) -> Scores:
+    """The methods in the order of labels."""
+    return {label: found[label] for label in labels if label in found}
