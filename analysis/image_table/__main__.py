@@ -51,7 +51,7 @@ def main() -> None:
 
 def write(setting: Setting, found: dict[str, dict[str, xr.Dataset]], out: Path) -> None:
     """The tables, as text and numbers, and the page; prints what stands in the first."""
-    by_label = {m.label: out / TUNED / folder(m) for m in METHODS if m.label in found[TUNED]}
+    by_label = {label: out / TUNED / folder(label) for label in found[TUNED]}
     tables = text(setting, found)
     durable.write(out / "table.md", tables.encode())
     durable.write(out / "table.nc", encode(as_dataset(found)))

@@ -47,7 +47,9 @@ def compare(
 
 def of_given(setting: Setting, method: Method, out: Path) -> xr.Dataset:
     config = setting.config(method, replicas=setting.seeds)
-    return trial(config, out / GIVEN / folder(method), Looks(setting.along, observable=setting.observable))
+    return trial(
+        config, out / GIVEN / folder(method.label), Looks(setting.along, observable=setting.observable)
+    )
 
 
 def of_tuned(
@@ -55,7 +57,9 @@ def of_tuned(
 ) -> xr.Dataset:
     config = setting.config(method, theta=theta, x=x, replicas=setting.seeds, average=True)
     looks = Looks(setting.along, images, setting.mixture, setting.observable)
-    return trial(config, out / TUNED / folder(method), looks).assign_attrs(factor_theta=theta, factor_x=x)
+    return trial(config, out / TUNED / folder(method.label), looks).assign_attrs(
+        factor_theta=theta, factor_x=x
+    )
 
 
 def chosen(setting: Setting, method: Method, out: Path, done: Done = lambda _: None) -> int:
@@ -63,13 +67,13 @@ def chosen(setting: Setting, method: Method, out: Path, done: Done = lambda _: N
     found = []
     for i, (theta, x) in enumerate(GRID):
         config = setting.config(method, theta=theta, x=x, part=TENTH, seed=GRID_SEED)
-        found.append(trial(config, out / GRIDS / folder(method) / str(i), Looks(setting.quick)))
+        found.append(trial(config, out / GRIDS / folder(method.label) / str(i), Looks(setting.quick)))
         done(f"{method.label}, {theta:g} and {x:g} times the steps")
     place = best(found)
-    durable.write(out / GRIDS / folder(method) / CHOSEN, json.dumps(GRID[place]).encode())
+    durable.write(out / GRIDS / folder(method.label) / CHOSEN, json.dumps(GRID[place]).encode())
     return place
 
 
-def folder(method: Method) -> str:
+def folder(label: str) -> str:
     """A name for a method's files."""
-    return method.label.replace(", ", "-").replace(" ", "_")
+    return label.replace(", ", "-").replace(" ", "_")

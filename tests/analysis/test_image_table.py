@@ -13,7 +13,7 @@ from commands import exit_code
 
 from sdeflow import SdeflowError
 from sdeflow.analysis.image_table import __main__ as command
-from sdeflow.analysis.image_table import bases, trial
+from sdeflow.analysis.image_table import bases, confound, trial
 from sdeflow.analysis.image_table.bases import GIVEN, TUNED, compare, runs
 from sdeflow.analysis.image_table.methods import METHODS, PLAIN, REFERENCE, Method
 from sdeflow.analysis.image_table.page import as_dataset, page, text
@@ -31,6 +31,8 @@ from sdeflow.analysis.image_table.table import at_equal_time, paired, rows
 from sdeflow.analysis.image_table.trial import best, particle_time, trained
 from sdeflow.analysis.scores import Options
 from sdeflow.config.build import build
+from sdeflow.config.catalogue import problem_file
+from sdeflow.config.schema import load_config
 
 QUICK = Options(
     fold="validation", data=5, chains=2, temperatures=3, langevin_steps=1, particles=1, pictures=False
@@ -221,3 +223,41 @@ def test_the_command(
     assert "| pgd, adam |" in capsys.readouterr().out
     assert exit_code(command.main, *asked, "pgd, adm") == 2
     assert "did you mean 'pgd, adam'" in capsys.readouterr().err
+
+
+def test_arms_cover_the_times_that_they_say() -> None:
+    """Over an epoch of 3 steps: catching up moves by what was missed, and mpgd's step is the same without."""
+    found = {arm.label: confound.config(SMALL, arm, 7) for arm in confound.arms(3)}
+    assert confound.per_epoch(SMALL) == 3
+    assert {config.run.steps for config in found.values()} == {7}
+    x = {label: config.system.arguments["x"] for label, config in found.items()}
+    assert x["pgd"]["h"] == 1e-3
+    assert x["pgd, long step"]["h"] == 0.0433
+    assert 3 * x["pgd, catch-up"]["h"] == pytest.approx(0.0433)
+    assert 3 * x["mpgd, catch-up"]["h"] / FRICTION == pytest.approx(0.0433)
+    assert x["mpgd"] == x["mpgd, catch-up"]
+    assert 3 * FRICTION * x["mpgd"]["eta"] * x["mpgd"]["h"] == pytest.approx(17.55)
+    caught = [label for label, config in found.items() if config.batch and config.batch.catch_up != "off"]
+    assert caught == ["pgd, catch-up", "mpgd, catch-up"]
+    assert len({repr(config.system.arguments["theta"]) for config in found.values()}) == 1
+
+
+def test_published_numbers_are_those_of_the_packaged_problem() -> None:
+    """Of cifar10's variant as_published, at the published 390 steps an epoch."""
+    published = load_config(problem_file("cifar10"), variant="as_published").system.arguments
+    arm = next(a for a in confound.arms(390) if a.label == "mpgd, catch-up")
+    over = arm.over(390, published["theta"]["h"])["system"]
+    for block in ("x", "theta"):
+        for name in ("h", "eta", "gamma"):
+            assert over[block][name] == pytest.approx(published[block][name], rel=2e-3)
+
+
+@pytest.mark.slow
+def test_the_confound_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(confound.SETTINGS, "digits", SMALL)
+    monkeypatch.setattr(confound, "image_options", lambda _: None)
+    found = confound.measure(SMALL, 10, tmp_path)
+    assert list(found) == ["pgd", "pgd, long step", "pgd, catch-up", "mpgd", "mpgd, catch-up"]
+    figure = confound.draw(found, 3)
+    assert len(figure.axes[0].lines) == 5
+    assert figure.axes[1].lines[1].get_xdata()[-1] == pytest.approx(10 / 3 * 0.0433)
