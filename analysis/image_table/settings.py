@@ -67,7 +67,7 @@ class Setting:
     scores: Options = SCORES
     quick: Options = QUICK
     mixture: str = "gmm:100"
-    images: int = 300
+    images: int = 200
     pixels: str = "exact"
     observable: str = ""
     labels: tuple[str, ...] | None = None

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from sdeflow.analysis.evaluation import evaluate
-from sdeflow.analysis.image_scores import ImageOptions
+from sdeflow.analysis.evaluation import evaluate, read
+from sdeflow.analysis.image_scores import ImageOptions, ImageScores
 from sdeflow.analysis.image_table.settings import evaluations
-from sdeflow.analysis.scores import Options
+from sdeflow.analysis.scores import Options, Subject
 from sdeflow.config.build import build
 from sdeflow.config.schema import Config
 from sdeflow.simulation.resume import resume_from
@@ -21,7 +21,7 @@ from sdeflow.trajectory import durable
 from sdeflow.trajectory.opening import newest
 from sdeflow.trajectory.segments import encode
 
-SCORES = "scores.nc"
+SCORES, IMAGE_SEEDS = "scores.nc", 3
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Looks:
     """How the replicas of a run are scored.
 
     options      of `sdeflow evaluate`
-    images       the same for images, or None; with them each replica's are made
+    images       how images of the first `IMAGE_SEEDS` replicas, by their last parameters, are compared; or None
     mixture      'gmm:K' for scores with a mixture as prior too, where the model's own is not an energy
     observable   that the run records, whose last value is a score
     """
@@ -107,28 +107,39 @@ def particle_time(system: object) -> float:
 def _scores(folder: Path, replica: int, looks: Looks, dataset: xr.Dataset) -> xr.Dataset:
     """Of one replica."""
     options = replace(looks.options, replica=replica, pictures=looks.options.pictures and replica == 0)
-    found = _named(evaluate(folder, options, images=looks.images))
+    found = _named(evaluate(folder, options))
     if looks.mixture and "log_z" not in found.score:
         other = replace(options, prior=looks.mixture, along=False, pictures=False)
-        mixed = _named(evaluate(folder, other, images=looks.images))
+        mixed = _named(evaluate(folder, other))
         mixed = mixed.assign_coords(parameters=[f"{p}, {looks.mixture}" for p in mixed.parameters.to_numpy()])
         found = xr.concat([found, mixed], "parameters")
+    more: dict[str, float] = {}
+    if looks.images and replica < IMAGE_SEEDS:
+        of_images = ImageScores(Subject(read(folder, replica), options), looks.images).scores()
+        more = {_short(score.name): score.value for score in of_images}
     if looks.observable:
-        last = float(dataset[looks.observable].isel(time=-1).to_numpy().reshape(-1)[replica])
-        found = found.reindex(score=[*found.score.to_numpy(), looks.observable])
-        found.value.loc[{"parameters": "last", "score": looks.observable}] = last
+        more[looks.observable] = float(
+            dataset[looks.observable].isel(time=-1).to_numpy().reshape(-1)[replica]
+        )
+    found = found.reindex(score=[*found.score.to_numpy(), *more])
+    for name, value in more.items():
+        found.value.loc[{"parameters": "last", "score": name}] = value
     return found
 
 
 def _named(scores: xr.Dataset) -> xr.Dataset:
-    """The values of scores by a short name, and those along the run."""
-    short = [str(name).partition("_train")[0].partition("_test")[0] for name in scores.score.to_numpy()]
-    found = scores[["value"]].assign_coords(score=short).drop_vars("title")
+    """The values of scores, and those along the run."""
+    found = scores[["value"]].drop_vars("title")
     if "evidence_along" in scores:
         found = found.merge(
             scores[["evidence_along"]].rename(step="moment").drop_vars("gradient_evaluations")
         )
     return found
+
+
+def _short(name: str) -> str:
+    """What is compared by a score of images: 'kid' of 'kid_train_300'."""
+    return name.partition("_")[0]
 
 
 def best(found: list[xr.Dataset]) -> int:
