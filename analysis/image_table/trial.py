@@ -29,7 +29,7 @@ class Looks:
     """How the replicas of a run are scored.
 
     options      of `sdeflow evaluate`
-    images       how images of the first `IMAGE_SEEDS` replicas, by their last parameters, are compared; or None
+    images       how images of the first `IMAGE_SEEDS` replicas are compared, or None
     mixture      'gmm:K' for scores with a mixture as prior too, where the model's own is not an energy
     observable   that the run records, whose last value is a score
     """
