@@ -35,7 +35,8 @@ ALLOWED = {
     "integrators": {"system"},
     "problems": {"errors", "model", "data"},
     "analysis": GROUND
-    | {"terminal", "model", "system", "noise", "engine", "config", "trajectory", "simulation", "problems"},
+    | {"terminal", "model", "system", "noise", "engine", "config", "trajectory", "simulation"}
+    | {"data", "problems"},
     "cli": GROUND | {"terminal", "model", "system", "config", "trajectory", "simulation", "data", "analysis"},
     "__main__": {"cli"},
     "systems": {"system"},

@@ -15,14 +15,12 @@ from pathlib import Path
 
 import xarray as xr
 
-from sdeflow.analysis.image_scores import ImageOptions
-from sdeflow.analysis.image_table.bases import TUNED, compare, folder, runs
+from sdeflow.analysis.image_table.bases import compare, folder, runs
 from sdeflow.analysis.image_table.methods import METHODS
 from sdeflow.analysis.image_table.page import as_dataset, page, samples, text
-from sdeflow.analysis.image_table.settings import SETTINGS, Setting
+from sdeflow.analysis.image_table.settings import SETTINGS, TUNED, Setting
 from sdeflow.analysis.studies.script import parser
-from sdeflow.data.cache import at_hand, cache_folder, fetching
-from sdeflow.data.datasets import INCEPTION
+from sdeflow.data.cache import fetching
 from sdeflow.errors import SdeflowError, did_you_mean
 from sdeflow.terminal import counted
 from sdeflow.trajectory import durable
@@ -43,7 +41,7 @@ def main() -> None:
                 raise SdeflowError(f"no method '{label}': {did_you_mean(label, known)}")
         entrants = setting.entrants(given.methods)
         with fetching(), counted("run", runs(setting, entrants)) as tick:
-            found = compare(setting, entrants, given.out, image_options(setting), lambda _: tick())
+            found = compare(setting, entrants, given.out, lambda _: tick())
     except SdeflowError as error:
         options.error(str(error))
     write(setting, found, given.out)
@@ -58,15 +56,6 @@ def write(setting: Setting, found: dict[str, dict[str, xr.Dataset]], out: Path) 
     durable.write(out / "page.html", page(setting, found, samples(by_label)).encode())
     print(tables)
     print(out / "page.html")
-
-
-def image_options(setting: Setting) -> ImageOptions | None:
-    """How images are compared, by features of Inception."""
-    if not setting.images:
-        return None
-    network = at_hand(INCEPTION) / f"{INCEPTION}.pt"
-    kept = cache_folder() / "features"
-    return ImageOptions(features=network, kid=setting.images, pixels=setting.pixels, kept=kept)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import xarray as xr
 
-from sdeflow.analysis.image_scores import ImageOptions
 from sdeflow.analysis.image_table.methods import Method
-from sdeflow.analysis.image_table.settings import GRID, GRID_SEED, Setting
+from sdeflow.analysis.image_table.settings import GIVEN, GRID, GRID_SEED, TUNED, Setting
 from sdeflow.analysis.image_table.trial import Looks, best, trial
 from sdeflow.trajectory import durable
 
-GIVEN, TUNED, GRIDS, CHOSEN = "given", "tuned", "grid", "chosen.json"
+GRIDS, CHOSEN = "grid", "chosen.json"
 TENTH = 0.1
 """The part of the budget that a run of the grid has."""
 
@@ -27,7 +26,7 @@ def runs(setting: Setting, methods: Sequence[Method]) -> int:
 
 
 def compare(
-    setting: Setting, methods: Sequence[Method], out: Path, images: ImageOptions | None, done: Done
+    setting: Setting, methods: Sequence[Method], out: Path, done: Done
 ) -> dict[str, dict[str, xr.Dataset]]:
     """Scores by basis and label of each method; calls `done` with what was done after each run.
 
@@ -40,7 +39,7 @@ def compare(
         found[GIVEN][method.label] = of_given(setting, method, out)
         done(f"{method.label}, given numbers")
         theta, x = GRID[chosen(setting, method, out, done)]
-        found[TUNED][method.label] = of_tuned(setting, method, out, theta, x, images)
+        found[TUNED][method.label] = of_tuned(setting, method, out, theta, x)
         done(f"{method.label}, tuned")
     return found
 
@@ -52,11 +51,9 @@ def of_given(setting: Setting, method: Method, out: Path) -> xr.Dataset:
     )
 
 
-def of_tuned(
-    setting: Setting, method: Method, out: Path, theta: float, x: float, images: ImageOptions | None
-) -> xr.Dataset:
+def of_tuned(setting: Setting, method: Method, out: Path, theta: float, x: float) -> xr.Dataset:
     config = setting.config(method, theta=theta, x=x, replicas=setting.seeds, average=True)
-    looks = Looks(setting.along, images, setting.mixture, setting.observable)
+    looks = Looks(setting.along, setting.of_images, setting.mixture, setting.observable)
     return trial(config, out / TUNED / folder(method.label), looks).assign_attrs(
         factor_theta=theta, factor_x=x
     )

@@ -27,7 +27,6 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from sdeflow.analysis.curves import open_frame
-from sdeflow.analysis.image_table.__main__ import image_options
 from sdeflow.analysis.image_table.bases import folder
 from sdeflow.analysis.image_table.methods import METHODS, REFERENCE, Table
 from sdeflow.analysis.image_table.settings import FRICTION, MOMENTS, SETTINGS, Setting
@@ -102,7 +101,7 @@ def per_epoch(setting: Setting) -> int:
 
 def measure(setting: Setting, steps: int, out: Path) -> dict[str, xr.Dataset]:
     """The scores of all arms by label."""
-    looks = Looks(setting.along, image_options(setting))
+    looks = Looks(setting.along, setting.of_images)
     each = arms(per_epoch(setting))
     found = {}
     with counted("run", len(each)) as tick:

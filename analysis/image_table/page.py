@@ -11,8 +11,7 @@ import xarray as xr
 
 from sdeflow.analysis.comparison import html
 from sdeflow.analysis.curves import open_frame
-from sdeflow.analysis.image_table.bases import GIVEN, TUNED
-from sdeflow.analysis.image_table.settings import GRID, GRID_SEED, Setting
+from sdeflow.analysis.image_table.settings import GIVEN, GRID, GRID_SEED, TUNED, Setting
 from sdeflow.analysis.image_table.table import Scores, at_equal_time, rows
 from sdeflow.analysis.studies.script import markdown
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import product
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from sdeflow.analysis.image_table.methods import METHODS, PLAIN, SHORT, Method, Table
-from sdeflow.analysis.scores import Options
 from sdeflow.config.build import build
 from sdeflow.config.catalogue import problem_file
 from sdeflow.config.run import Run
 from sdeflow.config.schema import Config, load_config, merged
 from sdeflow.model.amortised import Amortised
 from sdeflow.system.system import BlockSystem
+
+GIVEN, TUNED = "given", "tuned"
+"""Bases: the same numbers for all methods, and each one's own."""
 
 GRID = tuple(product((0.1, 0.3, 1.0, 3.0), (0.25, 1.0, 4.0)))
 """Factors on the steps of parameters and of particles, among which each method's are chosen."""
@@ -32,10 +34,16 @@ MOMENTS, WINDOW = 5, 0.05
 """Times of a run at which its evidence is found, and the part of it that an average of parameters is over."""
 
 
-SCORES = Options(fold="test", chains=8, temperatures=200)
-QUICK = Options(
-    fold="validation", data=100, chains=4, temperatures=100, langevin_steps=1, particles=1, pictures=False
-)
+SCORES: Table = {"fold": "test", "chains": 8, "temperatures": 200}
+QUICK: Table = {
+    "fold": "validation",
+    "data": 100,
+    "chains": 4,
+    "temperatures": 100,
+    "langevin_steps": 1,
+    "particles": 1,
+    "pictures": False,
+}
 
 
 @dataclass(frozen=True)
@@ -48,7 +56,7 @@ class Setting:
     x        step of the particles
     encoder  of amortised inference, as its system takes it: a network like the decoder
     variant  of the problem, and `energy` that with an energy as prior; None for none
-    scores   how a run is scored in the end, `quick` how one of the grid is
+    scores   options by which a run is evaluated in the end, `quick` one of the grid
     images   of each kind for KID, or 0
     labels   of the methods that are run unless others are asked for; None for all
     """
@@ -64,8 +72,8 @@ class Setting:
     variant: str | None = None
     energy: str | None = "energy"
     over: Table = field(default_factory=dict)
-    scores: Options = SCORES
-    quick: Options = QUICK
+    scores: Table = field(default_factory=lambda: SCORES)
+    quick: Table = field(default_factory=lambda: QUICK)
     mixture: str = "gmm:100"
     images: int = 200
     pixels: str = "exact"
@@ -73,9 +81,14 @@ class Setting:
     labels: tuple[str, ...] | None = None
 
     @property
-    def along(self) -> Options:
+    def along(self) -> Table:
         """As runs are scored in the end, and at moments on the way unless they record what is looked at."""
-        return replace(self.scores, along=not self.observable)
+        return self.scores | {"along": not self.observable}
+
+    @property
+    def of_images(self) -> Table:
+        """Options by which images are compared, {} for no images."""
+        return {"kid": self.images, "pixels": self.pixels} if self.images else {}
 
     @property
     def reported(self) -> range:
@@ -214,7 +227,7 @@ SETTINGS = {
         plain=1e-6,
         encoder={"encoder_hidden": [256, 256, 256]},
         over=KEEP,
-        scores=Options(fold="test", data=150, chains=4, temperatures=150),
+        scores=SCORES | {"data": 150, "chains": 4, "temperatures": 150},
         labels=SHORT,
     ),
     "mnist": Setting(
@@ -235,8 +248,8 @@ SETTINGS = {
         plain=1e-7,
         encoder={"encoder": "convolutional", "encoder_width": 8},
         over=KEEP,
-        scores=Options(fold="test", data=100, chains=4, temperatures=100, langevin_steps=100),
-        quick=replace(QUICK, data=50, temperatures=50),
+        scores=SCORES | {"data": 100, "chains": 4, "temperatures": 100, "langevin_steps": 100},
+        quick=QUICK | {"data": 50, "temperatures": 50},
         labels=SHORT,
     ),
 }

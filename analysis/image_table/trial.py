@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import json
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import xarray as xr
 
-from sdeflow.analysis.evaluation import evaluate, read
-from sdeflow.analysis.image_scores import ImageOptions, ImageScores
+from sdeflow.analysis.image_table.methods import Table
 from sdeflow.analysis.image_table.settings import evaluations
-from sdeflow.analysis.scores import Options, Subject
 from sdeflow.config.build import build
 from sdeflow.config.schema import Config
+from sdeflow.data.cache import at_hand, cache_folder
+from sdeflow.data.datasets import INCEPTION
 from sdeflow.simulation.resume import resume_from
 from sdeflow.simulation.solve import solve
 from sdeflow.system.system import BlockSystem
@@ -29,13 +30,14 @@ class Looks:
     """How the replicas of a run are scored.
 
     options      of `sdeflow evaluate`
-    images       how images of the first `IMAGE_SEEDS` replicas are compared, or None
+    images       by which images of the first `IMAGE_SEEDS` replicas are compared with features of Inception;
+                 empty for no images
     mixture      'gmm:K' for scores with a mixture as prior too, where the model's own is not an energy
     observable   that the run records, whose last value is a score
     """
 
-    options: Options
-    images: ImageOptions | None = None
+    options: Table
+    images: Table = field(default_factory=dict)
     mixture: str = ""
     observable: str = ""
 
@@ -59,7 +61,7 @@ def trial(config: Config, folder: Path, looks: Looks) -> xr.Dataset:
     evidence_along [seed, parameters, moment]   after `evaluations` [moment] on a minibatch
     attrs: evaluations_a_step, seconds a replica, particle_time a step (of X; NaN where it does not add up)
     """
-    dataset, asked = trained(config, folder), repr(looks)
+    dataset, asked = trained(config, folder), json.dumps(asdict(looks), sort_keys=True)
     path = folder / SCORES
     if path.exists():
         with xr.open_dataset(path) as found:
@@ -106,7 +108,12 @@ def particle_time(system: object) -> float:
 
 def _scores(folder: Path, replica: int, looks: Looks, dataset: xr.Dataset) -> xr.Dataset:
     """Of one replica."""
-    options = replace(looks.options, replica=replica, pictures=looks.options.pictures and replica == 0)
+    from sdeflow.analysis.evaluation import evaluate, read
+    from sdeflow.analysis.image_scores import ImageOptions, ImageScores
+    from sdeflow.analysis.scores import Options, Subject
+
+    options = Options(**looks.options | {"replica": replica})
+    options = replace(options, pictures=options.pictures and replica == 0)
     found = _named(evaluate(folder, options))
     if looks.mixture and "log_z" not in found.score:
         other = replace(options, prior=looks.mixture, along=False, pictures=False)
@@ -115,7 +122,9 @@ def _scores(folder: Path, replica: int, looks: Looks, dataset: xr.Dataset) -> xr
         found = xr.concat([found, mixed], "parameters")
     more: dict[str, float] = {}
     if looks.images and replica < IMAGE_SEEDS:
-        of_images = ImageScores(Subject(read(folder, replica), options), looks.images).scores()
+        network = at_hand(INCEPTION) / f"{INCEPTION}.pt"
+        asked = ImageOptions(features=network, kept=cache_folder() / "features", **looks.images)
+        of_images = ImageScores(Subject(read(folder, replica), options), asked).scores()
         more = {_short(score.name): score.value for score in of_images}
     if looks.observable:
         more[looks.observable] = float(

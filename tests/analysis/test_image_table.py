@@ -14,29 +14,36 @@ from commands import exit_code
 from sdeflow import SdeflowError
 from sdeflow.analysis.image_table import __main__ as command
 from sdeflow.analysis.image_table import bases, confound, trial
-from sdeflow.analysis.image_table.bases import GIVEN, TUNED, compare, runs
+from sdeflow.analysis.image_table.bases import compare, runs
 from sdeflow.analysis.image_table.methods import METHODS, PLAIN, REFERENCE, Method
 from sdeflow.analysis.image_table.page import as_dataset, page, text
 from sdeflow.analysis.image_table.settings import (
     FRICTION,
+    GIVEN,
     GRID,
     GRID_SEED,
     KEPT_THETA,
     KEPT_X,
     SETTINGS,
+    TUNED,
     Setting,
     evaluations,
 )
 from sdeflow.analysis.image_table.table import at_equal_time, paired, rows
 from sdeflow.analysis.image_table.trial import best, particle_time, trained
-from sdeflow.analysis.scores import Options
 from sdeflow.config.build import build
 from sdeflow.config.catalogue import problem_file
 from sdeflow.config.schema import load_config
 
-QUICK = Options(
-    fold="validation", data=5, chains=2, temperatures=3, langevin_steps=1, particles=1, pictures=False
-)
+QUICK = {
+    "fold": "validation",
+    "data": 5,
+    "chains": 2,
+    "temperatures": 3,
+    "langevin_steps": 1,
+    "particles": 1,
+    "pictures": False,
+}
 SMALL = Setting(
     "digits",
     budget=22,
@@ -51,7 +58,7 @@ SMALL = Setting(
         "save": {"keep": 5},
         "run": {"dtype": "float64"},
     },
-    scores=replace(QUICK, fold="test"),
+    scores=QUICK | {"fold": "test"},
     quick=QUICK,
     mixture="gmm:2",
     images=0,
@@ -105,7 +112,7 @@ def test_a_study_in_small_is_done_once(tmp_path: Path, monkeypatch: pytest.Monke
     entrants = [BY_LABEL[label] for label in (REFERENCE, "mpgd, expint_shared")]
     monkeypatch.setattr(bases, "GRID", ((1.0, 1.0), (3.0, 1e9)))
     done: list[str] = []
-    found = compare(SMALL, entrants, tmp_path, None, done.append)
+    found = compare(SMALL, entrants, tmp_path, done.append)
     assert len(done) == 2 * (2 + 2)
     assert (tmp_path / "grid" / "pgd" / "chosen.json").read_text() == "[1.0, 1.0]"  # the other diverges
     for basis in (GIVEN, TUNED):
@@ -119,8 +126,8 @@ def test_a_study_in_small_is_done_once(tmp_path: Path, monkeypatch: pytest.Monke
         "last, gmm:2",
         "average, gmm:2",
     ]
-    monkeypatch.setattr(trial, "evaluate", None)
-    again = compare(SMALL, entrants, tmp_path, None, quiet)
+    monkeypatch.setattr(trial, "_scores", None)
+    again = compare(SMALL, entrants, tmp_path, quiet)
     for basis in (GIVEN, TUNED):
         for label, scores in found[basis].items():
             xr.testing.assert_identical(scores, again[basis][label])
@@ -255,7 +262,6 @@ def test_published_numbers_are_those_of_the_packaged_problem() -> None:
 @pytest.mark.slow
 def test_the_confound_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(confound.SETTINGS, "digits", SMALL)
-    monkeypatch.setattr(confound, "image_options", lambda _: None)
     found = confound.measure(SMALL, 10, tmp_path)
     assert list(found) == ["pgd", "pgd, long step", "pgd, catch-up", "mpgd", "mpgd, catch-up"]
     figure = confound.draw(found, 3)
