@@ -15,8 +15,6 @@ from sdeflow.config.build import build
 from sdeflow.config.schema import Config
 from sdeflow.data.cache import at_hand, cache_folder
 from sdeflow.data.datasets import INCEPTION
-from sdeflow.simulation.resume import resume_from
-from sdeflow.simulation.solve import solve
 from sdeflow.system.system import BlockSystem
 from sdeflow.trajectory import durable
 from sdeflow.trajectory.opening import newest
@@ -47,6 +45,9 @@ def trained(config: Config, folder: Path) -> xr.Dataset:
 
     Raises SdeflowError where the folder holds another run, KeyboardInterrupt where this one is interrupted.
     """
+    from sdeflow.simulation.resume import resume_from
+    from sdeflow.simulation.solve import solve
+
     run = build(config)
     solution = resume_from(lambda _: run, folder) if folder.exists() else solve(run, out=folder)
     if solution.retcode == "interrupted":
