@@ -13,7 +13,6 @@ from sdeflow.analysis.rates import Interval
 from sdeflow.config.run import Run
 from sdeflow.model.model import Model
 from sdeflow.simulation.ending import Solution
-from sdeflow.simulation.solve import solve
 from sdeflow.system.system import BlockSystem
 from sdeflow.terminal import progress_bar
 
@@ -30,6 +29,8 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
 
 def solved(run: Run) -> Solution:
     """A run solved in memory; raises KeyboardInterrupt where it was interrupted."""
+    from sdeflow.simulation.solve import solve
+
     with progress_bar() as report:
         solution = solve(run, progress=report)
     if solution.retcode == "interrupted":
