@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from math import log, pi, sqrt
 from typing import Literal
 
@@ -12,15 +11,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from sdeflow.errors import SdeflowError
-from sdeflow.model.energy import BETA, EnergyModel, part
+from sdeflow.model.energy import BETA, part
+from sdeflow.model.energy_prior import NeuralEnergy, silu_perceptron
 from sdeflow.model.model import Parameters
 
 
-class LatentEBM(EnergyModel):
+class LatentEBM(NeuralEnergy):
     """U_alpha(x) = |x|^2/2 + d log(2 pi)/2 - f_alpha(x),   y_i | x_i ~ N(g_beta(x_i), sigma^2 I).
 
-    f and g are multilayer perceptrons with SiLUs between their linear layers. With `energy_hidden` empty f
-    is 0: the prior is N(0, I), and has nothing to learn.
+    f and g are multilayer perceptrons with SiLUs (`NeuralEnergy`).
 
     dataset         'mixture' (8 Gaussians on a circle), 'rings' (two circles), 'moons' (two half circles):
                     points in the plane of mean 0 and mean square 1 a coordinate; 'digits': images of 8 x 8
@@ -52,10 +51,11 @@ class LatentEBM(EnergyModel):
     ) -> None:
         if dataset not in ("digits", *PLANAR):
             raise SdeflowError(f"dataset must be digits or one of {', '.join(PLANAR)}, given {dataset!r}")
-        if min(points, latent, *energy_hidden, *decoder_hidden) < 1 or held_out < 0:
+        if min(points, latent, *decoder_hidden) < 1 or held_out < 0:
             raise SdeflowError("points, latent and widths of layers must be at least 1, held_out at least 0")
-        if not sigma > 0 or not gain > 0:
-            raise SdeflowError(f"sigma and gain must be positive, given {sigma} and {gain}")
+        if not sigma > 0:
+            raise SdeflowError(f"sigma must be positive, given {sigma}")
+        super().__init__((latent,), energy_hidden, gain)
         y = (
             _digits(points + held_out)
             if dataset == "digits"
@@ -65,9 +65,7 @@ class LatentEBM(EnergyModel):
         if held_out:
             self.held_out = y[points:]
         self.image_shape = (1, 8, 8) if dataset == "digits" else None
-        self.latent_shape = (latent,)
-        self.sigma, self.gain = sigma, gain
-        self._energy_widths = [latent, *energy_hidden, 1] if energy_hidden else []
+        self.sigma = sigma
         if decoder not in ("identity", "affine", "mlp"):
             raise SdeflowError(f"decoder must be identity, affine or mlp, given {decoder!r}")
         if decoder == "identity" and latent != y.shape[1]:
@@ -77,22 +75,9 @@ class LatentEBM(EnergyModel):
             )
         hidden = decoder_hidden if decoder == "mlp" else ()
         self._decoder_widths = [] if decoder == "identity" else [latent, *hidden, y.shape[1]]
-        # the structure of the networks counts; the values come with theta
-        self.f, self.g = self._new_f(), _network(self._decoder_widths)
-        self._prior_constant = latent * log(2 * pi) / 2
+        with torch.random.fork_rng(devices=[]):
+            self.g = silu_perceptron(self._decoder_widths)  # its structure counts; the values come with beta
         self._likelihood_constant = -y.shape[1] * log(2 * pi * sigma**2) / 2
-
-    def _new_f(self) -> nn.Sequential:
-        """f without a constant, which no energy needs."""
-        network = _network(self._energy_widths, constant=False)
-        with torch.no_grad():
-            for parameter in network[:1].parameters():
-                parameter.mul_(self.gain)
-        return network
-
-    def energy(self, alpha: Parameters, x: Tensor) -> Tensor:
-        gaussian = x.square().sum(-1) / 2 + self._prior_constant
-        return gaussian - functional_call(self.f, dict(alpha), (x,)).squeeze(-1) if alpha else gaussian
 
     def log_likelihood(self, beta: Parameters, x: Tensor, y: Tensor) -> Tensor:
         misfit = (y[:, None] - self._g(beta, x)).square().sum(-1)
@@ -105,20 +90,13 @@ class LatentEBM(EnergyModel):
     def _g(self, beta: Parameters, x: Tensor) -> Tensor:
         return functional_call(self.g, dict(beta), (x,)) if beta else x
 
-    def sample_prior(self, theta: Parameters, n: int, generator: torch.Generator) -> Tensor:
-        """n latents [n, d] from N(0, I): the prior where f is 0."""
-        return torch.randn(n, *self.latent_shape, generator=generator)
-
     def sample_data(self, theta: Parameters, x: Tensor, generator: torch.Generator) -> Tensor:
         """Observations [n, coordinates] of latents x [n, d]."""
         y = self.decode(theta, x)
         return y + self.sigma * torch.randn(y.shape, generator=generator, dtype=y.dtype)
 
-    def init_alpha(self, generator: torch.Generator) -> Parameters | nn.Module:
-        return self._new_f() if self._energy_widths else {}
-
     def init_beta(self, generator: torch.Generator) -> Parameters | nn.Module:
-        return _network(self._decoder_widths) if self._decoder_widths else {}
+        return silu_perceptron(self._decoder_widths) if self._decoder_widths else {}
 
     def observables(self, theta: Parameters, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         """reconstruction_error: mean squared error of a coordinate of the particles' average observation."""
@@ -177,12 +155,3 @@ def _digits(n: int) -> Tensor:
     if n > len(pixels):
         raise SdeflowError(f"there are {len(pixels)} digits; points and held_out ask for {n}")
     return pixels[:n]
-
-
-def _network(widths: Sequence[int], constant: bool = True) -> nn.Sequential:
-    network = nn.Sequential()
-    for fan_in, fan_out in pairwise(widths):
-        if len(network):
-            network.append(nn.SiLU())
-        network.append(nn.Linear(fan_in, fan_out, bias=constant or len(network) < 2 * len(widths) - 4))
-    return network

@@ -136,6 +136,8 @@ def _of_config(config: Config) -> Iterator[Use]:
             yield _use("optimizers", name)
     if config.model is not None:
         yield _use("models", config.model.use)
+        if config.model.energy_prior is not None:
+            yield Use("energy_prior", _docstring("sdeflow.model.energy_prior:EnergyPrior"))
         for value in config.model.arguments.values():
             if isinstance(value, str) and value in DATASETS:
                 yield Use(value, DATASETS[value].source)

@@ -42,6 +42,8 @@ def describe(config: Config, run: Run, variants: Sequence[str]) -> None:
 
         model = f"{config.model.use}: {first_line(find('models', config.model.use))}"
         out.print(shown(f"model   {model}"), markup=False)
+        if config.model.energy_prior is not None:
+            out.print("        with a neural energy in place of its prior")
     out.print(shown(f"system  {config.system.use}"), markup=False)
     out.print(f"scheme  {run.integrator.name}: {first_line(run.integrator)}\n", markup=False)
     if run.system.blocks:

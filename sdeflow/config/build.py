@@ -9,10 +9,13 @@ from sdeflow.config.catalogue import find
 from sdeflow.config.run import Run
 from sdeflow.config.schema import Config
 from sdeflow.errors import SdeflowError
+from sdeflow.model.energy_prior import EnergyPrior
 from sdeflow.model.model import Model
 from sdeflow.system.published import Declaration, Motion
 from sdeflow.system.sde import SDESystem
 from sdeflow.system.system import BlockSystem
+
+PRIOR = "energy_prior"
 
 
 def build(config: Config) -> Run:
@@ -35,9 +38,11 @@ def _model_system(config: Config) -> BlockSystem:
     assert config.model is not None
     use = config.model.use
     found = find("models", use)
-    model = call(found, config.model.arguments, "model") if callable(found) else found
+    model = call(found, config.model.arguments, "model", also=[PRIOR]) if callable(found) else found
     if not isinstance(model, Model):
         raise SdeflowError(f"'model.use': {use} gives {type(model).__name__}, not an sdeflow.Model")
+    if (energy := config.model.energy_prior) is not None:
+        model = call(EnergyPrior, energy, f"model.{PRIOR}", built={"plain": model})
     declaration = find("systems", config.system.use)
     if not callable(declaration) or hasattr(declaration, "drift"):
         raise SdeflowError(f"system '{config.system.use}' is a plain SDE and takes no model: remove [model]")

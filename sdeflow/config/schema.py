@@ -1,7 +1,8 @@
 """The TOML schema of a problem, and its errors.
 
 title = "...", cpu_note = "..." (what is made for a CPU: a run on one says it, with what a step costs)
-[model]      use = name or file.py:Name; the rest are the model's own arguments
+[model]      use = name or file.py:Name; the rest are the model's own arguments, but for
+             energy_prior, a table with hidden and gain: a neural energy in place of the prior N(0, I)
 [system]     use = name or file.py:Name
              of a model: particles, optionally h, and a table [system.BLOCK] with h, eta, gamma a block
              of a plain SDE: h, paths, start; the rest are the SDE's own arguments
@@ -47,6 +48,12 @@ class Named(_Strict):
         return dict(self.model_extra or {})
 
 
+class NamedModel(Named):
+    """A model, and the numbers of the energy that takes the place of its prior, where one does."""
+
+    energy_prior: dict[str, Any] | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunSection(RunOptions):
     """How to run: numbers, and names of what takes the steps."""
@@ -64,7 +71,7 @@ class Config(_Strict):
     title: str = ""
     cpu_note: str = ""
     system: Named
-    model: Named | None = None
+    model: NamedModel | None = None
     run: RunSection = RunSection()
     batch: Batch | None = None
     save: Save = Save()

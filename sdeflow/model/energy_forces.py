@@ -47,7 +47,8 @@ class EnergyForces(ModelField):
         if not isinstance(model, EnergyModel):
             raise SdeflowError(
                 "a model derived from sdeflow.EnergyModel was expected, given "
-                f"{type(model).__name__}: this system learns the energy of a prior"
+                f"{type(model).__name__}: this system learns the energy of a prior, which the key "
+                "model.energy_prior, or EnergyPrior in Python, puts in place of N(0, I)"
             )
         self.posterior = ModelForces(model, particles, _layout=_layout)
         whole = self.posterior.parameters

@@ -192,6 +192,7 @@ class EnergySystemDeclaration(Declaration):
     h                  the reference step of the common clock (default: x's own)
 
     A step h of an average over D data, as it is usually published, is h/D here: theta's forces are sums.
+    `theta` and `inner_steps` are left aside, so that systems can be exchanged.
     Raises SdeflowError for a missing or impossible number.
     """
 
@@ -211,6 +212,8 @@ class EnergySystemDeclaration(Declaration):
         beta: Motion | Mapping[str, Any] = Motion(),
         z: Motion | Mapping[str, Any] | None = None,
         h: float | None = None,
+        theta: Motion | Mapping[str, Any] = Motion(),
+        inner_steps: int | None = None,
     ) -> BlockSystem:
         from sdeflow.model.energy_forces import EnergyForces
 

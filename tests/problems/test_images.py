@@ -72,6 +72,7 @@ def test_problems_run(name: str, scheme: str) -> None:
     [
         *(("cifar10", v) for v in ("as_published", "pgd", "width128", "width128_mixture")),
         ("mnist", "literature"),
+        ("fashion14", "energy"),
     ],
 )
 def test_variants_run(name: str, variant: str) -> None:

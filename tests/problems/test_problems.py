@@ -74,7 +74,7 @@ def test_the_catalogue_of_problems_is_complete() -> None:
         "enrichment": ["start-5", "start-20", "start-100"],
         "mixture_1d": ["pgd", "mpgd-theta", "mpgd-x"],
         "breast_cancer": ["fixed"],
-        "digits": ["fixed"],
+        "digits": ["fixed", "energy"],
         "ill_conditioned": ["fixed", "pgd"],
         "two_modes": ["fixed", "pgd"],
         "double_well": [],
