@@ -62,7 +62,7 @@ METHODS = (
     Method("soul", "soul", "alternating"),
     Method("vi", "vi", "alternating", "adam"),
     Method("ebipla", "ebipla", "euler_maruyama", plain=True, energy=True),
-    Method("kinetic_ebipla", "kinetic_ebipla", "expint", plain=True, energy=True),
+    Method("kinetic_ebipla", "kinetic_ebipla", "expint_shared", plain=True, energy=True),
 )
 
 SHORT = ("pgd", "mpgd, expint", "mpgd, expint_shared", "pgd, adam", "vi", "short_run", "kinetic_ebipla")

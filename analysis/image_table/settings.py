@@ -6,16 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-
+from sdeflow.analysis.image_table.cost import evaluations
 from sdeflow.analysis.image_table.methods import METHODS, PLAIN, SHORT, Method, Table
 from sdeflow.config.build import build
 from sdeflow.config.catalogue import problem_file
-from sdeflow.config.run import Run
 from sdeflow.config.schema import Config, load_config, merged
-from sdeflow.model.amortised import Amortised
-from sdeflow.system.system import BlockSystem
 
 GIVEN, TUNED = "given", "tuned"
 """Bases: the same numbers for all methods, and each one's own."""
@@ -164,35 +159,6 @@ def _motion(h: float, kept: float) -> Table:
 def _scaled(numbers: Table, factor: float) -> Table:
     """A block's numbers with another step, whose momentum keeps as much of itself."""
     return numbers | {"h": numbers["h"] * factor, "eta": numbers["eta"] / factor}
-
-
-def evaluations(run: Run) -> float:
-    """Gradient evaluations of a step, on one minibatch: those of the decoder, and what an encoder adds.
-
-    An encoder's pass over a datum counts as its floating-point operations over those of the decoder's passes
-    over the datum's particles.
-    """
-    assert isinstance(run.system, BlockSystem)
-    assert run.system.model_forces is not None
-    model = run.system.model_forces.model
-    if isinstance(model, Amortised):  # whose encoder the run itself counts as much as the decoder
-        return 1 + _share(model, run.system.model_forces.n_particles)
-    return float(run.gradient_evaluations)
-
-
-def _share(model: Amortised, particles: int) -> float:
-    plain, theta = model.plain, dict(model.init_theta(torch.Generator()))
-    y = model.data[:1]
-    x = torch.zeros(1, particles, *model.latent_shape)
-    theta = {name: value.detach().float() for name, value in theta.items()}
-    plain = plain.to(torch.float32, torch.device("cpu"))
-    encode, decode = FlopCounterMode(display=False), FlopCounterMode(display=False)
-    with torch.no_grad():
-        with encode:
-            model.law(theta, y.float())
-        with decode:
-            plain.log_joint(model.own(theta), x, y.float())
-    return encode.get_total_flops() / decode.get_total_flops()
 
 
 KEEP: Table = {"save": {"keep": MOMENTS}}

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
+from sdeflow.analysis.image_table.cost import evaluations
 from sdeflow.analysis.image_table.methods import Table
-from sdeflow.analysis.image_table.settings import evaluations
 from sdeflow.config.build import build
 from sdeflow.config.schema import Config
 from sdeflow.data.cache import at_hand, cache_folder

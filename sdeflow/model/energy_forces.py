@@ -60,7 +60,7 @@ class EnergyForces(ModelField):
             self.opposed = {"alpha": "z"}
         self.model: EnergyModel = model
         self.n_data, self.n_particles = self.posterior.n_data, particles
-        self._prior_particles = prior_particles
+        self.n_prior_particles = prior_particles
         self._all_data = self.n_data
 
     @property
@@ -70,7 +70,7 @@ class EnergyForces(ModelField):
     def to(self, dtype: torch.dtype, device: torch.device) -> EnergyForces:
         layout = self.posterior.parameters
         return EnergyForces(
-            self.model.to(dtype, device), self.n_particles, self._prior_particles, _layout=layout
+            self.model.to(dtype, device), self.n_particles, self.n_prior_particles, _layout=layout
         )
 
     def minibatch(self, index: Tensor) -> EnergyForces:

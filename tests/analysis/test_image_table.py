@@ -15,6 +15,7 @@ from sdeflow import SdeflowError
 from sdeflow.analysis.image_table import __main__ as command
 from sdeflow.analysis.image_table import bases, confound, trial
 from sdeflow.analysis.image_table.bases import compare, runs
+from sdeflow.analysis.image_table.cost import evaluations
 from sdeflow.analysis.image_table.methods import METHODS, PLAIN, REFERENCE, Method
 from sdeflow.analysis.image_table.page import as_dataset, page, text
 from sdeflow.analysis.image_table.settings import (
@@ -27,13 +28,12 @@ from sdeflow.analysis.image_table.settings import (
     SETTINGS,
     TUNED,
     Setting,
-    evaluations,
 )
 from sdeflow.analysis.image_table.table import at_equal_time, paired, rows
 from sdeflow.analysis.image_table.trial import best, particle_time, trained
 from sdeflow.config.build import build
 from sdeflow.config.catalogue import problem_file
-from sdeflow.config.schema import load_config
+from sdeflow.config.schema import load_config, merged
 
 QUICK = {
     "fold": "validation",
@@ -95,6 +95,16 @@ def test_an_encoder_counts_by_its_operations() -> None:
     """Of linear layers the products: 64 x 4 + 4 x 4 a datum over 2 particles of 2 x 6 + 6 x 64."""
     a_step = evaluations(build(SMALL.config(BY_LABEL["vi"])))
     assert a_step == pytest.approx(1 + (64 * 4 + 4 * 4) / (2 * (2 * 6 + 6 * 64)), rel=1e-12)
+
+
+def test_an_energy_counts_on_posterior_and_prior_particles() -> None:
+    """10 data x 2 posterior particles and 30 of the prior, 2 x 3 + 3 products each, in two passes."""
+    own = {"model": {"energy_prior": {"hidden": [3]}}, "system": {"prior_particles": 30}}
+    setting = replace(SMALL, energy="energy", over=merged(SMALL.over, own))
+    run = build(setting.config(BY_LABEL["kinetic_ebipla"], over={"run": {"integrator": "expint"}}))
+    each = 1 + (20 + 30) * (2 * 3 + 3) / (20 * (2 * 6 + 6 * 64))
+    assert run.gradient_evaluations == 2
+    assert evaluations(run) == pytest.approx(2 * each, rel=1e-12)
 
 
 @pytest.mark.parametrize("name", list(SETTINGS))
