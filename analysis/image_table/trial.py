@@ -80,7 +80,8 @@ def trial(config: Config, folder: Path, looks: Looks) -> xr.Dataset:
         "steps": config.run.steps,
         "diverged": len(bad),
     }
-    found = xr.concat(rows.values(), xr.Variable("seed", list(rows))) if rows else xr.Dataset()
+    along = xr.Variable("seed", list(rows))
+    found = xr.concat(rows.values(), along, join="outer") if rows else xr.Dataset()
     found = found.reindex(seed=seeds(config)) if rows else found.assign_coords(seed=seeds(config))
     if "moment" in found.dims:
         found = found.assign_coords(evaluations=("moment", found.moment.to_numpy() * a_step))
