@@ -32,7 +32,8 @@ def rows(found: Scores) -> list[dict[str, str]]:
     names = list(dict.fromkeys(name for columns in of.values() for name in columns))
     lines = []
     for label, scores in found.items():
-        line = {"method": label}
+        lost = int(scores.attrs["diverged"])
+        line = {"method": f"{label} ({lost} diverged)" if lost else label}
         for name in names:
             values = of[label].get(name)
             line[name] = "" if values is None else _mean(values, DIGITS[str(values.score.item())])
@@ -51,7 +52,7 @@ def _columns(scores: xr.Dataset) -> list[tuple[str, xr.DataArray]]:
     asked += [("last", name) for name in ("kid", "precision", "recall", "reconstruction")]
     known = set(scores.score.to_numpy().tolist())
     return [
-        (name if p == "last" else f"{name}, {p}", scores.value.sel(parameters=p, score=name))
+        (f"{name}, {p}".replace(", last", ""), scores.value.sel(parameters=p, score=name))
         for p, name in asked
         if name in known and bool(scores.value.sel(parameters=p, score=name).notnull().any())
     ]
@@ -72,12 +73,11 @@ def interval(found: Interval | None, digits: int) -> str:
 
 
 def _mean(values: xr.DataArray, digits: int) -> str:
-    """The mean over seeds with its standard error; how many are missing."""
+    """The mean over the seeds that there are, with its standard error where there are two."""
     there = values.dropna("seed").to_numpy()
-    gone = values.sizes["seed"] - len(there)
     if len(there) < 2:
-        return "diverged" if gone else f"{float(there[0]):.{digits}f}"
-    return pm(over_replicas(there), 1, digits) + (f", {gone} diverged" if gone else "")
+        return "".join(f"{value:.{digits}f}" for value in there)
+    return pm(over_replicas(there), 1, digits)
 
 
 def _cost(scores: xr.Dataset) -> dict[str, str]:

@@ -171,7 +171,13 @@ def scores(values: list[float], along: list[list[float]] | None = None, **attrs:
     found = xr.Dataset(
         {"value": (("seed", "parameters", "score"), np.array(values)[:, None, None])},
         coords={"seed": np.arange(len(values)), "parameters": ["last"], "score": ["evidence"]},
-        attrs={"evaluations_a_step": 1.0, "seconds": 1.0, "particle_time": 1.0} | attrs,
+        attrs={
+            "evaluations_a_step": 1.0,
+            "seconds": 1.0,
+            "particle_time": 1.0,
+            "diverged": int(np.isnan(values).sum()),
+        }
+        | attrs,
     )
     if along is None:
         return found
@@ -190,7 +196,8 @@ def test_paired_intervals_by_hand() -> None:
     assert paired(lost, other.squeeze()) is None
     table = rows({REFERENCE: scores([1.0, 2.0, 3.0]), "b": scores([2.0, np.nan, 6.0])})
     assert table[1]["evidence less pgd's"] == "+2.00 (-10.71 to +14.71)"
-    assert table[1]["evidence"] == "4.00 ± 2.00, 1 diverged"
+    assert table[1]["evidence"] == "4.00 ± 2.00"
+    assert [line["method"] for line in table] == [REFERENCE, "b (1 diverged)"]
     assert table[0]["evidence less pgd's"] == ""
 
 
