@@ -79,9 +79,16 @@ def table(rows: Sequence[dict[str, str]]) -> str:
     lines = []
     for row in rows:
         (_, first), *rest = row.items()
-        cells = "".join(f'<td data-label="{escape(name)}">{escape(cell)}</td>' for name, cell in rest)
+        cells = "".join(
+            f'<td data-label="{escape(name)}"{unbroken(cell)}>{escape(cell)}</td>' for name, cell in rest
+        )
         lines.append(f"<tr><th scope=row>{escape(first)}</th>{cells}</tr>")
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+
+
+def unbroken(cell: str) -> str:
+    """The class of a number, which is kept on a line."""
+    return " class=number" if cell[:1].isdigit() or cell[:1] in "+-" else ""
 
 
 def png(figure: Figure, title: str) -> str:

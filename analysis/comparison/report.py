@@ -177,7 +177,7 @@ def _table(rows: Sequence[Row]) -> str:
         ]
         bad = "" if row.retcode == "success" else "bad"
         named = zip(HEAD[1:], cells, strict=True)
-        shown = "".join(f'<td data-label="{name}"{_unbroken(cell)}>{cell}</td>' for name, cell in named)
+        shown = "".join(f'<td data-label="{name}"{html.unbroken(cell)}>{cell}</td>' for name, cell in named)
         lines.append(f'<tr class="{bad}"><th scope=row>{escape(label)}</th>{shown}</tr>')
         if row.note:
             lines.append(f'<tr class="note {bad}"><td colspan={len(HEAD)}>{escape(row.note)}</td></tr>')
@@ -217,11 +217,6 @@ def score_cell(value: float, over_data: float, over_chains: float) -> str:
     shown, *errors = to_digits(value, over_data, over_chains)
     told = [f"± {errors[0]}" * bool(errors[0]), f"(± {errors[1]})" * bool(errors[1])]
     return "" if np.isnan(value) else " ".join(filter(None, [shown, *told]))
-
-
-def _unbroken(cell: str) -> str:
-    """The class of a number, which is kept on a line."""
-    return " class=number" if cell[:1].isdigit() else ""
 
 
 def _per(row: Row) -> list[tuple[float, str]]:

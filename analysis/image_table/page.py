@@ -89,7 +89,7 @@ def curves(found: Scores) -> Figure | None:
         return None
     high, middle = max(ends), float(np.median(ends))
     panel.set_ylim(middle - 2.5 * (high - middle) - 1, high + 0.3 * (high - middle) + 0.5)
-    panel.set(xlabel="gradient evaluations", ylabel="log-evidence, nats a datum", xscale="log")
+    panel.set(xlabel="gradient evaluations", ylabel="log-evidence, nats a datum")
     open_frame(panel)
     figure.legend(loc="outside right upper", frameon=False, fontsize="small")
     return figure
