@@ -88,7 +88,7 @@ def table(rows: Sequence[dict[str, str]]) -> str:
 
 def unbroken(cell: str) -> str:
     """The class of a number, which is kept on a line."""
-    return " class=number" if cell[:1].isdigit() or cell[:1] in "+-" else ""
+    return " class=number" if cell[:1].isdigit() or cell.startswith(("+", "-")) else ""
 
 
 def png(figure: Figure, title: str) -> str:
