@@ -180,10 +180,10 @@ class Batch(Options):
     size       b, data a step; D // b steps are an epoch, in each of which a datum is seen at most once
     catch_up   what is done for a datum that was missed k times, before its step, with k at most `cap`:
                'off': nothing; 'one_step': one step of size k h; 'substeps': k steps of size h; 'srock': one
-               stabilised step of size k h, in `stages` (sdeflow.engine.catch_up.stabilised).
+               stabilised step of size k h, in `stages` (sdeflow.engine.stabilised).
                theta is held, and each (sub)step and stage costs one more evaluation of the score
-    stages     of 'srock'; what they bear grows with their square. Where it is not given it is the root of
-               `cap`, rounded up: enough for particles without momentum whose own steps are stable
+    stages     of 'srock'; the curvature that they bear grows with their square. Where it is not given it is
+               1 and twice the root of `cap`: enough where Euler-Maruyama's own steps of size h are stable
     """
 
     table: ClassVar = "batch"
@@ -191,7 +191,9 @@ class Batch(Options):
     size: Count
     catch_up: CatchUpName = "off"
     cap: Count = 10
-    stages: Count | None = field(default=None, repr=False)  # settings have it where it is given: see Run
+    stages: Annotated[int, Ge(2)] | None = field(
+        default=None, repr=False
+    )  # settings have it where it is given: see Run
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -209,7 +211,7 @@ class Batch(Options):
     @property
     def used_stages(self) -> int:
         """The stages of 'srock'."""
-        return 1 + isqrt(self.cap - 1) if self.stages is None else self.stages
+        return 2 + isqrt(4 * self.cap - 1) if self.stages is None else self.stages
 
 
 @dataclass(frozen=True)
