@@ -243,7 +243,7 @@ def test_many_steps_at_once_are_many_steps_where_they_are_soft(gamma: float | No
     """100 steps of 1e-3, or with friction of as much on a clock of h/gamma; curvatures 1 and 1000; 18 stages.
 
     In the soft well q has the exact mean and variance, from momenta of their law, to 1% of where it was and
-    of the stationary variance; in the stiff one it forgets, and has the stationary variance to 1%. One step of
+    of the stationary variance; in the stiff one it forgets, and has the stationary variance to 1%. A step of
     Euler-Maruyama would take it 99 times as far off as it was.
     """
     h = 0.1 / RATE * (1 if gamma is None else gamma)
