@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from math import inf
+from math import inf, isqrt
 from numbers import Integral, Real
 from types import NoneType
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints, overload
@@ -14,10 +14,11 @@ import numpy as np
 from annotated_types import Ge, Gt, Le
 from numpy.typing import NDArray
 
-from sdeflow.errors import SdeflowError, is_number, numbers, plain
+from sdeflow.errors import SdeflowError, did_you_mean, is_number, numbers, plain
 
 EngineName = Literal["auto", "eager", "compiled", "fused"]
 NoiseName = Literal["auto", "torch", "philox"]
+CatchUpName = Literal["off", "one_step", "substeps", "srock"]
 
 KINDS = {Integral: "whole number", Real: "number"}
 Count = Annotated[int, Ge(1)]
@@ -178,20 +179,39 @@ class Batch(Options):
 
     size       b, data a step; D // b steps are an epoch, in each of which a datum is seen at most once
     catch_up   what is done for a datum that was missed k times, before its step, with k at most `cap`:
-               'off': nothing; 'one_step': one step of size k h; 'substeps': k steps of size h.
-               theta is held, and each (sub)step costs one more evaluation of the score
+               'off': nothing; 'one_step': one step of size k h; 'substeps': k steps of size h; 'srock': one
+               stabilised step of size k h, in `stages` (sdeflow.engine.stabilised).
+               theta is held, and each (sub)step and stage costs one more evaluation of the score
+    stages     of 'srock'; the curvature that they bear grows with their square. Where it is not given it is
+               1 and twice the root of `cap`: enough where Euler-Maruyama's own steps of size h are stable
     """
 
     table: ClassVar = "batch"
 
     size: Count
-    catch_up: Literal["off", "one_step", "substeps"] = "off"
+    catch_up: CatchUpName = "off"
     cap: Count = 10
+    stages: Annotated[int, Ge(2)] | None = field(
+        default=None, repr=False
+    )  # settings have it where it is given: see Run
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.catch_up not in get_args(CatchUpName):
+            raise SdeflowError(
+                f"unknown batch.catch_up '{self.catch_up}': "
+                f"{did_you_mean(str(self.catch_up), get_args(CatchUpName))}"
+            )
 
     @property
     def extra_evaluations(self) -> int:
         """Evaluations of the score a step beyond the integrator's own."""
-        return {"off": 0, "one_step": 1, "substeps": self.cap}[self.catch_up]
+        return {"off": 0, "one_step": 1, "substeps": self.cap, "srock": self.used_stages}[self.catch_up]
+
+    @property
+    def used_stages(self) -> int:
+        """The stages of 'srock'."""
+        return 2 + isqrt(4 * self.cap - 1) if self.stages is None else self.stages
 
 
 @dataclass(frozen=True)

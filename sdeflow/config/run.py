@@ -208,6 +208,8 @@ class Run(RunOptions):
             "noise": self.engine.source_name,
             "bound": self.bound,
         }
+        if self.batch is not None and self.batch.stages is not None:
+            settings["batch.stages"] = self.batch.stages
         return settings if self.average is None else settings | {"average": repr(self.average)}
 
     @property

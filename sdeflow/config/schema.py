@@ -7,7 +7,7 @@ title = "...", cpu_note = "..." (what is made for a CPU: a run on one says it, w
              of a model: particles, optionally h, and a table [system.BLOCK] with h, eta, gamma a block
              of a plain SDE: h, paths, start; the rest are the SDE's own arguments
 [run]        integrator, steps, seed, replicas, dtype, device, engine, noise, bound
-[batch]      size, catch_up, cap; without it every step sees all data
+[batch]      size, catch_up, cap, stages; without it every step sees all data
 [save]       every, data, particles, theta_max, checkpoint
 [evaluate]   every, steps: when a loss on the model's held-out data is measured; without it never
 [tune]       until, share: how h, eta and gamma that are 'auto' are chosen

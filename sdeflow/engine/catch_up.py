@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from sdeflow.engine.stabilised import StabilisedStep, is_stable, least_stages, stabilised
 from sdeflow.options import Batch
 from sdeflow.seeds import generator
 from sdeflow.state import Replicas, State
-from sdeflow.system.increments import Channel, NoiseSpec
+from sdeflow.system.increments import Channel, Kind, NoiseSpec
 from sdeflow.system.maps import exponential
 from sdeflow.system.varying import FlowTable
 
@@ -34,14 +35,19 @@ class CatchUp:
     def __init__(self, system: BlockSystem, batch: Batch, engine: Engine, replicas: Replicas) -> None:
         self._system, self._batch = system, batch
         self._blocks = [b for b in system.blocks if b.of_data and b.optimizer is None]
-        longest = 1 if batch.catch_up == "substeps" else batch.cap
+        longest = batch.cap if batch.catch_up == "one_step" else 1
         self._flows = [FlowTable(b, system.h, longest, replicas.device) for b in self._blocks]
+        staged = self._blocks if batch.catch_up == "srock" else []
+        self._staged = [
+            StabilisedStep(b, system.h, batch.cap, batch.used_stages, replicas.device) for b in staged
+        ]
         self._channels = [
             replace(c, key=f"{c.key}/catch-up")
             for c in system.channels
             if c.block is not None and c.block.of_data and batch.extra_evaluations
         ]
-        spec = NoiseSpec("PQ", max(1, batch.extra_evaluations), system.h)
+        kind: Kind = "P" if batch.catch_up == "srock" else "PQ"
+        spec = NoiseSpec(kind, max(1, batch.extra_evaluations), system.h)
         self.noise = engine.source(self._channels, spec, replicas)
 
     def __call__(self, z: State, missed: Tensor, normals: Sequence[Tensor]) -> State:
@@ -53,6 +59,9 @@ class CatchUp:
             return z
         dtype, h = z[self._blocks[0].position].dtype, self._system.h
         missed = missed.clamp(max=self._batch.cap)
+        if self._batch.catch_up == "srock":
+            xi = {c.variable: of[:, 0] for c, of in zip(self._channels, normals, strict=True)}
+            return z | stabilised(self._system, self._staged, z, missed, xi, self._batch.used_stages)
         for i in range(self._batch.extra_evaluations):
             times = missed if self._batch.catch_up == "one_step" else (missed > i).long()
             late = [flows.block_over(times, dtype) for flows in self._flows]
@@ -70,37 +79,44 @@ class CatchUp:
         """What to know of catching up by one long step, or ''.
 
         The largest curvature of -l_i at z comes from 8 power iterations on differences of the score; a step
-        of size k h is stable at curvature c where its one-step map contracts.
+        of size k h is stable at curvature c where its map contracts.
         """
-        if self._batch.catch_up != "one_step":
+        cap, h, stages = self._batch.cap, self._system.h, self._batch.used_stages
+        staged = self._batch.catch_up == "srock"
+        if self._batch.catch_up != "one_step" and not staged:
             return ""
         for b in self._blocks:
             c = _curvature(self._system, b, z)
-            steps = range(1, self._batch.cap + 1)
-            stable = [k for k in steps if _contraction(b, k * self._system.h, c) <= 1]
-            if len(stable) < self._batch.cap:
+            stable = [
+                k
+                for k in range(1, cap + 1)
+                if (is_stable(b, k * h, c, stages) if staged else _contraction(b, k * h, c) <= 1)
+            ]
+            if len(stable) < cap:
+                instead = "catch_up = 'srock' or 'substeps'"
+                if staged:
+                    instead = f"batch.stages = {least_stages(b, cap * h, c)}, not {stages}"
                 return (
-                    f"a catch-up step of {self._batch.cap} h can leave the stable range of {b.position}: the "
-                    f"largest curvature at the start is about {c:.3g}, for which steps up to "
-                    f"{max(stable, default=0)} h are stable. Lower batch.cap or take catch_up = 'substeps'"
+                    f"a catch-up step of {cap} h can leave the stable range of {b.position}: the largest "
+                    f"curvature at the start is about {c:.3g}, for which steps up to "
+                    f"{max(stable, default=0)} h are stable. Lower batch.cap or take {instead}"
                 )
         return ""
 
 
 def _curvature(system: BlockSystem, block: Block, z: State) -> float:
-    """The largest curvature that a particle block sees, by power iteration."""
+    """The largest curvature that a particle sees, by power iteration for each of them."""
     x = z[block.position]
     score = system.forces(0.0, z, [block])[block.name]
     direction = torch.randn(x.shape, generator=generator(0, "curvature"), dtype=torch.float64).to(x)
-    largest = 0.0
+    largest, length = 0.0, 1e-2 * x.shape[-1] ** 0.5
     for _ in range(8):
-        direction = direction * (1e-2 * x.numel() ** 0.5 / direction.norm())
+        direction = direction * (length / direction.norm(dim=-1, keepdim=True))
         moved = z | {block.position: x + direction}
         change = score - system.forces(0.0, moved, [block])[block.name]
-        largest = float(change.norm() / direction.norm())
-        if largest == 0:
-            break
-        direction = change
+        curved = change.norm(dim=-1, keepdim=True)
+        largest = float(curved.max()) / length
+        direction = torch.where(curved > 0, change, direction)
     return largest
 
 

@@ -63,7 +63,7 @@ def test_every_scheme_is_here() -> None:
     assert {name for name in entries("integrators") if ":" not in name} == set(SCHEMES)
 
 
-@pytest.mark.parametrize("catch_up", ["off", "one_step", "substeps"])
+@pytest.mark.parametrize("catch_up", ["off", "one_step", "substeps", "srock"])
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_batch_of_all_data_is_the_full_batch(scheme: str, catch_up: Any) -> None:
     """To the bit; nothing is ever missed, so there is nothing to catch up."""
@@ -119,7 +119,7 @@ def test_particles_outside_the_batch_stay() -> None:
     assert after[VISITED][0, outside].tolist() == [0] * len(outside)
 
 
-@pytest.mark.parametrize("catch_up", ["off", "one_step", "substeps"])
+@pytest.mark.parametrize("catch_up", ["off", "one_step", "substeps", "srock"])
 def test_replicas_are_runs_and_pieces_do_not_matter(catch_up: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"steps": 14, "dtype": "float64", "batch": Batch(5, catch_up, 4)}
     together = simulate(toy(), "expint", seed=3, replicas=3, save=WHOLE, **options)
@@ -291,7 +291,7 @@ def test_a_catch_up_step_that_can_leave_the_stable_range_is_told() -> None:
     assert quiet.attrs["warnings"] == ""
 
 
-@pytest.mark.parametrize("catch_up", ["off", "one_step", "substeps"])
+@pytest.mark.parametrize("catch_up", ["off", "one_step", "substeps", "srock"])
 def test_a_step_leaves_the_old_state_whole(catch_up: Any) -> None:
     """A run cut short within a chunk keeps the chunk's start: particles and theta of one step."""
     mini = batches(toy(), "obabo", Batch(5, catch_up, 3), range(2))

@@ -68,6 +68,12 @@ def energy() -> Any:
         pytest.param(decoder, "ubu", {"batch": Batch(4, "one_step", cap=3)}, marks=pytest.mark.slow),
         (decoder, "baoab", {"batch": Batch(4), "replicas": 2}),
         pytest.param(decoder, "quicsort", {"batch": Batch(4)}, marks=pytest.mark.slow),
+        pytest.param(
+            decoder,
+            "expint_shared",
+            {"batch": Batch(4, "srock", cap=3), "replicas": 2},
+            marks=pytest.mark.slow,
+        ),
         pytest.param(energy, "expint", {}, marks=pytest.mark.slow),
         (toy, "expint", {"save": Save(every=12)}),
         pytest.param(

@@ -386,7 +386,7 @@ def full(**options: Any) -> xr.Dataset:
 
 
 @needs_kernel
-@pytest.mark.parametrize("catch_up", ["off", "one_step", "substeps"])
+@pytest.mark.parametrize("catch_up", ["off", "one_step", "substeps", "srock"])
 @pytest.mark.filterwarnings("ignore::sdeflow.errors.StabilityWarning")
 def test_whole_runs_agree(catch_up: Any) -> None:
     batch = Batch(4, catch_up=catch_up, cap=3)

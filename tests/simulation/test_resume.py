@@ -73,6 +73,7 @@ def test_every_integrator(stop_before: Any, tmp_path: Path, scheme: str) -> None
     [
         {"batch": Batch(2)},
         {"batch": Batch(4, "one_step", 2), "replicas": 2},
+        {"batch": Batch(2, "srock", 6, 3)},
         {"batch": Batch(2, "substeps", 3), "precondition": "rmsprop", "evaluate": Evaluate(6, 2)},
         {"evaluate": Evaluate(3), "replicas": 3},
         {"dtype": "float32"},
