@@ -11,8 +11,10 @@ the same model, data, minibatches, starts and steps of the parameters:
     pgd                h = 0.001, as published
     pgd, long step     h = 0.0433
     pgd, catch-up      0.0433 an epoch, by one step over all that was missed
+    pgd, srock         likewise, by the stages of a stabilised step
+    mpgd, srock        likewise, with the momentum kept
 
-All take as many steps; catching up costs one more evaluation a step. A study that was stopped goes on where
+All take as many steps; catching up costs more evaluations a step. A study that was stopped goes on where
 it was. Writes table.md and confound.png into the folder. Source: Lim et al. 2024, arXiv:2312.07335, whose
 public code has h = 1e-4, gamma = 0.9, eta = 500, 390 steps an epoch. The scheme of mpgd is expint_shared.
 """
@@ -78,6 +80,8 @@ def arms(per_epoch: int) -> tuple[Arm, ...]:
         Arm("pgd, catch-up", False, EPOCH, "one_step"),
         Arm("mpgd", True, EPOCH / per_epoch),
         Arm("mpgd, catch-up", True, EPOCH, "one_step"),
+        Arm("pgd, srock", False, EPOCH, "srock"),
+        Arm("mpgd, srock", True, EPOCH, "srock"),
     )
 
 

@@ -17,6 +17,7 @@ class Method:
     optimizer    moves theta in place of gradient descent, by `rate`
     plain        theta has no preconditioner, as its noise or its scheme allows none
     energy       whether the prior is an energy, which the setting's variant for such declares
+    over         tables that it changes besides
     """
 
     label: str
@@ -36,6 +37,8 @@ def _by(optimizer: str, rate: float = 1e-3) -> Method:
 REFERENCE, PLAIN = "pgd", "pgd, no preconditioner"
 """The label of the method that others are compared to, in pairs, and of the same without a preconditioner."""
 
+CATCH_UP: Table = {"batch": {"catch_up": "srock", "cap": 20}}
+
 # Without momenta expint_shared is Euler-Maruyama, and it takes a preconditioner.
 
 METHODS = (
@@ -47,6 +50,8 @@ METHODS = (
     Method("mpgd, baoab", "mpgd", "baoab", plain=True),
     Method("mpgd-theta", "mpgd-theta", "expint_shared"),
     Method("mpgd-x", "mpgd-x", "expint_shared"),
+    Method("pgd, srock", "pgd", "expint_shared", over=CATCH_UP),
+    Method("mpgd, srock", "mpgd", "expint_shared", over=CATCH_UP),
     Method("ipla", "ipla", "euler_maruyama", plain=True),
     Method("kiplmc", "kiplmc", "expint_shared", plain=True),
     Method(PLAIN, "pgd", "euler_maruyama", plain=True),
@@ -65,5 +70,17 @@ METHODS = (
     Method("kinetic_ebipla", "kinetic_ebipla", "expint_shared", plain=True, energy=True),
 )
 
-SHORT = ("pgd", "mpgd, expint", "mpgd, expint_shared", "pgd, adam", "vi", "short_run", "kinetic_ebipla")
+SHORT = (
+    *(
+        "pgd",
+        "mpgd, expint",
+        "mpgd, expint_shared",
+        "pgd, srock",
+        "mpgd, srock",
+        "pgd, adam",
+        "vi",
+        "short_run",
+    ),
+    "kinetic_ebipla",
+)
 """Labels of those that are run on the larger problems unless others are asked for."""

@@ -12,6 +12,7 @@ import xarray as xr
 from sdeflow.analysis.image_table.cost import evaluations
 from sdeflow.analysis.image_table.methods import Table
 from sdeflow.config.build import build
+from sdeflow.config.run import Run
 from sdeflow.config.schema import Config
 from sdeflow.data.cache import at_hand, cache_folder
 from sdeflow.data.datasets import INCEPTION
@@ -75,7 +76,7 @@ def trial(config: Config, folder: Path, looks: Looks) -> xr.Dataset:
     attrs = {
         "asked": asked,
         "evaluations_a_step": a_step,
-        "particle_time": particle_time(run.system),
+        "particle_time": particle_time(run),
         "seconds": float(dataset.attrs["seconds"]) / config.run.replicas,
         "steps": config.run.steps,
         "diverged": len(bad),
@@ -95,17 +96,30 @@ def seeds(config: Config) -> list[int]:
     return [config.run.seed + r for r in range(config.run.replicas)]
 
 
-def particle_time(system: object) -> float:
-    """How far a step takes the particles of a datum that it sees: h/gamma, or h without a momentum.
+def particle_time(run: Run) -> float:
+    """How far a visit takes the particles of a datum in expectation: h/gamma, or h without a momentum.
 
-    Inner steps add up; NaN where particles are drawn anew, and their time does not.
+    Inner steps add up, and so do the steps that catching up makes good. NaN where particles are drawn anew,
+    and their time does not add up.
     """
-    assert isinstance(system, BlockSystem)
-    (block,) = (b for b in system.blocks if b.name == "x")
+    assert isinstance(run.system, BlockSystem)
+    (block,) = (b for b in run.system.blocks if b.name == "x")
     if block.inner is not None and block.inner.fresh:
         return float("nan")
-    steps = 1 if block.inner is None else block.inner.steps
-    return steps * system.h * block.rate / (block.gamma if block.kinetic else 1.0)
+    steps = 1.0 if block.inner is None else block.inner.steps
+    if run.batch is not None and run.batch.extra_evaluations:
+        assert run.system.model_forces is not None
+        steps += missed(run.system.model_forces.n_data // run.batch.size, run.batch.cap)
+    return steps * run.system.h * block.rate / (block.gamma if block.kinetic else 1.0)
+
+
+def missed(per_epoch: int, cap: int) -> float:
+    """The mean of how many steps a datum misses between two visits, at most cap.
+
+    Its places in one epoch and in the next are independent and uniform: n - 1 - a + b of a, b in 0 .. n - 1.
+    """
+    place = np.arange(per_epoch)
+    return float(np.minimum(place[:, None] + place, cap).mean())
 
 
 def _scores(folder: Path, replica: int, looks: Looks, dataset: xr.Dataset) -> xr.Dataset:

@@ -30,7 +30,7 @@ from sdeflow.analysis.image_table.settings import (
     Setting,
 )
 from sdeflow.analysis.image_table.table import at_equal_time, paired, rows
-from sdeflow.analysis.image_table.trial import best, particle_time, trained
+from sdeflow.analysis.image_table.trial import best, missed, particle_time, trained
 from sdeflow.config.build import build
 from sdeflow.config.catalogue import problem_file
 from sdeflow.config.schema import load_config, merged
@@ -215,12 +215,15 @@ def test_equal_particle_time_is_read_off_the_curves() -> None:
 
 def test_particle_time_counts_inner_steps_and_friction() -> None:
     each = {
-        label: particle_time(build(SMALL.config(BY_LABEL[label])).system)
-        for label in (REFERENCE, "mpgd, expint", "abp", "short_run", "vi")
+        label: particle_time(build(SMALL.config(BY_LABEL[label])))
+        for label in (REFERENCE, "mpgd, expint", "abp", "pgd, srock", "short_run", "vi")
     }
     assert each[REFERENCE] == pytest.approx(SMALL.x)
     assert each["mpgd, expint"] == pytest.approx(SMALL.x / FRICTION)
     assert each["abp"] == pytest.approx(5 * SMALL.x)
+    # with 3 steps an epoch a datum misses 0, 1, 2, 3, 4 by 1, 2, 3, 2, 1 of 9 pairs of places: 2 on average
+    assert each["pgd, srock"] == pytest.approx(3 * SMALL.x)
+    assert missed(3, 2) == pytest.approx((2 + 6 * 2) / 9)
     assert np.isnan([each["short_run"], each["vi"]]).all()
 
 
@@ -262,7 +265,7 @@ def test_arms_cover_the_times_that_they_say() -> None:
     assert x["mpgd"] == x["mpgd, catch-up"]
     assert 3 * FRICTION * x["mpgd"]["eta"] * x["mpgd"]["h"] == pytest.approx(17.55)
     caught = [label for label, config in found.items() if config.batch and config.batch.catch_up != "off"]
-    assert caught == ["pgd, catch-up", "mpgd, catch-up"]
+    assert caught == ["pgd, catch-up", "mpgd, catch-up", "pgd, srock", "mpgd, srock"]
     assert len({repr(config.system.arguments["theta"]) for config in found.values()}) == 1
 
 
@@ -280,7 +283,7 @@ def test_published_numbers_are_those_of_the_packaged_problem() -> None:
 def test_the_confound_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(confound.SETTINGS, "digits", SMALL)
     found = confound.measure(SMALL, 10, tmp_path)
-    assert list(found) == ["pgd", "pgd, long step", "pgd, catch-up", "mpgd", "mpgd, catch-up"]
+    assert list(found) == [arm.label for arm in confound.arms(3)]
     figure = confound.draw(found, 3)
-    assert len(figure.axes[0].lines) == 5
+    assert len(figure.axes[0].lines) == 7
     assert figure.axes[1].lines[1].get_xdata()[-1] == pytest.approx(10 / 3 * 0.0433)
