@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from sdeflow.analysis.samples import Learned
+from sdeflow.analysis.samples import Learned, decoder_of
 from sdeflow.errors import SdeflowError
 from sdeflow.system.average import AVERAGE
 from sdeflow.trajectory import checkpoint
@@ -91,6 +91,8 @@ def _of_snapshots(trajectory: xr.Dataset) -> Reader:
 
 def _at(found: Learned, values: Mapping[str, Tensor], prefix: str = "") -> Learned:
     """What was learned with the parameters in `values`, flat, by their positions."""
+    if found.encoded is not None:  # values are of both networks
+        return decoder_of(_at(found.encoded, values, prefix))
     theta: dict[str, Tensor] = {}
     for block in found.system.parameters:
         flat = values[prefix + block.position].to(found.state[block.position])

@@ -177,12 +177,13 @@ def _of(run: Path, system: BlockSystem, scheme: Integrator, stored: Mapping[str,
     theta = {name: v for name, v in stored.items() if name.startswith(positions)}
     theta = {name.removeprefix("theta."): v for name, v in theta.items()}
     found = Learned(system, scheme, system.model_forces, theta, state)
-    return _decoder_of(found, found.model) if isinstance(found.model, Amortised) else found
+    return decoder_of(found) if isinstance(found.model, Amortised) else found
 
 
-def _decoder_of(found: Learned, model: Amortised) -> Learned:
+def decoder_of(found: Learned) -> Learned:
     """The model without its encoder, and the latents that this makes of the last normals."""
-    xi = found.state["X"]
+    model, xi = found.model, found.state["X"]
+    assert isinstance(model, Amortised)
     with torch.no_grad():
         latents = model.latents(found.theta, xi.view(*xi.shape[:2], *model.latent_shape), model.data)
     theta, forces = model.own(found.theta), ModelForces(model.plain, found.forces.n_particles)

@@ -135,9 +135,8 @@ class Subject:
         self.model = self.stated.to(dtype, self.like.device)
         self.theta = {name: value.to(self.like) for name, value in found.theta.items()}
         self.held_out = self.model.held_out is not None
-        self.of = " ".join(
-            filter(None, ["held-out data" if self.held_out else "training data", options.fold])
-        )
+        self.of = "held-out data" if self.held_out else "training data"
+        self.of += f", {options.fold}" if options.fold else ""
         whole = self.model.held_out if self.held_out else self.model.data
         self.index = self._index(annealing.size(whole))
         self.y = part_of(whole, self.index)

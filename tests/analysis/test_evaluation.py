@@ -285,6 +285,62 @@ def test_moments_count_the_evaluations_that_chose_numbers(split: Path) -> None:
         np.testing.assert_array_equal(flat, run.theta[i, 1])
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_moments_of_an_encoder_s_run_are_those_of_shorter_runs(
+    kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The decoder's parameters and the latents that the encoder makes, the average's too."""
+    monkeypatch.chdir(tmp_path)
+    size = ["--set", "model.images=20", "--set", "model.hidden=[3]", "--set", "system.theta.h=1e-4"]
+    size += ["--set", "system.encoder_hidden=[3]", "--set", "average.decay=0.5", "-q", "--system", "vi"]
+    size += ["--set", "save.every=2"] + (
+        ["--set", "save.keep=3", "--set", "save.theta_max=0"] if kept else []
+    )
+    for steps in (2, 4, 6):
+        assert command("run", "digits", *size, "--steps", steps, "--out", steps) == 0
+    whole = {moment.step: moment.found for moment in moments(Path("6"), read(Path("6")))}
+    for step in (2, 4, 6):
+        now, then = whole[step], read(Path(str(step)))
+        assert now.average is not None
+        assert then.average is not None
+        for one, other in ((now, then), (now.average, then.average)):
+            assert (
+                one.theta.keys()
+                == other.theta.keys()
+                == {f"{i}.{n}" for i in (0, 2) for n in ("weight", "bias")}
+            )
+            for name, value in one.theta.items():
+                torch.testing.assert_close(value, other.theta[name], rtol=0, atol=0)
+
+
+def test_fold_halves_the_held_out_data(split: Path) -> None:
+    """Every other datum from the first and from the second; a datum's evidence is that among all."""
+    assert (
+        command("run", "split.toml", "--steps", 100, "--set", "evaluate.every=100", "-q", "--out", "run") == 0
+    )
+    brief: dict[str, Any] = {"temperatures": 20, "pictures": False}
+    whole, first, second = (
+        evaluate(Path("run"), Options(fold=fold, **brief)) for fold in ("", "validation", "test")
+    )
+    assert first.datum.values.tolist() == [0, 2, 4, 6, 8, 10, 12, 14, 16, 18]
+    assert second.datum.values.tolist() == [1, 3, 5, 7, 9, 11, 13, 15, 17, 19]
+    for half in (first, second):
+        np.testing.assert_allclose(half.log_evidence, whole.log_evidence.sel(datum=half.datum), rtol=1e-8)
+    assert first.attrs["scored"] == "held-out data, validation"
+    few = evaluate(Path("run"), Options(fold="test", data=2, **brief))
+    assert few.datum.values.tolist() == [1, 19]
+
+
+def test_a_fold_needs_held_out_data_and_a_name(split: Path, cli: Cli) -> None:
+    assert command("run", "hierarchical", "--steps", 1, "-q", "--out", "run") == 0
+    code, _, error = cli("evaluate", "run", "--fold", "test")
+    assert code == 2
+    assert "fold = 'test' is half of the held-out data" in error
+    code, _, error = cli("evaluate", "run", "--fold", "tset")
+    assert code == 2
+    assert "did you mean 'test'" in error
+
+
 def test_of_two_thetas_that_are_the_same_all_scores_are(split: Path) -> None:
     """Noise, data and steps are common to both, so that they differ by their parameters alone."""
     run = ["run", "split.toml", "--steps", 5, "--set", "average.decay=0", "-q", "--set", "evaluate.every=5"]
