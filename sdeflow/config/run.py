@@ -222,13 +222,19 @@ def _fingerprint(system: System) -> str:
     """The class of a system's model or SDE, and SHA-256 of its numbers and tensors."""
     thing = system.definition
     digest = hashlib.sha256()
-    for name, value in sorted(getattr(thing, "__dict__", {}).items()):
-        for leaf in tree_leaves(value):
-            if isinstance(leaf, torch.Tensor):
-                digest.update(f"{name}{leaf.dtype}{tuple(leaf.shape)}".encode())
-                digest.update(leaf.detach().cpu().contiguous().numpy().data)
-            elif isinstance(leaf, int | float | str | bool):
-                digest.update(f"{name}={leaf!r}".encode())
+
+    def add(part: object) -> None:
+        for name, value in sorted(getattr(part, "__dict__", {}).items()):
+            for leaf in tree_leaves(value):
+                if isinstance(leaf, torch.Tensor):
+                    digest.update(f"{name}{leaf.dtype}{tuple(leaf.shape)}".encode())
+                    digest.update(leaf.detach().cpu().contiguous().numpy().data)
+                elif isinstance(leaf, int | float | str | bool):
+                    digest.update(f"{name}={leaf!r}".encode())
+                elif isinstance(leaf, Model):  # of a model around it
+                    add(leaf)
+
+    add(thing)
     kind = thing if isinstance(thing, type | FunctionType) else type(thing)
     return f"{kind.__name__} {digest.hexdigest()[:16]}"
 

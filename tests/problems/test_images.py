@@ -71,14 +71,17 @@ def test_problems_run(name: str, scheme: str) -> None:
     ("name", "variant"),
     [
         *(("cifar10", v) for v in ("as_published", "pgd", "width128", "width128_mixture")),
+        ("cifar10", "width128_energy"),
         ("mnist", "literature"),
+        ("mnist", "literature_energy"),
         ("fashion14", "energy"),
+        ("cifar16", "energy"),
     ],
 )
 def test_variants_run(name: str, variant: str) -> None:
     """Each with its own settings but for the sizes; those of `literature` are below."""
     run = {"run": {"steps": 4}, "save": {"every": 4}, "model": {"images": 100}}
-    over = [SMALL[name], run]
+    over = [SMALL[name], run, {"model": {"pseudo_points": 0}} if "energy" in variant else {}]
     assert solve(build(load_config(problem_file(name), variant=variant, overrides=over))).retcode == "success"
 
 
