@@ -90,6 +90,8 @@ class Run(RunOptions):
             )
         if self.batch is not None and not self.system.blocks:
             raise SdeflowError("minibatches need a system made of blocks, with a model's forces")
+        if forces := self.system.model_forces:
+            self._refuse_redrawn(forces.model)
         if self.average is not None and not average_axes(self.system):
             raise SdeflowError("an average is of parameters, and this system has none: remove [average]")
         if self.evaluate is not None:
@@ -99,6 +101,15 @@ class Run(RunOptions):
                     f"evaluate.every must be a multiple of save.every, {self.save.every}, "
                     f"given {self.evaluate.every}"
                 )
+
+    def _refuse_redrawn(self, model: Model) -> None:
+        """Raises SdeflowError where a model makes its data anew at each visit, and this run cannot."""
+        if model.at_access is None or (self.batch is not None and isinstance(model.data, torch.Tensor)):
+            return
+        what = f"{type(model).__name__} makes its data anew at each visit (at_access), which needs"
+        if self.batch is None:
+            raise SdeflowError(f"{what} minibatches: give batch.size, or of images model.dequantise = 'once'")
+        raise SdeflowError(f"{what} data that are one tensor, given {type(model.data).__name__}")
 
     @classmethod
     def declare(

@@ -170,6 +170,22 @@ def test_pixels_are_scaled_dequantised_and_clipped() -> None:
     assert torch.equal(model.data, Images("cifar10", images=50, width=1, latent=2).data)
 
 
+def test_pixels_may_be_dequantised_at_each_visit() -> None:
+    """Data are then pixels as published; what steps see has U(0, 1/256) added, and held-out data have it."""
+    small: Any = {"width": 1, "latent": 2, "held_out": 5}
+    model, once = (Images("cifar10", images=50, dequantise=d, **small) for d in ("each_visit", "once"))
+    raw, _ = __import__("sdeflow.data.images", fromlist=["load_images"]).load_images("cifar10")
+    plain = torch.from_numpy(raw[:50].reshape(50, -1)).float() / 127.5 - 1
+    torch.testing.assert_close(model.data, plain, rtol=0, atol=1e-6)
+    u = torch.rand(model.data.shape, generator=generator(0))
+    torch.testing.assert_close(model.at_access(model.data, u), (plain + u / 256).clamp(-1, 1))
+    assert once.at_access is None
+    added = model.held_out - torch.from_numpy(raw[:5].reshape(5, -1)).float().div(127.5).sub(1)
+    assert float(added.max()) > 1 / 300
+    with pytest.raises(SdeflowError, match="dequantise must be 'once' or 'each_visit', given 'never'"):
+        Images("mnist", dequantise="never")  # type: ignore[arg-type]
+
+
 def test_log_joint_against_torch_distributions() -> None:
     """The mixture prior and the Gaussian likelihood, in float64."""
     model = Images("mnist", images=5, decoder="mlp", hidden=[7], latent=3, pseudo_points=4, sigma=0.3)
