@@ -24,8 +24,8 @@ class Images(Model):
         l_i(theta, x) = log p_theta(x) + log N(y_i; g_theta(x), sigma^2 I)
 
     Where images are `pooled` each pixel is the mean of so many by so many, before all else; a side that is
-    not a multiple loses its rest. Pixels v in 0..255 become 2 v/255 - 1, then U(0, 1/256) is added once
-    (dequantisation, from `data_seed`), then they are clipped to [-1, 1].
+    not a multiple loses its rest. Pixels v in 0..255 become 2 v/255 - 1, then U(0, 1/256) is added
+    (dequantisation), then they are clipped to [-1, 1].
 
     dataset         cifar10, mnist or fashion_mnist; fetched where it is not there (see problems/README.md)
     images          use the first so many training images (default: all)
@@ -36,6 +36,8 @@ class Images(Model):
     decoder         'convolutional', from a quarter of the side up, for CIFAR-10 8 x 8 to 32 x 32, with
                     `width` = ngf, no biases, leaky ReLUs, tanh at the end; or 'mlp', of `hidden` layers with
                     leaky ReLUs, tanh at the end
+    dequantise      'once', from `data_seed`; or 'each_visit', anew for each minibatch: then what is recorded
+                    is of pixels without that noise. Held-out images get theirs once
     pseudo_points   K of the prior: 0 is N(0, I); else a mixture over K learned pseudo-points u_k that an
                     MLP of 3 x 512 maps to means and diagonal variances softplus(.) + 1e-5,
                     p(x) = 1/K sum_k N(x; mu(u_k), diag v(u_k)), with u_k from N(0, 10^2) at the start
@@ -60,6 +62,7 @@ class Images(Model):
         pseudo_points: int = 0,
         pool: int = 1,
         data_seed: int = 0,
+        dequantise: Literal["once", "each_visit"] = "once",
     ) -> None:
         if not sigma > 0:
             raise SdeflowError(f"sigma must be positive, given {sigma}")
@@ -83,9 +86,15 @@ class Images(Model):
                 'multiple of 4: take decoder = "mlp", or another pool'
             )
         g = torch.Generator().manual_seed(data_seed)
-        self.data = _pixels(_pooled(pixels[:images], pool), g)
+        if dequantise not in ("once", "each_visit"):
+            raise SdeflowError(f"dequantise must be 'once' or 'each_visit', given {dequantise!r}")
+        self.data = _scaled(_pooled(pixels[:images], pool))
+        if dequantise == "each_visit":
+            self.at_access = _dequantised
+        else:
+            self.data = _once(self.data, g)
         if held_out:
-            self.held_out = _pixels(_pooled(unseen[:held_out], pool), g)
+            self.held_out = _once(_scaled(_pooled(unseen[:held_out], pool)), g)
         self._pool = pool
         self.dataset = dataset
         self.latent_shape = (latent,)
@@ -163,8 +172,16 @@ def _pooled(images: NDArray[np.uint8] | Tensor, pool: int) -> Tensor:
     return avg_pool2d(values, pool) if pool > 1 else values
 
 
-def _pixels(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Images [n, ...] of numbers in 0..255 as [n, pixels] in [-1, 1], dequantised."""
-    values = images.flatten(1)
-    noise = torch.rand(values.shape, generator=generator)
-    return values.div_(127.5).sub_(1).add_(noise.div_(256)).clamp_(-1, 1)
+def _scaled(images: Tensor) -> Tensor:
+    """Images [n, ...] of numbers in 0..255 as [n, pixels] in [-1, 1]."""
+    return images.flatten(1).div_(127.5).sub_(1)
+
+
+def _dequantised(pixels: Tensor, uniform: Tensor) -> Tensor:
+    """With U(0, 1/256) added, made of numbers uniform on [0, 1), in [-1, 1]."""
+    return (pixels + uniform / 256).clamp(-1, 1)
+
+
+def _once(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """The same in place, which a whole data set is worth."""
+    return pixels.add_(torch.rand(pixels.shape, generator=generator).div_(256)).clamp_(-1, 1)

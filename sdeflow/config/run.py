@@ -90,6 +90,8 @@ class Run(RunOptions):
             )
         if self.batch is not None and not self.system.blocks:
             raise SdeflowError("minibatches need a system made of blocks, with a model's forces")
+        if forces := self.system.model_forces:
+            self._refuse_redrawn(forces.model)
         if self.average is not None and not average_axes(self.system):
             raise SdeflowError("an average is of parameters, and this system has none: remove [average]")
         if self.evaluate is not None:
@@ -99,6 +101,15 @@ class Run(RunOptions):
                     f"evaluate.every must be a multiple of save.every, {self.save.every}, "
                     f"given {self.evaluate.every}"
                 )
+
+    def _refuse_redrawn(self, model: Model) -> None:
+        """Raises SdeflowError where a model makes its data anew at each visit, and this run cannot."""
+        if model.at_access is None or (self.batch is not None and isinstance(model.data, torch.Tensor)):
+            return
+        what = f"{type(model).__name__} makes its data anew at each visit (at_access), which needs"
+        if self.batch is None:
+            raise SdeflowError(f"{what} minibatches: give batch.size, or of images model.dequantise = 'once'")
+        raise SdeflowError(f"{what} data that are one tensor, given {type(model.data).__name__}")
 
     @classmethod
     def declare(
@@ -224,13 +235,19 @@ def _fingerprint(system: System) -> str:
     """The class of a system's model or SDE, and SHA-256 of its numbers and tensors."""
     thing = system.definition
     digest = hashlib.sha256()
-    for name, value in sorted(getattr(thing, "__dict__", {}).items()):
-        for leaf in tree_leaves(value):
-            if isinstance(leaf, torch.Tensor):
-                digest.update(f"{name}{leaf.dtype}{tuple(leaf.shape)}".encode())
-                digest.update(leaf.detach().cpu().contiguous().numpy().data)
-            elif isinstance(leaf, int | float | str | bool):
-                digest.update(f"{name}={leaf!r}".encode())
+
+    def add(part: object) -> None:
+        for name, value in sorted(getattr(part, "__dict__", {}).items()):
+            for leaf in tree_leaves(value):
+                if isinstance(leaf, torch.Tensor):
+                    digest.update(f"{name}{leaf.dtype}{tuple(leaf.shape)}".encode())
+                    digest.update(leaf.detach().cpu().contiguous().numpy().data)
+                elif isinstance(leaf, int | float | str | bool):
+                    digest.update(f"{name}={leaf!r}".encode())
+                elif isinstance(leaf, Model):  # of a model around it
+                    add(leaf)
+
+    add(thing)
     kind = thing if isinstance(thing, type | FunctionType) else type(thing)
     return f"{kind.__name__} {digest.hexdigest()[:16]}"
 

@@ -1,7 +1,8 @@
 """Minibatches over data: which data a step sees.
 
 A step gathers the particles of its batch, steps them, and scatters them back; other particles stay. The
-gradient in theta is scaled by D/b and nothing else is.
+gradient in theta is scaled by D/b and nothing else is. A model may make of its data what a step sees of them,
+by uniform numbers that depend on the seed and the visit alone (`Model.at_access`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from sdeflow.engine.catch_up import CatchUp
 from sdeflow.engine.compiled import CompiledSteps
-from sdeflow.errors import SdeflowError
+from sdeflow.errors import SdeflowError, attempt
 from sdeflow.options import Batch
 from sdeflow.seeds import generator
 from sdeflow.state import Replicas, State
@@ -32,8 +33,8 @@ VISITED = "visited"
 class MiniBatches:
     """Advances a model's system by minibatches: `z = batches(z, n)` is step n, a `Stepper`.
 
-    The order of the data depends on (seed, epoch) only. Raises SdeflowError for a batch larger than the
-    data and for a system without data.
+    The order of the data depends on (seed, epoch) only; uniform numbers for them on the place in the order
+    too. Raises SdeflowError for a batch larger than the data and for a system without data.
 
     every   steps from one snapshot to the next
     """
@@ -54,7 +55,8 @@ class MiniBatches:
             raise SdeflowError(
                 f"integrator '{integrator.name}' takes no minibatches: it is a reference for whole data"
             )
-        self.n_data = system.model_forces.n_data
+        self.n_data, model = system.model_forces.n_data, system.model_forces.model
+        self._redrawn = None if model.at_access is None else model.data
         if batch.size > self.n_data:
             raise SdeflowError(f"a batch of {batch.size} is larger than the data, D = {self.n_data}")
         self.integrator, self.batch, self.replicas = integrator, batch, replicas
@@ -95,9 +97,20 @@ class MiniBatches:
             self._epoch = epoch
         return self._order[:, position]
 
+    def uniform(self, n: int) -> Tensor | None:
+        """Numbers for what step n makes of its data, [R, b, ...] on [0, 1); None for data as they are."""
+        if self._redrawn is None:
+            return None
+        like, (epoch, position), device = self._redrawn, divmod(n, self.per_epoch), self.replicas.device
+        dtype = like.dtype if like.is_floating_point() else self.replicas.dtype
+        drawn = [generator(s, "data", epoch, position, device=device) for s in self.replicas.seeds]
+        shape = (self.batch.size, *like.shape[1:])
+        return torch.stack([torch.rand(shape, generator=g, dtype=dtype, device=device) for g in drawn])
+
     def check(self, z: State) -> None:
         """Tries the system on the first batch; raises SdeflowError for what does not fit."""
-        self._part.check(self._show(z, self.index(0)))
+        what = f"{type(self._part.definition).__name__}.at_access"
+        self._part.check(attempt(what, self._show, z, self.index(0), self.uniform(0)))
 
     def part(self, system: BlockSystem, z: State, n: int) -> tuple[BlockSystem, State]:
         """The system and the state of the data of step n."""
@@ -120,28 +133,39 @@ class MiniBatches:
             return self._compiled(z, n, count)
         for k in range(n, n + count):
             late = [xi[0] for _, xi in self._catch_up.noise.normals(k)]
-            z = self._step(z, k, self.index(k), self._noise(k), late)
+            z = self._step(z, k, self.index(k), self.uniform(k), self._noise(k), late)
         return z
 
     def _draw(self, n: int, count: int) -> list[Tensor]:
-        """What steps need besides the state: n, data, normals, and those for catching up; [count, ...]."""
+        """What steps need besides the state: n, data, uniform numbers where there are any, normals, and those
+        for catching up; [count, ...]."""
         steps = range(n, n + count)
+        uniform = [u for k in steps if (u := self.uniform(k)) is not None]
         return [
             torch.tensor(steps, device=self.replicas.device),
             torch.stack([self.index(k) for k in steps]),
+            *([torch.stack(uniform)] if uniform else []),
             *(xi for source in (self._noise, self._catch_up.noise) for _, xi in source.normals(n, count)),
         ]
 
     def _transition(self, z: State, draws: Sequence[Tensor]) -> State:
         n, index, *normals = draws
+        uniform = None if self._redrawn is None else normals.pop(0)
         own, late = normals[: len(self._channels)], normals[len(self._channels) :]
-        return self._step(z, n, index, noise_of(zip(self._channels, own, strict=True), self._spec), late)
+        noise = noise_of(zip(self._channels, own, strict=True), self._spec)
+        return self._step(z, n, index, uniform, noise, late)
 
     def _step(
-        self, z: State, n: int | Tensor, index: Tensor, noise: tuple[Noise, ...], late: Sequence[Tensor]
+        self,
+        z: State,
+        n: int | Tensor,
+        index: Tensor,
+        uniform: Tensor | None,
+        noise: tuple[Noise, ...],
+        late: Sequence[Tensor],
     ) -> State:
         """Step n on data `index` [R, b]; `late` are the normals for catching up."""
-        system, part = self._part, self._show(z, index)
+        system, part = self._part, self._show(z, index, uniform)
         part = self._catch_up(part, n - part.pop(VISITED), late)
         part |= self.integrator.init(system, part)  # forces kept from another batch are of no use
         # a model's forces do not depend on time
@@ -152,9 +176,9 @@ class MiniBatches:
         at = (self._replica, index)
         return {k: v.index_put(at, part[k]) if k in self._of_data else part[k] for k, v in z.items()}
 
-    def _show(self, z: State, index: Tensor) -> State:
+    def _show(self, z: State, index: Tensor, uniform: Tensor | None = None) -> State:
         """Shows the forces data `index` [R, b]; gives the state with the particles of these alone."""
-        self._part.see(index)
+        self._part.see(index, uniform)
         return {k: v[self._replica, index] if k in self._of_data else v for k, v in z.items()}
 
 

@@ -65,7 +65,7 @@ class Amortised(Model):
                 'encoder = "mlp"'
             )
         self.plain, self.data, self.held_out = plain, plain.data, plain.held_out
-        self.latent_shape = plain.latent_shape
+        self.latent_shape, self.at_access = plain.latent_shape, plain.at_access
         self._kind, self._hidden, self._width = encoder, tuple(hidden), width
         with torch.random.fork_rng(devices=[]):
             self.encoder = self._new_encoder()  # its structure counts; the values come with theta
@@ -95,6 +95,7 @@ class Amortised(Model):
     def to(self, dtype: torch.dtype, device: torch.device) -> Self:
         own = super().to(dtype, device)
         own.plain = self.plain.to(dtype, device)
+        own.at_access = own.plain.at_access
         return own
 
     def init_theta(self, generator: torch.Generator) -> Parameters:

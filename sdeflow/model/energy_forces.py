@@ -79,8 +79,8 @@ class EnergyForces(ModelField):
         part.n_data, part.scale = part.posterior.n_data, part.posterior.scale
         return part
 
-    def see(self, index: Tensor) -> None:
-        self.posterior.see(index)
+    def see(self, index: Tensor, uniform: Tensor | None = None) -> None:
+        self.posterior.see(index, uniform)
 
     def start(self, seed: int) -> State:
         joint = self.posterior.start(seed)

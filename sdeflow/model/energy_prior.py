@@ -115,7 +115,7 @@ class EnergyPrior(NeuralEnergy):
             return method and (lambda theta, *rest: method(part(theta, BETA), *rest))
 
         self.decode, self.sample_data = of_beta(self.plain.decode), of_beta(self.plain.sample_data)
-        self.real_images = self.plain.real_images
+        self.real_images, self.at_access = self.plain.real_images, self.plain.at_access
 
     def to(self, dtype: torch.dtype, device: torch.device) -> Self:
         own = super().to(dtype, device)

@@ -47,8 +47,8 @@ class ForceField(ABC):
         """The forces of a minibatch, data `index` [R, b]: X is [R, b, N, d], gradients of sums times D/b."""
 
     @abstractmethod
-    def see(self, index: Tensor) -> None:
-        """Changes the data of forces made by `minibatch`, in place."""
+    def see(self, index: Tensor, uniform: Tensor | None = None) -> None:
+        """Changes the data of forces made by `minibatch`, in place; `uniform` is for `Model.at_access`."""
 
     @abstractmethod
     def start(self, seed: int) -> State:
@@ -117,7 +117,7 @@ class FunctionField(ForceField):
     def minibatch(self, index: Tensor) -> ForceField:
         raise SdeflowError("minibatches need a model's forces, and this system's are a function")
 
-    def see(self, index: Tensor) -> None:
+    def see(self, index: Tensor, uniform: Tensor | None = None) -> None:
         raise SdeflowError("minibatches need a model's forces, and this system's are a function")
 
     def start(self, seed: int) -> State:

@@ -74,8 +74,11 @@ class ModelForces(ModelField):
         part.scale = self.scale * self.n_data / part.n_data
         return part
 
-    def see(self, index: Tensor) -> None:
+    def see(self, index: Tensor, uniform: Tensor | None = None) -> None:
         self._batch = tree_map(lambda values: values[index], self.model.data)
+        if uniform is not None:
+            y, u = self._batch.flatten(0, 1), uniform.flatten(0, 1)
+            self._batch = self.model.at_access(y, u).view_as(self._batch)
 
     def start(self, seed: int) -> State:
         """Positions at the start of one replica, theta [p] and X [D, N, d], in float64."""

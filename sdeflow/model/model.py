@@ -33,6 +33,10 @@ class Model(ABC):
     held_out: data of the same kind that the parameters are not to see, for a loss on them
     (`sdeflow.simulation.held_out`); None where there are none.
 
+    at_access: what a step by minibatches sees of its data, at_access(y, u) -> like y, made of data y [b, ...]
+    that are one tensor and of u like it, uniform on [0, 1) and drawn anew at each visit: dequantisation, say,
+    or flips. What is recorded is of the data as they are, and of `held_out`. None where steps see them too.
+
     A model may say how its data come about, for `sdeflow sample`, and one of images what they look like:
 
         image_shape                                           channels, height, width
@@ -60,6 +64,7 @@ class Model(ABC):
 
     score_x: Any = None
     score_theta: Any = None
+    at_access: Any = None
 
     decode: Any = None
     sample_prior: Any = None

@@ -201,9 +201,12 @@ class BlockSystem:
         blocks = [replace(b, shape=(size, *b.shape[1:])) if b.of_data else b for b in self.blocks]
         return BlockSystem(blocks, self.force_field.minibatch(index), h=self.h)
 
-    def see(self, index: Tensor) -> None:
-        """Shows a minibatch's system, made by `minibatch`, other data, as many; in place."""
-        self.force_field.see(index)
+    def see(self, index: Tensor, uniform: Tensor | None = None) -> None:
+        """Shows a minibatch's system, made by `minibatch`, other data, as many; in place.
+
+        uniform   numbers like the data, for a model that says what data are `at_access`
+        """
+        self.force_field.see(index, uniform)
 
     def to(self, dtype: torch.dtype, device: torch.device) -> BlockSystem:
         blocks = [b.to(dtype, device) for b in self.blocks]

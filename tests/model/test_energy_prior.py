@@ -178,6 +178,23 @@ def test_numbers_of_theta_are_left_aside() -> None:
     assert simulate(system, steps=3).attrs["retcode"] == "success"
 
 
+@pytest.mark.parametrize("name", ["vi", "kinetic_ebipla"])
+def test_a_run_is_not_resumed_with_another_model_inside(name: str, tmp_path: Path) -> None:
+    """What a model around a model was made of counts, too."""
+
+    def run(sigma: float) -> None:
+        plain = Decoder(latent=2, hidden=(4,), images=5, sigma=sigma)
+        blocks: dict[str, Any] = {"alpha": LIGHT, "beta": LIGHT, "x": LIGHT, "prior_particles": 3}
+        model, numbers = (plain, {"theta": {"h": 1e-4}}) if name == "vi" else (EnergyPrior(plain), blocks)
+        system = find("systems", name)(model, particles=2, **numbers)
+        simulate(system, steps=2, out=tmp_path / "run", resume=True)
+
+    run(0.3)
+    run(0.3)
+    with pytest.raises(SdeflowError, match="model"):
+        run(0.4)
+
+
 def test_what_does_not_fit_is_refused() -> None:
     mixture = Density(pseudo_points=3, data=5, hidden=[4], test=5)
     for make, sentence in (

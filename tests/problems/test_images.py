@@ -71,14 +71,17 @@ def test_problems_run(name: str, scheme: str) -> None:
     ("name", "variant"),
     [
         *(("cifar10", v) for v in ("as_published", "pgd", "width128", "width128_mixture")),
+        ("cifar10", "width128_energy"),
         ("mnist", "literature"),
+        ("mnist", "literature_energy"),
         ("fashion14", "energy"),
+        ("cifar16", "energy"),
     ],
 )
 def test_variants_run(name: str, variant: str) -> None:
     """Each with its own settings but for the sizes; those of `literature` are below."""
     run = {"run": {"steps": 4}, "save": {"every": 4}, "model": {"images": 100}}
-    over = [SMALL[name], run]
+    over = [SMALL[name], run, {"model": {"pseudo_points": 0}} if "energy" in variant else {}]
     assert solve(build(load_config(problem_file(name), variant=variant, overrides=over))).retcode == "success"
 
 
@@ -165,6 +168,22 @@ def test_pixels_are_scaled_dequantised_and_clipped() -> None:
     mean, error = added[inside].mean().item(), (1 / 256) / 12**0.5 / inside.sum().item() ** 0.5
     assert abs(mean - 1 / 512) < 5 * error + 1e-6
     assert torch.equal(model.data, Images("cifar10", images=50, width=1, latent=2).data)
+
+
+def test_pixels_may_be_dequantised_at_each_visit() -> None:
+    """Data are then pixels as published; what steps see has U(0, 1/256) added, and held-out data have it."""
+    small: Any = {"width": 1, "latent": 2, "held_out": 5}
+    model, once = (Images("cifar10", images=50, dequantise=d, **small) for d in ("each_visit", "once"))
+    raw, _ = __import__("sdeflow.data.images", fromlist=["load_images"]).load_images("cifar10")
+    plain = torch.from_numpy(raw[:50].reshape(50, -1)).float() / 127.5 - 1
+    torch.testing.assert_close(model.data, plain, rtol=0, atol=1e-6)
+    u = torch.rand(model.data.shape, generator=generator(0))
+    torch.testing.assert_close(model.at_access(model.data, u), (plain + u / 256).clamp(-1, 1))
+    assert once.at_access is None
+    added = model.held_out - torch.from_numpy(raw[:5].reshape(5, -1)).float().div(127.5).sub(1)
+    assert float(added.max()) > 1 / 300
+    with pytest.raises(SdeflowError, match="dequantise must be 'once' or 'each_visit', given 'never'"):
+        Images("mnist", dequantise="never")  # type: ignore[arg-type]
 
 
 def test_log_joint_against_torch_distributions() -> None:
