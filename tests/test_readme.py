@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
-import importlib.util
+import importlib
 import io
 import os
 import re
@@ -229,9 +229,11 @@ def call_python(arguments: list[str]) -> None:
         case ["-m", "venv", ".venv"] | ["-m", "pytest"] | ["-m", "pytest", "-m", "slow"]:
             return
         case ["-m", module, *rest]:
-            package = importlib.util.find_spec(f"{module}.__main__") is not None
             with parsed(module, rest):
-                importlib.import_module(f"{module}.__main__" if package else module).main()
+                found = importlib.import_module(module)
+                if hasattr(found, "__path__"):  # a folder is run by its __main__
+                    found = importlib.import_module(f"{module}.__main__")
+                found.main()
         case [path, *rest]:
             with parsed(path, rest), pytest.MonkeyPatch.context() as patch:
                 patch.syspath_prepend(ROOT / Path(path).parent)
