@@ -15,7 +15,7 @@ from pathlib import Path
 
 import xarray as xr
 
-from sdeflow.analysis.image_table.bases import compare, folder, runs
+from sdeflow.analysis.image_table.bases import compare, runs, tuned_folder
 from sdeflow.analysis.image_table.methods import METHODS
 from sdeflow.analysis.image_table.page import as_dataset, page, samples, text
 from sdeflow.analysis.image_table.settings import SETTINGS, TUNED, Setting
@@ -49,7 +49,10 @@ def main() -> None:
 
 def write(setting: Setting, found: dict[str, dict[str, xr.Dataset]], out: Path) -> None:
     """The tables, as text and numbers, and the page; prints what stands in the first."""
-    by_label = {label: out / TUNED / folder(label) for label in found[TUNED]}
+    by_label = {
+        label: tuned_folder(out, label, scores.factor_theta, scores.factor_x)
+        for label, scores in found[TUNED].items()
+    }
     tables = text(setting, found)
     durable.write(out / "table.md", tables.encode())
     durable.write(out / "table.nc", encode(as_dataset(found)))

@@ -6,23 +6,25 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import xarray as xr
 
 from sdeflow.analysis.image_table.methods import Method
 from sdeflow.analysis.image_table.settings import GIVEN, GRID, GRID_SEED, TUNED, Setting
-from sdeflow.analysis.image_table.trial import Looks, best, trial
+from sdeflow.analysis.image_table.trial import Looks, evidence, trial
 from sdeflow.trajectory import durable
 
 GRIDS, CHOSEN = "grid", "chosen.json"
-TENTH = 0.1
-"""The part of the budget that a run of the grid has."""
+
+ROUNDS = ((0.1, len(GRID)), (0.3, 3))
+"""Of choosing numbers: the part of the budget that each run has, and how many of the best go into it."""
 
 Done = Callable[[str], None]
 
 
 def runs(setting: Setting, methods: Sequence[Method]) -> int:
     """How many runs there are to do."""
-    return len(methods) * (2 + len(GRID))
+    return len(methods) * (2 + sum(count for _, count in ROUNDS))
 
 
 def compare(
@@ -31,8 +33,7 @@ def compare(
     """Scores by basis and label of each method; calls `done` with what was done after each run.
 
     GIVEN   the setting's numbers: equal evaluations, and by their curves equal particle time
-    TUNED   the method's own numbers, of the runs of GRID that have a part of the budget the one with the best
-            evidence of validation data
+    TUNED   the method's own numbers, which have the best evidence of validation data in the last of ROUNDS
     """
     found: dict[str, dict[str, xr.Dataset]] = {GIVEN: {}, TUNED: {}}
     for method in methods:
@@ -54,21 +55,31 @@ def of_given(setting: Setting, method: Method, out: Path) -> xr.Dataset:
 def of_tuned(setting: Setting, method: Method, out: Path, theta: float, x: float) -> xr.Dataset:
     config = setting.config(method, theta=theta, x=x, replicas=setting.seeds, average=True)
     looks = Looks(setting.along, setting.of_images, setting.mixture, setting.observable)
-    return trial(config, out / TUNED / folder(method.label), looks).assign_attrs(
-        factor_theta=theta, factor_x=x
-    )
+    found = trial(config, tuned_folder(out, method.label, theta, x), looks)
+    return found.assign_attrs(factor_theta=theta, factor_x=x)
+
+
+def tuned_folder(out: Path, label: str, theta: float, x: float) -> Path:
+    """Of a method's run by its own numbers."""
+    return out / TUNED / f"{folder(label)}-{theta:g}-{x:g}"
 
 
 def chosen(setting: Setting, method: Method, out: Path, done: Done = lambda _: None) -> int:
-    """The place in GRID of a method's numbers; what was found is kept in CHOSEN."""
-    found = []
-    for i, (theta, x) in enumerate(GRID):
-        config = setting.config(method, theta=theta, x=x, part=TENTH, seed=GRID_SEED)
-        found.append(trial(config, out / GRIDS / folder(method.label) / str(i), Looks(setting.quick)))
-        done(f"{method.label}, {theta:g} and {x:g} times the steps")
-    place = best(found)
-    durable.write(out / GRIDS / folder(method.label) / CHOSEN, json.dumps(GRID[place]).encode())
-    return place
+    """The place in GRID of a method's numbers; what was found is kept in CHOSEN.
+
+    Each round has longer runs of the best of the one before, as what is best at first need not stay so.
+    """
+    found, left = out / GRIDS / folder(method.label), list(range(len(GRID)))
+    for part, count in ROUNDS:
+        values = []
+        for i in left[:count]:
+            theta, x = GRID[i]
+            config = setting.config(method, theta=theta, x=x, part=part, seed=GRID_SEED)
+            values.append(evidence(trial(config, found / f"{theta:g}-{x:g}-{part:g}", Looks(setting.quick))))
+            done(f"{method.label}, {theta:g} and {x:g} times the steps")
+        left = [left[k] for k in np.argsort(values, kind="stable")[::-1]]
+    durable.write(found / CHOSEN, json.dumps(GRID[left[0]]).encode())
+    return left[0]
 
 
 def folder(label: str) -> str:

@@ -25,8 +25,9 @@ TITLES = {
 _CAPTIONS = {
     GIVEN: "All methods have the steps of the problem, and momenta that keep as much of themselves a step.",
     TUNED: (
-        f"Steps are those of {len(GRID)} pairs of factors that had the best evidence of validation data "
-        f"after a tenth of the budget, with seed {GRID_SEED}, which is none of those reported."
+        f"Of {len(GRID)} pairs of factors on the steps the three with the best evidence of validation data "
+        "after a tenth of the budget, and of these the best one after three tenths, by seed "
+        f"{GRID_SEED}, which is none of those reported."
     ),
 }
 _TIME = (

@@ -167,10 +167,9 @@ def _short(name: str) -> str:
     return name.partition("_")[0]
 
 
-def best(found: list[xr.Dataset]) -> int:
-    """The index of the run of one seed with the highest evidence; those that diverged are none."""
-    last = [
-        float(f.value.sel(parameters="last", score="evidence").item()) if "value" in f else np.nan
-        for f in found
-    ]
-    return int(np.argmax(np.nan_to_num(np.array(last), nan=-np.inf)))
+def evidence(found: xr.Dataset) -> float:
+    """Of a run of one seed, by the last parameters; -inf for one that diverged."""
+    if "value" not in found:
+        return -np.inf
+    value = float(found.value.sel(parameters="last", score="evidence").item())
+    return value if np.isfinite(value) else -np.inf

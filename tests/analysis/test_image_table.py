@@ -30,10 +30,10 @@ from sdeflow.analysis.image_table.settings import (
     Setting,
 )
 from sdeflow.analysis.image_table.table import at_equal_time, paired, rows
-from sdeflow.analysis.image_table.trial import best, missed, particle_time, trained
+from sdeflow.analysis.image_table.trial import Looks, evidence, missed, particle_time, trained
 from sdeflow.config.build import build
 from sdeflow.config.catalogue import problem_file
-from sdeflow.config.schema import load_config, merged
+from sdeflow.config.schema import Config, load_config, merged
 
 QUICK = {
     "fold": "validation",
@@ -121,9 +121,16 @@ def test_a_study_in_small_is_done_once(tmp_path: Path, monkeypatch: pytest.Monke
     """Grid, given and tuned runs; the second time nothing is trained or scored."""
     entrants = [BY_LABEL[label] for label in (REFERENCE, "mpgd, expint_shared")]
     monkeypatch.setattr(bases, "GRID", ((1.0, 1.0), (3.0, 1e9)))
+    monkeypatch.setattr(bases, "ROUNDS", ((0.2, 2), (0.4, 1)))
     done: list[str] = []
     found = compare(SMALL, entrants, tmp_path, done.append)
-    assert len(done) == 2 * (2 + 2)
+    assert len(done) == 2 * (2 + 2 + 1)
+    assert sorted(path.name for path in (tmp_path / "grid" / "pgd").iterdir()) == [
+        "1-1-0.2",
+        "1-1-0.4",
+        "3-1e+09-0.2",
+        "chosen.json",
+    ]
     assert (tmp_path / "grid" / "pgd" / "chosen.json").read_text() == "[1.0, 1.0]"  # the other diverges
     for basis in (GIVEN, TUNED):
         for scores in found[basis].values():
@@ -227,14 +234,30 @@ def test_particle_time_counts_inner_steps_and_friction() -> None:
     assert np.isnan([each["short_run"], each["vi"]]).all()
 
 
-def test_the_best_is_none_that_diverged() -> None:
-    assert best([scores([np.nan]), scores([-3.0]), xr.Dataset(), scores([-2.0])]) == 3
+def test_a_run_that_diverged_is_worse_than_any() -> None:
+    found = [scores([np.nan]), scores([-3.0]), xr.Dataset()]
+    assert [evidence(one) for one in found] == [-np.inf, -3.0, -np.inf]
+
+
+def test_later_rounds_choose_among_the_best(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What is best after a tenth of the budget is not what is best after three tenths."""
+    asked: list[str] = []
+
+    def scored(config: Config, folder: Path, looks: Looks) -> xr.Dataset:
+        asked.append(folder.name)
+        place, part = GRID.index(tuple(map(float, folder.name.split("-")[:2]))), folder.name.split("-")[2]
+        return scores([float(place if part == "0.1" else -place)])
+
+    monkeypatch.setattr(bases, "trial", scored)
+    assert bases.chosen(SMALL, BY_LABEL[REFERENCE], tmp_path) == 9  # of 11, 10 and 9
+    assert len(asked) == 15
+    assert asked[12:] == ["3-4-0.3", "3-1-0.3", "3-0.25-0.3"]
 
 
 def test_grid_seed_is_not_reported_and_the_grid_has_twelve() -> None:
     assert len(GRID) == 12
     assert all(GRID_SEED not in setting.reported for setting in SETTINGS.values())
-    assert runs(SMALL, METHODS[:3]) == 3 * 14
+    assert runs(SMALL, METHODS[:3]) == 3 * (2 + 12 + 3)
 
 
 @pytest.mark.slow
@@ -243,6 +266,7 @@ def test_the_command(
 ) -> None:
     monkeypatch.setitem(command.SETTINGS, "digits", SMALL)
     monkeypatch.setattr(bases, "GRID", GRID[:1])
+    monkeypatch.setattr(bases, "ROUNDS", ((0.2, 1),))
     asked = ("digits", "--out", tmp_path, "--methods", "pgd")
     assert exit_code(command.main, *asked, "pgd, adam") == 0
     for name in ("table.md", "table.nc", "page.html"):
