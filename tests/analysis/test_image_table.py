@@ -245,6 +245,7 @@ def test_later_rounds_choose_among_the_best(monkeypatch: pytest.MonkeyPatch, tmp
 
     def scored(config: Config, folder: Path, looks: Looks) -> xr.Dataset:
         asked.append(folder.name)
+        folder.mkdir(parents=True)
         place, part = GRID.index(tuple(map(float, folder.name.split("-")[:2]))), folder.name.split("-")[2]
         return scores([float(place if part == "0.1" else -place)])
 
