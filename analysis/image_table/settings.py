@@ -92,11 +92,13 @@ class Setting:
     def entrants(self, labels: Sequence[str] | None = None) -> list[Method]:
         """The methods of some labels, or of the setting's own, which it can have, in the order of METHODS."""
         asked = labels or self.labels
+        batched = load_config(problem_file(self.problem), overrides=[self.over]).batch is not None
         return [
             m
             for m in METHODS
             if (asked is None or m.label in asked)
             and (self.energy or not m.energy)
+            and (batched or "batch" not in m.over)
             and not (self.precondition is None and m.label == PLAIN)  # which is what the reference is
         ]
 

@@ -114,6 +114,10 @@ def test_settings_that_are_packaged_have_their_methods(name: str) -> None:
     assert {REFERENCE, "mpgd, expint", "mpgd, expint_shared", "pgd, adam", "vi", "short_run"} <= set(labels)
     assert (PLAIN in labels) == (setting.precondition is not None and setting.labels is None)
     assert any(m.energy for m in setting.entrants()) == (setting.energy is not None)
+    assert ("mpgd, srock" in labels) == (name != "mixture_1d")
+    if not setting.images or name == "digits":  # of the others images would be fetched
+        for method in setting.entrants():
+            assert method.system == setting.config(method, part=0.0).system.use
 
 
 @pytest.mark.slow
