@@ -44,6 +44,8 @@ def main() -> None:
             found = compare(setting, entrants, given.out, lambda _: tick())
     except SdeflowError as error:
         options.error(str(error))
+    except KeyboardInterrupt:
+        options.exit(130, "stopped: the same command goes on from here\n")
     write(setting, found, given.out)
 
 

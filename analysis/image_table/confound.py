@@ -149,6 +149,8 @@ def main() -> None:
             found = measure(setting, given.steps or setting.budget, given.out)
     except SdeflowError as error:
         options.error(str(error))
+    except KeyboardInterrupt:
+        options.exit(130, "stopped: the same command goes on from here\n")
     table = markdown(rows(found))
     print(table, end="\n\n")
     durable.write(given.out / "table.md", table.encode())

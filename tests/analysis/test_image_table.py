@@ -280,6 +280,13 @@ def test_the_command(
     assert exit_code(command.main, *asked, "pgd, adm") == 2
     assert "did you mean 'pgd, adam'" in capsys.readouterr().err
 
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "compare", stop)
+    assert exit_code(command.main, *asked) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
 
 def test_arms_cover_the_times_that_they_say() -> None:
     """Over an epoch of 3 steps: catching up moves by what was missed, and mpgd's step is the same without."""
