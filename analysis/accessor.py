@@ -56,8 +56,8 @@ class Parameters(Mapping[str, xr.DataArray]):
         shapes = {} if told is None else json.loads(told)
         if sum(map(prod, shapes.values())) != flat.sizes[dim]:
             raise SdeflowError(
-                f"this dataset has a part of {flat.name} alone, or is of an older sdeflow, which kept no shapes: "
-                "take the parameters from sdeflow.load"
+                f"this dataset has a part of {flat.name} alone, or is of an older sdeflow, which kept no "
+                "shapes: take the parameters from sdeflow.load"
             )
         begin = 0
         for name, shape in shapes.items():

@@ -124,8 +124,8 @@ def test_it_is_the_run_of_the_start_given_by_hand(
     system = sdeflow.mpgd(Curved(), particles=3, theta=motion, x=motion)
     run = begun(system, start, "expint", steps=24, **options)
     assert_same(run, begun(by_hand(system, start), None, "expint", steps=24, **options))
-    if auto:
-        own = begun(system, None, "expint", steps=24, **options)
+    if auto and "batch" not in options:
+        own = begun(system, None, "expint", steps=0, **options)
         assert abs(float(first(run, "h_x").max()) / float(first(own, "h_x").max()) - 1) > 0.1
 
 
@@ -166,7 +166,7 @@ def pair(*names: str, wide: int = 2, **theta: Any) -> BlockSystem:
 
 
 def test_parameters_are_matched_by_name(tmp_path: Path) -> None:
-    """In another order, with one left out and one new, each with its momentum; the new as in a run of its own."""
+    """In another order, one left out and one new; each with its momentum, the new as in a run of its own."""
     system = pair("net.w", "net.b", "old.c")
     start = old(tmp_path, system)
     fresh = pair("prior.d", "net.b", "net.w")
@@ -294,8 +294,8 @@ def test_it_resumes_to_the_bit_without_the_other_run(
 ) -> None:
     start = old(tmp_path)
     system = toy(h="auto", eta="auto", gamma="auto") if auto else toy()
-    whole = begun(system, start, steps=40)
-    out: dict[str, Any] = {"out": tmp_path / "new", "resume": True, "steps": 40}
+    whole = begun(system, start, steps=22)
+    out: dict[str, Any] = {"out": tmp_path / "new", "resume": True, "steps": 22}
     stop_before(stopped)
     with pytest.raises(KeyboardInterrupt):
         begun(system, start, **out)
@@ -305,7 +305,7 @@ def test_it_resumes_to_the_bit_without_the_other_run(
     assert_same(run, whole)
     for key in ("start_run", "start_step", "start_checksum", "start_anew"):
         assert run.attrs[key] == whole.attrs[key]
-    with pytest.raises(SdeflowError, match="start was .*old"):
+    with pytest.raises(SdeflowError, match=r"start was .*old"):
         begun(system, None, **out)
 
 
@@ -378,7 +378,7 @@ def test_tensors_that_do_not_fit_are_told(given: Any, sentence: str) -> None:
 
 def test_a_momentum_needs_the_unit_that_eta_gives() -> None:
     system = toy(h="auto", eta="auto", gamma="auto")
-    with pytest.raises(SdeflowError, match="system.theta.eta is 'auto': give eta"):
+    with pytest.raises(SdeflowError, match=r"system\.theta\.eta is 'auto': give eta"):
         begun(system, {"m.theta": 0.1})
 
 
@@ -427,7 +427,7 @@ def test_the_law_of_a_momentum_is_that_of_the_snapshot() -> None:
 
 
 def test_a_learned_prior_after_a_fixed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
-    """Images: decoder and particles go on under a mixture, whose parameters are new, by a flag that is told."""
+    """Images: the decoder and particles go on, a mixture's parameters are new, by a flag that is told."""
 
     def load(name: str, split: str = "train") -> tuple[Any, Any]:
         rng = np.random.default_rng(0)
@@ -488,7 +488,7 @@ def test_a_run_that_diverged_is_no_start(tmp_path: Path) -> None:
     wild = sdeflow.pgd(Hierarchical(data=6, theta_true=2.0), particles=3, theta={"h": 1e3}, x={"h": 1e3})
     with pytest.warns(sdeflow.errors.DivergenceWarning):
         simulate(wild, "euler_maruyama", steps=400, out=tmp_path / "old", save=Save(every=400))
-    with pytest.raises(SdeflowError, match="not finite.*: begin from a run that has not diverged"):
+    with pytest.raises(SdeflowError, match=r"not finite.*: begin from a run that has not diverged"):
         begun(toy(), tmp_path / "old")
 
 
