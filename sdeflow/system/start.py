@@ -5,6 +5,7 @@ A name is that of a variable, 'X', or of one of its parameters, 'theta.weight', 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,18 +87,17 @@ class Origin:
         return f"{self.run}, step {self.step:,}, sha256 {self.checksum}"
 
     @property
+    def of_run(self) -> bool:
+        return self.laws is not None
+
+    def laws_of(self, momentum: str) -> Sequence[Law | None]:
+        """Of a momentum, or a part of one, those that are known, one a replica or one for all."""
+        return (self.laws or {}).get(momentum.partition(".")[0], ()) or (None,)
+
+    @property
     def record(self) -> dict[str, str | int]:
         """Where it is from, for the attributes of a trajectory."""
         return {"run": self.run, "step": self.step, "checksum": self.checksum}
-
-
-@dataclass
-class _Begun:
-    """What of a state was taken, what begins anew, and what does not fit, in words by name."""
-
-    taken: list[str] = field(default_factory=list)
-    anew: list[str] = field(default_factory=list)
-    wrong: dict[str, str] = field(default_factory=dict)
 
 
 def parts(system: System, variable: str, value: Tensor) -> dict[str, Tensor]:
@@ -119,110 +119,108 @@ def begun(system: System, z: State, origin: Origin) -> list[str]:
 
     Raises SdeflowError for what has another shape, is not there, is there besides, or is not finite.
     """
-    replicas = len(next(iter(z.values())))
     momenta = {b.momentum: b for b in system.blocks if b.momentum is not None}
     own = {name + part: view for name in system.axes for part, view in parts(system, name, z[name]).items()}
     _refuse_names(origin, own)
-    found = _Begun()
+    placed = _Placed(origin)
     for name, view in own.items():
         if name.partition(".")[0] not in momenta:
-            _take(name, view, origin, found)
+            placed.position(name, view)
     for name, view in own.items():
         variable, dot, part = name.partition(".")
         if (b := momenta.get(variable)) is not None:
-            _take_momentum(name, f"{b.position}{dot}{part}", view, b, origin, found)
-    if origin.laws is not None:
-        with_parts = {name.partition(".")[0] for name in own if "." in name} - momenta.keys()
+            placed.momentum(name, f"{b.position}{dot}{part}", view, b)
+    if origin.of_run:
+        named = {name.partition(".")[0] for name in own if "." in name} - momenta.keys()
         for name in origin.tensors.keys() - own.keys():
-            if name.partition(".")[0] in with_parts and "." in name and not _listed(name, origin.without):
-                found.wrong[name] = "is there, expected nothing of the name"
-    if found.wrong:
-        raise SdeflowError(_misfit(origin, found, replicas))
-    lost = [name for name in (*found.taken, *found.anew) if not own[name].isfinite().all()]
-    if lost:
+            variable, dot, _ = name.partition(".")
+            if dot and variable in named and not _listed(name, origin.without):
+                placed.wrong[name] = "is there, expected nothing of the name"
+    if placed.wrong:
+        raise SdeflowError(placed.misfit(len(next(iter(z.values())))))
+    if lost := [name for name, view in own.items() if not view.isfinite().all()]:
         raise SdeflowError(
             f"{origin.run} has values that are not finite, or not in {own[lost[0]].dtype}, of "
-            f"{', '.join(lost[:NAMED])}: begin from a run that has not diverged"
+            f"{', '.join(lost[:NAMED])}: begin from what has not diverged"
         )
-    memory = [name for name in z if name not in system.axes]
-    return [*shortest(found.anew, found.taken), *memory]
+    return [*shortest(placed.anew, placed.taken), *(name for name in z if name not in system.axes)]
 
 
-def _take(name: str, view: Tensor, origin: Origin, found: _Begun) -> None:
-    """A position, or a part of one."""
-    given = origin.tensors.get(name)
-    if _listed(name, origin.without) or (given is None and origin.laws is None):
-        found.anew.append(name)
-    elif given is None:
-        found.wrong[name] = f"is not there, expected {list(view.shape[1:])}"
-    elif (fitting := _of_replicas(given, view)) is None:
-        found.wrong[name] = _shapes(given, view, origin)
-    else:
-        view.copy_(fitting)
-        found.taken.append(name)
+@dataclass
+class _Placed:
+    """What of an origin was put into a start, what begins anew, and in words what does not fit, by name."""
 
+    origin: Origin
+    taken: list[str] = field(default_factory=list)
+    anew: list[str] = field(default_factory=list)
+    wrong: dict[str, str] = field(default_factory=dict)
 
-def _take_momentum(name: str, position: str, view: Tensor, b: Block, origin: Origin, found: _Begun) -> None:
-    given = origin.tensors.get(name)
-    of_run = origin.laws is not None
-    if given is None or _listed(name, origin.without) or (of_run and position not in found.taken):
-        found.anew.append(name)
-        return
-    if (fitting := _of_replicas(given, view)) is None:
-        found.wrong[name] = _shapes(given, view, origin)
-        return
-    if origin.laws is None:
-        if any("eta" in b.of(r).auto for r in range(len(view))):
-            found.wrong[name] = f"has no unit while system.{b.name}.eta is 'auto': give eta, or leave it out"
-        view.copy_(fitting)
-        found.taken.append(name)
-        return
-    laws, whole = origin.laws.get(name.partition(".")[0], ()), True
-    for r in range(len(view)):
-        one = b.of(r)
-        law = laws[r % len(laws)] if laws else None
-        if "eta" not in one.auto and law == Law(one.temperature, one.eta):
-            view[r].copy_(fitting[r])
+    def position(self, name: str, view: Tensor) -> None:
+        """A position, or a part of one."""
+        given = self.origin.tensors.get(name)
+        if _listed(name, self.origin.without) or (given is None and not self.origin.of_run):
+            self.anew.append(name)
+        elif given is None:
+            self.wrong[name] = f"is not there, expected {list(view.shape[1:])}"
+        elif (fitting := self._fitting(name, given, view)) is not None:
+            view.copy_(fitting)
+            self.taken.append(name)
+
+    def momentum(self, name: str, position: str, view: Tensor, b: Block) -> None:
+        """The momentum of a block, or a part of it, that goes with a position."""
+        origin, given, auto = self.origin, self.origin.tensors.get(name), "eta" in b.auto
+        without = _listed(name, origin.without) or (origin.of_run and position not in self.taken)
+        if given is None or without:
+            self.anew.append(name)
+        elif auto and not origin.of_run:
+            self.wrong[name] = f"has no unit while system.{b.name}.eta is 'auto': give eta, or leave it out"
+        elif (fitting := self._fitting(name, given, view)) is not None:
+            before, now = origin.laws_of(name), [Law(one.temperature, one.eta) for one in b.replicas]
+            same = [
+                not origin.of_run or (not auto and before[r % len(before)] == now[r % len(now)])
+                for r in range(len(view))
+            ]
+            for r in range(len(view)):
+                if same[r]:
+                    view[r].copy_(fitting[r])
+            (self.taken if all(same) else self.anew).append(name)
+
+    def _fitting(self, name: str, given: Tensor, view: Tensor) -> Tensor | None:
+        """A tensor as [R, *shape] like the view, of which it may have one for all; None where it is wrong.
+
+        Replicas are told where they alone differ, or where it is not known which axis they are.
+        """
+        of_run = self.origin.of_run
+        given = given[None] if given.ndim == view.ndim - 1 and not of_run else given
+        alike = given.ndim == view.ndim and given.shape[1:] == view.shape[1:]
+        if alike and len(given) in (1, len(view)):
+            return given.expand(view.shape)
+        first = 1 if of_run and not alike else 0
+        found, expected = (list(x.shape[first:]) for x in (given, view))
+        self.wrong[name] = f"is {found}, expected {expected}" + ("" if first else ", replicas first")
+        return None
+
+    def misfit(self, replicas: int) -> str:
+        """What does not fit a run of so many replicas, and what to do, in a sentence."""
+        origin = self.origin
+        told = [f"'{name}' {what}" for name, what in self.wrong.items()]
+        more = f" and {len(told) - NAMED} more" if len(told) > NAMED else ""
+        names = shortest(self.wrong, [*self.taken, *self.anew])
+        count = max(map(len, origin.tensors.values())) if origin.of_run else 1
+        if count not in (1, replicas):
+            fix = f"give --replicas {count}, or --set start.replica=0 to begin them all from one"
         else:
-            whole = False
-    (found.taken if whole else found.anew).append(name)
-
-
-def _of_replicas(given: Tensor, view: Tensor) -> Tensor | None:
-    """A tensor as [R, *shape] like the view, which may have one for all; None where it does not fit."""
-    given = given[None] if given.ndim == view.ndim - 1 else given
-    fits = given.ndim == view.ndim and given.shape[1:] == view.shape[1:] and len(given) in (1, len(view))
-    return given.expand(view.shape) if fits else None
-
-
-def _shapes(given: Tensor, view: Tensor, origin: Origin) -> str:
-    """What was found and expected, replicas aside where a run's are told apart from them."""
-    replicas = origin.laws is None or given.shape[1:] == view.shape[1:]
-    shapes = [list(x.shape if replicas else x.shape[1:]) for x in (given, view)]
-    return f"is {shapes[0]}, expected {shapes[1]}" + (", replicas first" if replicas else "")
-
-
-def _misfit(origin: Origin, found: _Begun, replicas: int) -> str:
-    told = [f"'{name}' {what}" for name, what in found.wrong.items()]
-    more = f" and {len(told) - NAMED} more" if len(told) > NAMED else ""
-    names = shortest(found.wrong, [*found.taken, *found.anew])
-    counts = {len(value) for value in origin.tensors.values()} if origin.laws is not None else {1}
-    if counts - {1, replicas}:
-        fix = f"give --replicas {max(counts)}, or --set start.replica=0 to begin them all from one"
-    else:
-        listed = names[0] if len(names) == 1 else "'[" + ", ".join(f'"{name}"' for name in names) + "]'"
-        fix = origin.fix.format(names=listed)
-    where = f"{origin.run} does not fit this run, {', '.join(told[:NAMED])}{more}"
-    return f"{where}: {fix}" if fix else where
+            listed = names[0] if len(names) == 1 else f"'{json.dumps(names)}'"
+            fix = origin.fix.format(names=listed)
+        where = f"{origin.run} does not fit this run, {', '.join(told[:NAMED])}{more}"
+        return f"{where}: {fix}" if fix else where
 
 
 def _refuse_names(origin: Origin, own: Iterable[str]) -> None:
     """Raises SdeflowError for names that neither the origin nor the run knows."""
-    known = {*own, *origin.tensors} if origin.laws is not None else {*own}
-    stems = {".".join(name.split(".")[:n]) for name in known for n in range(1, name.count(".") + 2)}
-    asked = [*origin.without] if origin.laws is not None else [*origin.tensors]
+    asked, known = (origin.without, {*own, *origin.tensors}) if origin.of_run else (origin.tensors, {*own})
     for name in asked:
-        if name.removesuffix(".") not in (stems if origin.laws is not None else known):
+        if name not in known and not (origin.of_run and any(_listed(one, [name]) for one in known)):
             raise SdeflowError(f"start: there is no '{name}' in the state: {did_you_mean(name, known)}")
 
 

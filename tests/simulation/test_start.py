@@ -113,8 +113,17 @@ def test_another_inverse_mass_is_another_law(tmp_path: Path) -> None:
     assert last(start, "m").any()
 
 
-@pytest.mark.parametrize("options", [{}, {"batch": Batch(2)}, {"replicas": 2}], ids=str)
-@pytest.mark.parametrize("auto", [(), ("h", "eta", "gamma"), ("h", "gamma")], ids=str)
+@pytest.mark.parametrize(
+    ("auto", "options"),
+    [
+        ((), {"batch": Batch(2)}),
+        ((), {"replicas": 2}),
+        (("h", "eta", "gamma"), {}),
+        (("h", "eta", "gamma"), {"batch": Batch(2)}),
+        (("h", "gamma"), {"replicas": 2}),
+    ],
+    ids=str,
+)
 def test_it_is_the_run_of_the_start_given_by_hand(
     auto: tuple[str, ...], options: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -236,6 +245,15 @@ def test_replicas_begin_from_their_own_or_all_from_one(tmp_path: Path) -> None:
         begun(toy(), start, replicas=2)
 
 
+def test_replicas_are_no_entries_of_a_parameter(tmp_path: Path) -> None:
+    """Two replicas of one number are not the two numbers of a vector."""
+    start = old(tmp_path, toy(), replicas=2)
+    two = Pair(("theta",))
+    two.latent_shape = (1,)
+    with pytest.raises(SdeflowError, match=r"'theta\.theta' is \[\], expected \[2\]"):
+        begun(sdeflow.mpgd(two, particles=3, theta=MOTION, x=MOTION), start, replicas=2)
+
+
 def test_the_points_of_a_grid_have_laws_of_their_own(tmp_path: Path) -> None:
     """Momenta stay at points of the same eta, and are drawn anew at others."""
     start = old(tmp_path, grid=Grid(eta=(2.0, 5.0)), replicas=2)
@@ -287,8 +305,7 @@ def test_every_system_begins_where_it_was(
 # Resuming ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stopped", [0, 3])
-@pytest.mark.parametrize("auto", [False, True])
+@pytest.mark.parametrize(("stopped", "auto"), [(0, False), (3, False), (3, True)])
 def test_it_resumes_to_the_bit_without_the_other_run(
     stopped: int, auto: bool, tmp_path: Path, stop_before: Callable[[int | None], None]
 ) -> None:
@@ -390,6 +407,10 @@ def test_a_trajectory_is_a_start_where_it_is_whole(tmp_path: Path) -> None:
     run = begun(system_of(Net()), trajectory, replicas=2)
     assert_same(run, begun(system_of(Net()), start, replicas=2))
     assert (run.attrs["start_step"], run.attrs["start_anew"]) == (6, "")
+    unknown = begun(
+        system_of(Net()), trajectory.assign_attrs(momenta="{}"), replicas=2
+    )  # as of an older sdeflow
+    assert unknown.attrs["start_anew"] == "m, U"
     cut = begun(system_of(Net()), trajectory.isel(time=slice(0, 2)), replicas=2)
     np.testing.assert_array_equal(first(cut, "U"), trajectory.U[1])
     assert cut.attrs["start_step"] == 2
@@ -488,7 +509,7 @@ def test_a_run_that_diverged_is_no_start(tmp_path: Path) -> None:
     wild = sdeflow.pgd(Hierarchical(data=6, theta_true=2.0), particles=3, theta={"h": 1e3}, x={"h": 1e3})
     with pytest.warns(sdeflow.errors.DivergenceWarning):
         simulate(wild, "euler_maruyama", steps=400, out=tmp_path / "old", save=Save(every=400))
-    with pytest.raises(SdeflowError, match=r"not finite.*: begin from a run that has not diverged"):
+    with pytest.raises(SdeflowError, match=r"not finite.*: begin from what has not diverged"):
         begun(toy(), tmp_path / "old")
 
 
