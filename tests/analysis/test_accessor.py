@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import SimpleNamespace
@@ -153,7 +154,9 @@ def test_chains_are_replicas_and_draws_are_snapshots(replicas: int, monkeypatch:
 
 
 def test_arviz_itself_takes_it() -> None:
-    arviz = pytest.importorskip("arviz", exc_type=ImportError)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its own, of what its next version will be
+        arviz = pytest.importorskip("arviz", exc_type=ImportError)
     run = simulate(toy(sdeflow.kiplmc), steps=20, save=SAVE, replicas=2)
     data = run.sdeflow.to_arviz()
     assert isinstance(data, arviz.InferenceData)
