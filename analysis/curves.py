@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 
+from sdeflow.errors import SdeflowError
+from sdeflow.state import PARAMETERS
 from sdeflow.trajectory.opening import open_run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 LARGEST = 1e100
@@ -24,14 +28,20 @@ def opened(path: str | Path) -> xr.Dataset:
 
 
 def parameter_curve(run: xr.Dataset) -> xr.DataArray:
-    """theta where it is a scalar, else its Euclidean norm."""
-    if "theta" not in run:
-        return run["theta_norm"]
-    theta = run["theta"]
-    if theta.sizes["param"] == 1:
-        return theta.isel(param=0, drop=True)
-    norm = (theta**2).sum("param") ** 0.5
-    return norm.assign_attrs(long_name="Euclidean norm of parameters")
+    """theta, or of an energy alpha or beta, where it is a scalar; else its Euclidean norm.
+
+    Raises SdeflowError for a run without parameters.
+    """
+    for name in PARAMETERS:
+        if f"{name}_norm" in run:
+            return run[f"{name}_norm"]
+        if name in run:
+            param = str(run[name].dims[-1])
+            if run[name].sizes[param] == 1:
+                return run[name].isel({param: 0}, drop=True)
+            norm = (run[name] ** 2).sum(param) ** 0.5
+            return norm.assign_attrs(long_name="Euclidean norm of parameters")
+    raise SdeflowError("there are no parameters to draw: the trajectory of a model was expected")
 
 
 def curve(
@@ -59,6 +69,24 @@ def curve(
     (line,) = panel.plot(x, mean, label=label, lw=1.4, color=colour, ls=style)
     if y.shape[1] > 1:
         panel.fill_between(x, low, high, color=line.get_color(), alpha=0.2, lw=0)
+
+
+def draw(runs: Mapping[str, xr.Dataset]) -> Figure:
+    """Two panels: theta and the loss against steps, the loss on a log scale where it is positive."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for label, run in runs.items():
+        curve(left, parameter_curve(run), label)
+        curve(right, run["loss"], label)
+    left.set(xlabel="step", ylabel="theta")
+    positive = all((run["loss"] > 0).all() for run in runs.values())
+    right.set(xlabel="step", ylabel="loss", yscale="log" if positive else "linear")
+    left.legend(frameon=False, fontsize="small")
+    open_frame(left)
+    open_frame(right)
+    return figure
 
 
 def open_frame(panel: Axes, *, grid: bool = True) -> None:

@@ -141,7 +141,7 @@ def entropic_w2(a: ArrayLike, b: ArrayLike, *, regularisation: float = 0.05) -> 
     x, y = _pair(a, b)
     if not regularisation > 0:
         raise SdeflowError(f"regularisation must be positive, given {regularisation}")
-    ot = _optional("ot", "POT")
+    ot = optional("ot", "POT")
     cost = cdist(x, y, "sqeuclidean")
     uniform = [np.full(len(x), 1 / len(x)), np.full(len(y), 1 / len(y))]
     options = {"method": "sinkhorn_log", "numItermax": 10_000, "stopThr": 1e-9, "warn": False, "log": True}
@@ -197,12 +197,12 @@ def ess(draws: ArrayLike) -> float:
 
     Raises SdeflowError where arviz is not installed. Source: Vehtari et al. 2021, arXiv:1903.08008.
     """
-    return float(_optional("arviz", "arviz").ess(_chains(draws)))
+    return float(optional("arviz", "arviz").ess(_chains(draws)))
 
 
 def rhat(draws: ArrayLike) -> float:
     """Rank-normalised split R-hat of draws [chain, draw] of one number, by arviz; raises like `ess`."""
-    return float(_optional("arviz", "arviz").rhat(_chains(draws)))
+    return float(optional("arviz", "arviz").rhat(_chains(draws)))
 
 
 # On datasets ---------------------------------------------------------------------------------------
@@ -281,7 +281,8 @@ def _chains(draws: ArrayLike) -> Array:
     return array
 
 
-def _optional(module: str, package: str) -> Any:
+def optional(module: str, package: str) -> Any:
+    """A module of an optional package; raises SdeflowError, with what to install, where it is not there."""
     try:
         return import_module(module)
     except ImportError as error:

@@ -10,18 +10,14 @@ import numpy as np
 import torch
 import xarray as xr
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from sdeflow.analysis.chosen import chosen
 from sdeflow.analysis.mixture_prior import components_of, mixture_of
 from sdeflow.analysis.pictures import Latents, write_grid, write_planar
-from sdeflow.config.build import build
-from sdeflow.config.schema import load_config
 from sdeflow.engine.minibatch import evenly
 from sdeflow.engine.step import EagerSteps, advance
-from sdeflow.errors import RunError, SdeflowError
+from sdeflow.errors import SdeflowError
 from sdeflow.model.amortised import Amortised
 from sdeflow.model.energy_forces import EnergyForces
 from sdeflow.model.force_field import ModelField
@@ -29,15 +25,16 @@ from sdeflow.model.forces import ModelForces
 from sdeflow.model.model import Model
 from sdeflow.noise.source import TorchNoise
 from sdeflow.seeds import generator
+from sdeflow.simulation.load import built_of, parameters_of, refuse_changed
 from sdeflow.state import Replicas, State
 from sdeflow.system.average import AVERAGE
 from sdeflow.system.integrator import Integrator
 from sdeflow.system.system import BlockSystem
 from sdeflow.trajectory import durable
-from sdeflow.trajectory.layout import CONFIG, FINAL
 from sdeflow.trajectory.opening import open_run
 from sdeflow.trajectory.provenance import stamp
 from sdeflow.trajectory.segments import encode
+from sdeflow.trajectory.stored import stored
 
 
 def continued(
@@ -111,38 +108,20 @@ def learned(run: Path, replica: int = 0, *, average: bool = False) -> Learned:
     replicas than asked for, one that diverged, or an average that was not kept; RunError for a state that
     cannot be read.
     """
-    for name in (CONFIG, FINAL):
-        if not (run / name).is_file():
-            raise SdeflowError(
-                f"{run} has no {name}: give the folder of a run that 'sdeflow run' has written"
-            )
-    config = load_config(run / CONFIG)
-    built = build(config)
-    system = built.system
+    built = built_of(run)
+    end, system = stored(run), built.system
     if not isinstance(system, BlockSystem) or system.model_forces is None:
         raise SdeflowError(f"{run} is of a system without a model: there is nothing to sample or to evaluate")
-    count = built.all_replicas.count
-    if not 0 <= replica < count:
-        raise SdeflowError(f"replica must lie in 0..{count - 1}, given {replica}")
-    try:
-        stored = load_file(run / FINAL)
-    except (OSError, SafetensorError) as error:
-        raise RunError(f"{run / FINAL} cannot be read: {error}") from error
-    if count > 1:
-        stored = {name: value[replica] for name, value in stored.items()}
-    if lost := [name for name, value in stored.items() if not value.isfinite().all()]:
-        raise SdeflowError(
-            f"replica {replica} of {run} diverged: at its end not finite: {', '.join(sorted(lost))}"
-        )
+    state = end.of(replica)
     system = BlockSystem([b.of(replica) for b in system.blocks], system.force_field, h=system.h)
     if any(b.auto for b in system.blocks):
         system = chosen(system, open_run(run), replica)
-    system = system.to(stored["X"].dtype, torch.device("cpu"))
-    last = _of(run, system, built.integrator, stored)
-    kept = {name.removeprefix(AVERAGE): v for name, v in stored.items() if name.startswith(AVERAGE)}
+    system = system.to(state["X"].dtype, torch.device("cpu"))
+    last = _of(run, system, built.integrator, state)
+    kept = {name.removeprefix(AVERAGE): v for name, v in state.items() if name.startswith(AVERAGE)}
     if kept:
-        same = {name: v.to(stored[name].dtype) for name, v in kept.items() if name in stored}
-        last = replace(last, average=_of(run, system, built.integrator, stored | same))
+        same = {name: v.to(state[name].dtype) for name, v in kept.items() if name in state}
+        last = replace(last, average=_of(run, system, built.integrator, state | same))
     if not average:
         return last
     if last.average is None:
@@ -153,30 +132,18 @@ def learned(run: Path, replica: int = 0, *, average: bool = False) -> Learned:
     return last.average
 
 
-def _of(run: Path, system: BlockSystem, scheme: Integrator, stored: Mapping[str, Tensor]) -> Learned:
+def _of(run: Path, system: BlockSystem, scheme: Integrator, named: Mapping[str, Tensor]) -> Learned:
     """What a run has learned, by what it stored, each parameter and variable by name."""
     assert system.model_forces is not None
     state, layouts = {}, system.model_forces.layouts
     for name, axes in system.axes.items():
         layout = layouts.get(axes.dims[0])
-        names = [name] if layout is None else [f"{name}.{part}" for part in layout.shapes]
-        shapes = [axes.shape] if layout is None else list(layout.shapes.values())
-        for each, shape in zip(names, shapes, strict=True):
-            held = tuple(stored[each].shape) if each in stored else "nothing"
-            if held != shape:
-                raise SdeflowError(
-                    f"the model of {run} has changed: {FINAL} holds {held} for '{each}', and it has {shape} "
-                    "now; give back the code and the data that it was run with"
-                )
-        state[name] = (
-            stored[name]
-            if layout is None
-            else layout.flatten(dict(zip(layout.shapes, map(stored.__getitem__, names), strict=True)))
-        )
-    positions = tuple(f"{b.position}." for b in system.parameters)
-    theta = {name: v for name, v in stored.items() if name.startswith(positions)}
-    theta = {name.removeprefix("theta."): v for name, v in theta.items()}
-    found = Learned(system, scheme, system.model_forces, theta, state)
+        names = {name: name} if layout is None else {part: f"{name}.{part}" for part in layout.shapes}
+        shapes = {name: axes.shape} if layout is None else layout.shapes
+        refuse_changed(run, {names[part]: shape for part, shape in shapes.items()}, named)
+        own = {part: named[each] for part, each in names.items()}
+        state[name] = own[name] if layout is None else layout.flatten(own)
+    found = Learned(system, scheme, system.model_forces, parameters_of(named), state)
     return decoder_of(found) if isinstance(found.model, Amortised) else found
 
 

@@ -47,6 +47,7 @@ _HOME = {
         "sdeflow.model.energy": "EnergyModel",
         "sdeflow.model.model": "Model",
         "sdeflow.options": "Average Batch Evaluate Grid Save Tune",
+        "sdeflow.simulation.load": "load",
         "sdeflow.simulation.resume": "resume",
         "sdeflow.simulation.simulate": "simulate",
         "sdeflow.system.block": "Block",
@@ -55,6 +56,7 @@ _HOME = {
         "abp ebipla ipla kinetic_ebipla kiplmc mpgd mpgd_theta mpgd_x pgd short_run soul vi",
         "sdeflow.system.rule": "Optimizer",
         "sdeflow.system.sde": "SDESystem",
+        "sdeflow.system.start": "Start",
         "sdeflow.system.system": "BlockSystem",
         "sdeflow.trajectory.opening": "open_run",
     }.items()
@@ -72,6 +74,7 @@ if TYPE_CHECKING:
     from sdeflow.options import Grid as Grid
     from sdeflow.options import Save as Save
     from sdeflow.options import Tune as Tune
+    from sdeflow.simulation.load import load as load
     from sdeflow.simulation.resume import resume as resume
     from sdeflow.simulation.simulate import simulate as simulate
     from sdeflow.system.block import Block as Block
@@ -93,14 +96,30 @@ if TYPE_CHECKING:
     from sdeflow.system.published import vi as vi
     from sdeflow.system.rule import Optimizer as Optimizer
     from sdeflow.system.sde import SDESystem as SDESystem
+    from sdeflow.system.start import Start as Start
     from sdeflow.system.system import BlockSystem as BlockSystem
     from sdeflow.trajectory.opening import open_run as open_run
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        return getattr(import_module(_HOME[name]), name)
+        found = getattr(import_module(_HOME[name]), name)
+        _give_accessor()
+        return found
     raise AttributeError(f"module 'sdeflow' has no attribute {name!r}")
+
+
+def _give_accessor() -> None:
+    """Gives every xarray.Dataset its `.sdeflow`, where xarray is there.
+
+    Where it comes later it finds the accessor by itself, at the first file that it opens: it loads what is
+    declared as an entry point in `xarray.backends`.
+    """
+    if "xarray" in sys.modules:
+        import_module("sdeflow.analysis.accessor")
+
+
+_give_accessor()
 
 
 def __dir__() -> list[str]:

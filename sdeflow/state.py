@@ -53,6 +53,9 @@ LONG_NAMES = {
 """What the names in a trajectory mean; a model's own observables have others (see `reserved`)."""
 
 
+PARAMETERS = ("theta", "alpha", "beta")
+"""Variables that are parameters with names of their own."""
+
 TUNED = ("h_", "eta_", "gamma_", "restart_", "curvature_", "noise_", "tuning_")
 """Prefixes of the numbers that a warm-up records."""
 

@@ -138,8 +138,8 @@ def instrument(tick: Ticks) -> None:
             tick(disk=False)
             yield slab
 
-    def ticking_prepare(run: Run) -> Any:
-        ready = prepare(run)
+    def ticking_prepare(*given: Any) -> Any:
+        ready = prepare(*given)
         step = ready.stepper
 
         class Ticking:

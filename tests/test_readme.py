@@ -48,6 +48,7 @@ ROOT = Path(__file__).parent.parent
 LONGEST = {
     "README.md": 200,
     "sdeflow/README.md": 120,
+    "sdeflow/simulation/README.md": 90,
     "sdeflow/tuning/README.md": 60,
     "sdeflow/system/README.md": 70,
     "integrators/README.md": 120,
@@ -219,6 +220,8 @@ def configuration(path: Path, given: dict[str, Any], integrator: str) -> Config:
     over = [override(setting) for setting in given["settings"] or ()]
     if given["system"]:
         over.append({"system": {"use": given["system"]}})
+    if given.get("start"):
+        over.append({"start": {"run": given["start"]}})
     if integrator:
         over.append({"run": {"integrator": integrator}})
     return load_config(path, variant=given["variant"], overrides=over)

@@ -51,6 +51,7 @@ def configured(path: Path, given: Mapping[str, Any]) -> Config:
         "system": {"use": given.get("system")},
         "run": {field.name: given.get(field.name) for field in fields(RunSection)},
         "evaluate": {"every": given.get("eval_every")},
+        "start": {"run": given.get("start")},
     }
     options = [
         {table: {key: value}}

@@ -48,6 +48,12 @@ def run(
     engine: cli.EngineOption = None,
     noise: cli.NoiseOption = None,
     eval_every: cli.EvalEveryOption = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", metavar="RUN", help="Begin from the last state of this run, in a folder of its own."
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Run folder (default: runs/PROBLEM-INTEGRATOR-sSEED).")
     ] = None,
@@ -80,7 +86,8 @@ def run(
         built = build(config)
     names = [path.stem, variant, system, built.integrator.name]
     safe = [safe_name(name.rpartition(":")[2]) for name in names if name]
-    folder = out or Path("runs") / "-".join([*safe, f"s{config.run.seed}"])
+    before = [] if config.start is None else ["from", Path(config.start.run).name]
+    folder = out or Path("runs") / "-".join([*safe, f"s{config.run.seed}", *before])
     again = resume and folder.exists()
     if resume and overwrite:
         raise SdeflowError("give --resume or --overwrite, not both")
@@ -133,6 +140,8 @@ def _tell(solution: Any, folder: Path, quiet: bool) -> None:
         taken, seconds = int(attrs["steps_taken"]), float(attrs["seconds"])
         speed = f" ({rate(taken / max(seconds, 1e-9))})" if taken else ""
         loss = _losses(dataset, solution.diverged)
+        begun = attrs.get("start_anew")
+        loss += "" if begun is None else f"\nbegun from {attrs['start_run']}; anew: {begun or 'nothing'}"
         path = folder / TRAJECTORY
         opened = f"{path}    open it with xr.open_dataset({path.as_posix()!r})" if path.exists() else folder
         console.print(

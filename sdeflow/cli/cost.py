@@ -44,6 +44,9 @@ def cost(run: Run) -> list[tuple[str, str]]:
     if moments := run.save.moments(run.steps):
         kept = f"{human(kept_bytes(run))} at each of {len(moments)} moments"
         rows.append(("kept parameters", kept))
+    rows += [("not saved", words) for words in recorder.not_whole]
+    if run.start is not None:
+        rows.append(("begins from", str(run.start)))
     return [
         *rows,
         ("a snapshot", human(snapshot)),

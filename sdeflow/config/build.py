@@ -30,6 +30,7 @@ def build(config: Config) -> Run:
         grid=config.grid,
         tune=config.tune,
         average=config.average,
+        start=config.start,
         config=config,
     )
 

@@ -23,6 +23,7 @@ from sdeflow.state import Axes, Replicas
 from sdeflow.system.average import average_axes
 from sdeflow.system.integrator import Integrator, evaluations, why_not
 from sdeflow.system.published import Declaration
+from sdeflow.system.start import Origin, Start
 from sdeflow.system.system import System
 from sdeflow.system.varying import spread
 
@@ -35,6 +36,7 @@ class Run(RunOptions):
 
     grid     frictions and inverse masses, with `replicas` at each
     average  what is kept beside the parameters; it changes no other number
+    start    what takes the place of what is drawn at the start: another run, or tensors by name
     config   the configuration that this came from, None for a run declared in Python
 
     Raises SdeflowError where something does not fit.
@@ -48,6 +50,7 @@ class Run(RunOptions):
     grid: Grid | None = None
     tune: Tune = field(default_factory=Tune)
     average: Average | None = None
+    start: Start | Origin | None = None
     dtype: torch.dtype = torch.float32
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     engine: Engine = field(default_factory=Engine)
@@ -124,6 +127,7 @@ class Run(RunOptions):
         grid: Grid | None = None,
         tune: Tune | None = None,
         average: Average | None = None,
+        start: Start | Origin | None = None,
         config: Config | None = None,
     ) -> Run:
         """A run with its scheme, device, dtype, engine and noise source given by name.
@@ -146,6 +150,7 @@ class Run(RunOptions):
             grid=grid,
             tune=Tune() if tune is None else tune,
             average=average,
+            start=start,
             dtype=_dtype(options.dtype),
             device=device,
             engine=engine,
@@ -221,7 +226,8 @@ class Run(RunOptions):
         }
         if self.batch is not None and self.batch.stages is not None:
             settings["batch.stages"] = self.batch.stages
-        return settings if self.average is None else settings | {"average": repr(self.average)}
+        settings |= {} if self.average is None else {"average": repr(self.average)}
+        return settings if self.start is None else settings | {"start": str(self.start)}
 
     @property
     def code(self) -> dict[str, str]:

@@ -11,6 +11,7 @@ title = "...", cpu_note = "..." (what is made for a CPU: a run on one says it, w
 [save]       every, data, particles, theta_max, checkpoint
 [evaluate]   every, steps: when a loss on the model's held-out data is measured; without it never
 [tune]       until, share: how h, eta and gamma that are 'auto' are chosen
+[start]      run, without, replica: another run, from whose last state this one begins
 [average]    decay: of an exponential moving average of the parameters; without it none is kept
 [grid]       gamma, eta: lists of values for all blocks with a momentum, with `replicas` of each pair
 [variants.NAME]   tables that replace parts of the above under `--variant NAME`
@@ -31,6 +32,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sdeflow.errors import SdeflowError, did_you_mean
 from sdeflow.options import Average, Batch, EngineName, Evaluate, Grid, NoiseName, RunOptions, Save, Tune
+from sdeflow.system.start import Start
 
 
 class _Strict(BaseModel):
@@ -79,6 +81,7 @@ class Config(_Strict):
     grid: Grid | None = None
     tune: Tune | None = None
     average: Average | None = None
+    start: Start | None = None
 
     @classmethod
     def of(cls, tables: Mapping[str, Any]) -> Config:
@@ -119,6 +122,7 @@ _TABLES = {
     "grid": Grid,
     "tune": Tune,
     "average": Average,
+    "start": Start,
 }
 
 
@@ -198,7 +202,7 @@ def override(assignment: str) -> dict[str, Any]:
 
 
 def _absolute_files(tables: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The tables with every 'file.py:Name' relative to `folder` made absolute, so that they can move."""
+    """The tables with what is relative to `folder` made absolute: every 'file.py:Name', and `start.run`."""
     result = dict(tables)
     for section, key in (("model", "use"), ("system", "use"), ("run", "integrator")):
         table = result.get(section)
@@ -206,6 +210,9 @@ def _absolute_files(tables: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         if isinstance(table, dict) and isinstance(spec, str) and ".py:" in spec:
             file, _, name = spec.rpartition(":")
             result[section] = table | {key: f"{(folder / Path(file).expanduser()).resolve()}:{name}"}
+    start = result.get("start")
+    if isinstance(start, dict) and isinstance(start.get("run"), str | Path):
+        result["start"] = start | {"run": str((folder / Path(start["run"]).expanduser()).resolve())}
     return result
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from types import FunctionType
 from typing import Any, Self, TypeVar
@@ -160,6 +160,11 @@ class ParameterLayout:
         self.sizes = [prod(shape) for shape in self.shapes.values()]
         self.size = sum(self.sizes)
 
+    @classmethod
+    def of(cls, shapes: Mapping[str, Sequence[int]]) -> ParameterLayout:
+        """The layout of parameters that are not at hand, by their shapes."""
+        return cls({name: torch.empty(tuple(shape), device="meta") for name, shape in shapes.items()})
+
     def views(self, flat: Tensor) -> dict[str, Tensor]:
         """Named views of a flat vector [..., p]."""
         parts = flat.split_with_sizes(self.sizes, -1)  # torch's `split` takes a detour through Python
@@ -178,7 +183,7 @@ class ParameterLayout:
     def part(self, prefix: str) -> ParameterLayout:
         """The layout of the parameters whose names begin with a prefix, without it, on their own."""
         chosen = {n.removeprefix(prefix): s for n, s in self.shapes.items() if n.startswith(prefix)}
-        return ParameterLayout({name: torch.empty(shape) for name, shape in chosen.items()})
+        return ParameterLayout.of(chosen)
 
     def labels(self) -> list[str]:
         """A name for each entry of the flat vector: 'weight[0,2]', or the bare name of a scalar."""

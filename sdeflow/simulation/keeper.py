@@ -20,6 +20,7 @@ from sdeflow.trajectory.opening import open_run
 from sdeflow.trajectory.provenance import provenance
 from sdeflow.trajectory.record import BUFFER, Recorder
 from sdeflow.trajectory.segments import free_space
+from sdeflow.trajectory.stored import MOMENTA, momenta
 
 if TYPE_CHECKING:
     from sdeflow.config.run import Run
@@ -132,6 +133,7 @@ class Keeper:
             **provenance(run.device),
             "history": "\n".join(meta.history),
             "system": str(self._prepared.system),
+            MOMENTA: momenta(self._prepared.system),
             "save": str(run.save),
             "threads": environment["threads"],
             "config": run.toml,
@@ -153,6 +155,7 @@ class Keeper:
             "retcode": meta.retcode,
             "message": meta.message,
         }
+        attrs |= {f"start_{key}": value for key, value in meta.start.items()}
         if (batch := run.batch) is not None:
             attrs["batch"] = f"{batch.size} data a step, catch-up {batch.catch_up}, cap {batch.cap}"
         return attrs

@@ -120,12 +120,12 @@ def data_bytes(run: Run) -> int:
 def peak_bytes(run: Run, *, folder: bool = True) -> int:
     """The most bytes that a run on the host holds at once, but for a model's own intermediate values.
 
-    At the start one replica is drawn in float64 beside the state that it is copied to. A step makes a new
-    state beside the old, from forces and noise of the data it sees. Writing a checkpoint, where there is a
-    run folder, takes three copies.
+    At the start one replica is drawn in float64 beside the state that it is copied to, and there may be what
+    the run begins from. A step makes a new state beside the old, from forces and noise of the data it sees.
+    Writing a checkpoint, where there is a run folder, takes three copies.
     """
     state = state_bytes(run)
-    start = state + state // run.replica_count * 8 // run.dtype.itemsize
+    start = state + state // run.replica_count * 8 // run.dtype.itemsize + (0 if run.start is None else state)
     kind = run.integrator.noise_spec(run.system.h).kind
     normals = (
         run.replica_count

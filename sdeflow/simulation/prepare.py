@@ -16,6 +16,7 @@ from sdeflow.errors import SdeflowError, attempt
 from sdeflow.simulation.held_out import HeldOut
 from sdeflow.state import TUNING, State
 from sdeflow.system.average import AVERAGE, average_start, averaging
+from sdeflow.system.start import Origin, begun
 from sdeflow.system.system import BlockSystem, System, initial_state
 from sdeflow.tuning.warm_up import WarmUp
 
@@ -34,6 +35,7 @@ class Prepared:
     system    as it moves; in a warm-up it changes, and with it what is made of it
     warm_up   what chooses the numbers that are 'auto'; None where there are none
     warning   what to know of catching up by long steps, '' for nothing
+    anew      names of what an origin did not give to the start
 
     Raises SdeflowError where something does not fit.
     """
@@ -45,10 +47,11 @@ class Prepared:
     held_out: HeldOut | None
     state: State
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, origin: Origin | None = None) -> None:
         system, self._run = run.system.to(run.dtype, run.device), run
         self.warm_up, self.held_out, self.warning = None, None, ""
         z = initial_state(system, run.all_replicas)
+        self.anew = [] if origin is None else begun(system, z, origin)
         if run.average is not None:
             z |= average_start(system, z)
         self._move(system)
@@ -133,12 +136,14 @@ class Prepared:
             )
 
 
-def prepare(run: Run) -> Prepared:
+def prepare(run: Run, origin: Origin | None = None) -> Prepared:
     """A run moved to its device, its start drawn, and what the user wrote tried on it once.
+
+    origin   what takes the place of what was drawn (`run.start`, read); None for a run that is resumed
 
     Raises SdeflowError where something does not fit.
     """
-    return Prepared(run)
+    return Prepared(run, origin)
 
 
 def threads_for(z: Mapping[str, Tensor]) -> int:

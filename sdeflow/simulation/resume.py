@@ -57,7 +57,8 @@ def resume_from(
 
     declare   gives the run to go on with, from what its checkpoint knows; its `steps` may be more
 
-    One that has taken no step is begun anew, which replaces what is in the folder after the first.
+    One that has taken no step is begun anew, which replaces what is in the folder after the first; but one
+    that begins from another run goes on from its checkpoint, as that run may be gone.
     Raises SdeflowError where that is another run, or the run diverged; Damaged, naming the file, where what
     is in the folder is not what was written.
     """
@@ -68,7 +69,7 @@ def resume_from(
         _refuse_another(run, meta, out)
         if meta.whole and meta.steps == run.steps:
             return Solution(open_run(out), state, meta.retcode, meta.message, frozenset(meta.diverged))
-        if meta.step == 0 and not meta.ended:
+        if meta.step == 0 and not meta.ended and run.start is None:
             folder.close()
             return solve(_not_tried(run), out=out, overwrite=True, progress=progress)
         require_memory(run, folder=True)

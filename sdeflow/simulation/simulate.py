@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -16,8 +17,10 @@ from sdeflow.errors import DivergenceWarning, Interrupted
 from sdeflow.options import Average, Batch, EngineName, Evaluate, Grid, NoiseName, Save, Tune
 from sdeflow.simulation.resume import resume_from, with_engine_of
 from sdeflow.simulation.solve import solve
+from sdeflow.system.start import Start
 from sdeflow.system.system import System
 from sdeflow.terminal import progress_bar
+from sdeflow.trajectory.stored import as_start
 
 
 def simulate(
@@ -33,6 +36,7 @@ def simulate(
     grid: Grid | None = None,
     tune: Tune | None = None,
     average: Average | None = None,
+    start: Start | str | Path | xr.Dataset | Mapping[str, Any] | None = None,
     dtype: str | torch.dtype = RunSection.dtype,
     device: str | torch.device = RunSection.device,
     engine: str = RunSection.engine,
@@ -52,6 +56,9 @@ def simulate(
     grid         frictions and inverse masses, with `replicas` at each; without it the system's own
     tune         how numbers that are 'auto' are chosen
     average      of an average of the parameters, kept beside them (default: none)
+    start        what the run begins from: the last state of a run folder, or what an `sdeflow.Start` takes of
+                 it; the last snapshot of a trajectory with all data, particles and parameters; or tensors of
+                 a part of the state by name ('X', 'theta.weight'), with the rest as without it
     evaluate     when the loss on the model's held-out data is measured (default: never)
     engine       'eager', 'fused' or 'compiled'; 'auto' is compiled for a long run, and else fused where there
                  is a kernel for it; see sdeflow.engine.engine. A resumed run keeps what it was begun by
@@ -85,6 +92,7 @@ def simulate(
         grid=grid,
         tune=tune,
         average=average,
+        start=None if start is None else as_start(start),
     )
     folder = None if out is None else Path(out)
     with progress_bar() if progress else nullcontext() as report:

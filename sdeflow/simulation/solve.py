@@ -8,16 +8,18 @@ from pathlib import Path
 
 from sdeflow.config.run import Run
 from sdeflow.engine.compiled import Uncompilable
-from sdeflow.errors import RunError, StabilityWarning
+from sdeflow.errors import RunError, SdeflowError, StabilityWarning
 from sdeflow.simulation.ending import Solution, Stop, ending_message
 from sdeflow.simulation.keeper import Keeper
 from sdeflow.simulation.memory import require_memory
 from sdeflow.simulation.prepare import Prepared, prepare, threads, threads_for
 from sdeflow.simulation.time_loop import TimeLoop
+from sdeflow.system.start import Origin, Start
 from sdeflow.terminal import Progress
 from sdeflow.trajectory.checkpoint import Metadata
 from sdeflow.trajectory.folder import RunFolder, refuse_occupied
 from sdeflow.trajectory.provenance import environment, stamp
+from sdeflow.trajectory.stored import origin_of
 
 
 def solve(
@@ -26,8 +28,8 @@ def solve(
     """Solves a run from its start, in memory or into a run folder.
 
     By its engine's fallback where torch cannot compile the step. Raises SdeflowError where memory or disk
-    have no room for it, RunError where it could not be carried
-    through; what was recorded is in the folder then.
+    have no room for it, or the run that it begins from does not fit; RunError where it could not be carried
+    through, and what was recorded is in the folder then.
     """
     try:
         return _solve_once(run, out, overwrite, progress)
@@ -42,7 +44,8 @@ def _solve_once(run: Run, out: Path | None, overwrite: bool, progress: Progress 
     if out is not None:
         refuse_occupied(out, overwrite)
     require_memory(run, folder=out is not None)
-    prepared = prepare(run)
+    origin = None if run.start is None else _origin(run.start, out)
+    prepared = prepare(run, origin)
     folder = None if out is None else RunFolder(out, config=run.toml, overwrite=overwrite)
     if prepared.warning:
         warnings.warn(prepared.warning, StabilityWarning, stacklevel=4)
@@ -56,6 +59,7 @@ def _solve_once(run: Run, out: Path | None, overwrite: bool, progress: Progress 
         code=run.code,
         history=(stamp("written"),),
         warnings=(prepared.warning,) if prepared.warning else (),
+        start={} if origin is None else {**origin.record, "anew": ", ".join(prepared.anew)},
     )
     keeper = Keeper(run, prepared, folder)
     keeper.require_room()
@@ -63,12 +67,23 @@ def _solve_once(run: Run, out: Path | None, overwrite: bool, progress: Progress 
         keeper.log(
             f"{run.title or run.integrator.name}, {run.steps:,} steps, {meta.environment}, {run.engine}"
         )
+        if origin is not None:
+            keeper.log(f"begins from {origin}; anew: {meta.start['anew'] or 'nothing'}")
+        for words in keeper.recorder.not_whole:
+            keeper.log(words)
         for warning in meta.warnings:
             keeper.log(f"warning: {warning}")
         return solve_from(run, prepared, meta, keeper, progress)
     finally:
         if folder is not None:
             folder.close()
+
+
+def _origin(start: Start | Origin, out: Path | None) -> Origin:
+    """What a run begins from; raises SdeflowError where the run would be written in its place."""
+    if isinstance(start, Start) and out is not None and Path(start.run).resolve() == out.resolve():
+        raise SdeflowError(f"{out} is the run that this one begins from: give another --out")
+    return origin_of(start)
 
 
 def solve_from(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
 from sdeflow.errors import RunError
 from sdeflow.state import State
@@ -44,6 +46,7 @@ class Metadata:
     retcode       'running' until the run has ended, then how; `message` tells more
     diverged      by replica, which variable left the finite numbers, and by which step
     history       what was done to the run, one line each
+    start         what the run began from (run, step, checksum, anew), where that is not its seed alone
     """
 
     step: int
@@ -60,6 +63,7 @@ class Metadata:
     evaluate_seconds: float = 0.0
     history: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    start: dict[str, Any] = field(default_factory=dict)
 
     @property
     def ended(self) -> bool:
@@ -88,7 +92,7 @@ def encode(meta: Metadata, state: State) -> bytes:
     state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     values = {_JSON_NAMES.get(name, name): value for name, value in asdict(meta).items()}
     text = json.dumps({"version": VERSION, **values}, sort_keys=True)
-    return save(state, metadata={"sdeflow": text, "sha256": _digest(text, state)})
+    return save(state, metadata={"sdeflow": text, "sha256": digest_of(state, text)})
 
 
 def decode(path: Path) -> tuple[Metadata, State]:
@@ -97,7 +101,7 @@ def decode(path: Path) -> tuple[Metadata, State]:
     Raises Damaged where its checksum does not fit or it is no checkpoint, FileNotFoundError for no file.
     """
     text, digest, state = _read(path)
-    if digest != _digest(text, state):
+    if digest != digest_of(state, text):
         raise Damaged(f"{path} is damaged: its content does not fit its checksum")
     return _metadata(path, text), state
 
@@ -134,7 +138,8 @@ def _metadata(path: Path, text: str) -> Metadata:
         raise Damaged(f"{path} is damaged: {error}") from error
 
 
-def _digest(text: str, state: State) -> str:
+def digest_of(state: Mapping[str, Tensor], text: str = "") -> str:
+    """SHA-256 of a text and of tensors by name, contiguous and on the host."""
     digest = hashlib.sha256(text.encode())
     for name, value in sorted(state.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -12,14 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sdeflow.model.model import ParameterLayout
-from sdeflow.state import LONG_NAMES, TUNING
+from sdeflow.state import LONG_NAMES, PARAMETERS, TUNING
 from sdeflow.system.average import AVERAGE
 from sdeflow.system.integrator import KEPT
+from sdeflow.system.start import parts
 from sdeflow.system.system import System
 from sdeflow.trajectory.record import Recorder
-
-_PARAMETERS = ("theta", "alpha", "beta")
-
 
 _TUNED = {
     "h": "step of block {} on its own clock",
@@ -35,11 +34,11 @@ def _long_name(name: str) -> str:
     kind, _, of = name.partition("_")
     if kind == "kinetic":
         return f"kinetic energy of block {of}, eta |p|^2 / 2" + (
-            "" if of in _PARAMETERS else ", mean over particles"
+            "" if of in PARAMETERS else ", mean over particles"
         )
     if kind == "force":
         return f"norm of the force on block {of}" + (
-            "" if of in _PARAMETERS else ", root mean square over particles"
+            "" if of in PARAMETERS else ", root mean square over particles"
         )
     if kind == "energy":
         return f"mean over the particles of block {of} of the energy U_alpha"
@@ -69,14 +68,17 @@ def to_dataset(
     variables: dict[str, tuple[tuple[str, ...], Any, dict[str, Any]]] = {}
     for name, values in recorder.values().items():
         dims = recorder.whole[name].dims if name in recorder.whole else ()
+        size = recorder.norms.get(name.removesuffix("_norm"))
         name = name.replace(AVERAGE, "average_")
-        about = {"long_name": _long_name(name), "units": "1"}
+        about: dict[str, Any] = {"long_name": _long_name(name), "units": "1"}
         if name == "loss":
             about["evaluated_on"] = (
                 f"{batch} training data spread evenly, the same every time, and all their particles"
                 if batch
                 else "all training data and all their particles"
             )
+        if size is not None:
+            about["size"] = size
         if name == "held_out_loss":
             about["missing"] = "NaN where a snapshot was taken and no evaluation was due"
         variables[name] = ((*lead, *dims), values if several else values[:, 0], about)
@@ -97,7 +99,10 @@ def to_dataset(
         labels = index.astype(str) if dim.endswith("param") else index
         if dim in layouts:
             labels = np.asarray(layouts[dim].labels())
-        coords[dim] = (dim, labels, {"long_name": _long_name(dim)})
+        about = {"long_name": _long_name(dim)}
+        if dim in layouts:
+            about["shapes"] = json.dumps(layouts[dim].shapes)
+        coords[dim] = (dim, labels, about)
     if several:
         coords["replica"] = ("replica", np.arange(recorder.replicas), {"long_name": _long_name("replica")})
         coords["seed"] = ("replica", np.asarray(seeds), {"long_name": _long_name("seed")})
@@ -114,15 +119,9 @@ def _layouts(system: System) -> Mapping[str, ParameterLayout]:
 
 def final_state(system: System, z: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The full state by name, parameters by their own ('theta.weight'); one replica has no axis."""
-    layouts = _layouts(system)
     named: dict[str, Tensor] = {}
     for name, value in z.items():
-        if name.startswith(TUNING):
-            continue
-        own = system.axes.get(name.removeprefix(AVERAGE))
-        layout = None if own is None else layouts.get(own.dims[0])
-        if layout is not None:
-            named |= {f"{name}.{part}": view for part, view in layout.views(value).items()}
-        else:
-            named[name.replace(KEPT, "force.")] = value
+        if not name.startswith(TUNING):
+            own, stem = name.removeprefix(AVERAGE), name.replace(KEPT, "force.")
+            named |= {stem + part: view for part, view in parts(system, own, value).items()}
     return {k: (v[0] if len(v) == 1 else v).contiguous().cpu().clone() for k, v in named.items()}

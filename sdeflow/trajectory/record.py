@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sdeflow.errors import SdeflowError
 from sdeflow.options import Save
-from sdeflow.state import Axes, State
+from sdeflow.state import PARAMETERS, Axes, State
 from sdeflow.system.system import System
 
 BUFFER = 1 << 26
@@ -25,6 +25,8 @@ class Recorder:
     axes     the variables of the state (default: the system's)
     buffer   bytes of snapshots to hold (default: all of them)
     taken    snapshots that were taken before this recorder began
+
+    Of long parameters it takes the norm alone: `norms` has their sizes.
     """
 
     def __init__(
@@ -45,11 +47,11 @@ class Recorder:
         self.times: list[Mapping[str, float]] = []
         self.replicas = replicas
         self.whole: dict[str, Axes] = {}
-        self.norms: list[str] = []
+        self.norms: dict[str, int] = {}
         self.index: dict[str, NDArray[np.int64]] = {}
         for name, own in (axes or system.axes).items():
             if own.named and prod(own.shape) > save.theta_max:
-                self.norms.append(name)
+                self.norms[name] = prod(own.shape)
                 continue
             for dim, size in zip(own.dims, own.shape, strict=True):
                 index = save.indices(dim, size)
@@ -102,6 +104,16 @@ class Recorder:
         """The system's observables at a state, each [R]."""
         with torch.no_grad():
             return {name: value.cpu().numpy() for name, value in self._observe(t, z).items()}
+
+    @property
+    def not_whole(self) -> list[str]:
+        """What to know of parameters that are too long to be saved whole, a sentence for each."""
+        return [
+            f"{name} has {size:,} numbers, more than save.theta_max = {self.save.theta_max:,}: snapshots "
+            f"have its norm alone, and all of it with --set save.theta_max={size}"
+            for name, size in self.norms.items()
+            if name in PARAMETERS
+        ]
 
     @property
     def bytes_left(self) -> int:

@@ -159,6 +159,9 @@ def test_sample_says_what_is_wrong(
         assert sentence in capsys.readouterr().err
     with pytest.raises(SdeflowError, match="makes no pictures"):
         sample(tmp_path / "toy")
+    Path("toy/trajectory.nc").unlink()  # as of a run that was taken up again: its last state is an older one
+    assert command("sample", "toy") == 2
+    assert "toy has not ended: sdeflow resume toy takes it to its end" in capsys.readouterr().err
 
 
 def test_grid_is_laid_out_row_by_row() -> None:
