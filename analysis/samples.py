@@ -135,8 +135,10 @@ def learned(run: Path, replica: int = 0, *, average: bool = False) -> Learned:
             f"replica {replica} of {run} diverged: at its end not finite: {', '.join(sorted(lost))}"
         )
     system = BlockSystem([b.of(replica) for b in system.blocks], system.force_field, h=system.h)
-    if any(b.auto for b in system.blocks):
-        system = chosen(system, open_run(run), replica)
+    if any(b.auto or b.schedules for b in system.blocks):
+        trajectory = open_run(run)
+        step = max(0, int(trajectory.attrs["steps_taken"]) - 1)
+        system = chosen(system.at(step), trajectory, replica)  # of schedules the last numbers
     system = system.to(stored["X"].dtype, torch.device("cpu"))
     last = _of(run, system, built.integrator, stored)
     kept = {name.removeprefix(AVERAGE): v for name, v in stored.items() if name.startswith(AVERAGE)}

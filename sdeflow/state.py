@@ -53,8 +53,8 @@ LONG_NAMES = {
 """What the names in a trajectory mean; a model's own observables have others (see `reserved`)."""
 
 
-TUNED = ("h_", "eta_", "gamma_", "restart_", "curvature_", "noise_", "tuning_")
-"""Prefixes of the numbers that a warm-up records."""
+TUNED = ("h_", "eta_", "gamma_", "temperature_", "restart_", "curvature_", "noise_", "tuning_")
+"""Prefixes of the numbers that a warm-up and schedules record."""
 
 TUNING = "tune."
 """Prefix of what a warm-up (sdeflow.tuning) keeps in a state: a checkpoint holds it, a dataset does not."""
@@ -103,3 +103,11 @@ def plus(x: Tensor, *terms: tuple[Coefficient, Tensor]) -> Tensor:
         else:
             total = total + c * y
     return total
+
+
+def add_to(x: Tensor, c: Coefficient, y: Tensor) -> None:
+    """x += c y, in place, of a tensor that nobody else has yet."""
+    if isinstance(c, float | int):
+        x.add_(y, alpha=c)
+    else:
+        x.add_(c * y)

@@ -49,7 +49,7 @@ LONGEST = {
     "README.md": 200,
     "sdeflow/README.md": 120,
     "sdeflow/tuning/README.md": 60,
-    "sdeflow/system/README.md": 70,
+    "sdeflow/system/README.md": 120,
     "integrators/README.md": 120,
     "problems/README.md": 120,
     "analysis/README.md": 120,

@@ -56,6 +56,7 @@ def _solve_once(run: Run, out: Path | None, overwrite: bool, progress: Progress 
         code=run.code,
         history=(stamp("written"),),
         warnings=(prepared.warning,) if prepared.warning else (),
+        begun=run.horizon,
     )
     keeper = Keeper(run, prepared, folder)
     keeper.require_room()
