@@ -37,7 +37,15 @@ def chosen(system: BlockSystem, run: xr.Dataset, replica: int = 0) -> BlockSyste
 
 
 def refuse_auto(system: BlockSystem) -> None:
-    """Raises SdeflowError where a block has numbers that a run is yet to choose: theory is of given ones."""
+    """Raises SdeflowError where a block has numbers that a run is yet to choose, or that change by a
+    schedule: theory is of given ones.
+    """
+    for b in system.blocks:
+        for name in b.schedules:
+            raise SdeflowError(
+                f"theory is of numbers that stay as they are, and {name} of {b.name} is a schedule: "
+                "give a number"
+            )
     if names := [b.name for b in system.blocks if b.auto]:
         raise SdeflowError(
             f"the numbers of {' and '.join(names)} are 'auto', and a run chooses them: give h, eta and "

@@ -114,8 +114,10 @@ def learned(run: Path, replica: int = 0, *, average: bool = False) -> Learned:
         raise SdeflowError(f"{run} is of a system without a model: there is nothing to sample or to evaluate")
     state = end.of(replica)
     system = BlockSystem([b.of(replica) for b in system.blocks], system.force_field, h=system.h)
-    if any(b.auto for b in system.blocks):
-        system = chosen(system, open_run(run), replica)
+    if any(b.auto or b.schedules for b in system.blocks):
+        trajectory = open_run(run)
+        step = max(0, int(trajectory.attrs["steps_taken"]) - 1)
+        system = chosen(system.at(step), trajectory, replica)  # of schedules the last numbers
     system = system.to(state["X"].dtype, torch.device("cpu"))
     last = _of(run, system, built.integrator, state)
     kept = {name.removeprefix(AVERAGE): v for name, v in state.items() if name.startswith(AVERAGE)}

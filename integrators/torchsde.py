@@ -38,7 +38,7 @@ class TorchSDE(Integrator[System]):
     evaluates_at_state: ClassVar[bool] = True
     needs_own_noise: ClassVar[bool] = False
     sde_type: ClassVar[Literal["ito", "stratonovich"]] = "ito"
-    minibatches = False
+    minibatches, schedules = False, False
     needs = "any SDE"
     source = "Li, Wong, Chen, Duvenaud 2020; the torchsde package"
 

@@ -52,9 +52,11 @@ _HOME = {
         "sdeflow.simulation.simulate": "simulate",
         "sdeflow.system.block": "Block",
         "sdeflow.system.integrator": "Integrator",
-        "sdeflow.system.published": "EnergySystemDeclaration Motion SystemDeclaration "
+        "sdeflow.system.motion": "Motion",
+        "sdeflow.system.published": "EnergySystemDeclaration SystemDeclaration "
         "abp ebipla ipla kinetic_ebipla kiplmc mpgd mpgd_theta mpgd_x pgd short_run soul vi",
         "sdeflow.system.rule": "Optimizer",
+        "sdeflow.system.schedule": "Schedule",
         "sdeflow.system.sde": "SDESystem",
         "sdeflow.system.start": "Start",
         "sdeflow.system.system": "BlockSystem",
@@ -79,8 +81,8 @@ if TYPE_CHECKING:
     from sdeflow.simulation.simulate import simulate as simulate
     from sdeflow.system.block import Block as Block
     from sdeflow.system.integrator import Integrator as Integrator
+    from sdeflow.system.motion import Motion as Motion
     from sdeflow.system.published import EnergySystemDeclaration as EnergySystemDeclaration
-    from sdeflow.system.published import Motion as Motion
     from sdeflow.system.published import SystemDeclaration as SystemDeclaration
     from sdeflow.system.published import abp as abp
     from sdeflow.system.published import ebipla as ebipla
@@ -95,6 +97,7 @@ if TYPE_CHECKING:
     from sdeflow.system.published import soul as soul
     from sdeflow.system.published import vi as vi
     from sdeflow.system.rule import Optimizer as Optimizer
+    from sdeflow.system.schedule import Schedule as Schedule
     from sdeflow.system.sde import SDESystem as SDESystem
     from sdeflow.system.start import Start as Start
     from sdeflow.system.system import BlockSystem as BlockSystem

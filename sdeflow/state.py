@@ -56,8 +56,8 @@ LONG_NAMES = {
 PARAMETERS = ("theta", "alpha", "beta")
 """Variables that are parameters with names of their own."""
 
-TUNED = ("h_", "eta_", "gamma_", "restart_", "curvature_", "noise_", "tuning_")
-"""Prefixes of the numbers that a warm-up records."""
+TUNED = ("h_", "eta_", "gamma_", "temperature_", "restart_", "curvature_", "noise_", "tuning_")
+"""Prefixes of the numbers that a warm-up and schedules record."""
 
 TUNING = "tune."
 """Prefix of what a warm-up (sdeflow.tuning) keeps in a state: a checkpoint holds it, a dataset does not."""
@@ -106,3 +106,11 @@ def plus(x: Tensor, *terms: tuple[Coefficient, Tensor]) -> Tensor:
         else:
             total = total + c * y
     return total
+
+
+def add_to(x: Tensor, c: Coefficient, y: Tensor) -> None:
+    """x += c y, in place, of a tensor that nobody else has yet."""
+    if isinstance(c, float | int):
+        x.add_(y, alpha=c)
+    else:
+        x.add_(c * y)

@@ -114,9 +114,9 @@ def run(system: Any, integrator: str = "expint", **options: Any) -> Solution:
 
 
 def assert_same(a: xr.Dataset, b: xr.Dataset) -> None:
-    """All variables and coordinates equal to the bit."""
+    """All variables and coordinates equal to the bit; text of a file that xarray itself opens is objects."""
     assert dict(a.sizes) == dict(b.sizes)
     assert {*a.variables} == {*b.variables}
     for name in a.variables:
         np.testing.assert_array_equal(a[name], b[name], err_msg=str(name))
-        assert a[name].dtype == b[name].dtype
+        assert a[name].dtype == b[name].dtype or {a[name].dtype.kind, b[name].dtype.kind} == {"O", "U"}, name

@@ -150,7 +150,8 @@ def _row(entry: Entry, system: BlockSystem | None, z: State | None, why: str) ->
     predicted = np.nan
     if system is not None and z is not None:
         scheme = integrator_named(str(dataset.attrs["integrator"])).fitted(system)
-        if why_not(scheme, system) is None and not any(b.rule is not None for b in system.blocks):
+        steady = not system.scheduled and not any(b.rule is not None for b in system.blocks)
+        if steady and why_not(scheme, system) is None:
             predicted = -float(np.log(contraction(chosen(system, dataset), scheme, z)))
     else:
         notes.append(why)

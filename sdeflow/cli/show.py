@@ -60,11 +60,11 @@ def _describe_blocks(system: System) -> None:
         [
             b.name,
             "\n".join(equations(b)),
-            "auto" if "h" in b.auto else f"{b.rate * system.h:g}",
+            "auto" if "h" in b.auto else _number(b, "h", f"{b.rate * system.h:g}"),
             b.number("eta") if b.kinetic else "",
-            b.number("gamma") if b.kinetic else "",
-            f"{b.temperature:g}",
-            _product(b, system.h) if b.kinetic and not b.auto else "",
+            _number(b, "gamma", b.number("gamma")) if b.kinetic else "",
+            _number(b, "temperature", f"{b.temperature:g}"),
+            _product(b, system.h) if b.kinetic and not (b.auto or b.schedules) else "",
         ]
         for b in system.blocks
     ]
@@ -72,6 +72,12 @@ def _describe_blocks(system: System) -> None:
     for b in system.blocks:
         if b.inner is not None:
             out.print(shown(f"{b.name} takes {b.inner}\n"), markup=False)
+        for name in b.schedules:
+            out.print(shown(f"{name} of {b.name}: {b.number(name)}\n"), markup=False)
+
+
+def _number(b: Block, name: str, words: str) -> str:
+    return "schedule" if name in b.schedules else words
 
 
 def _product(b: Block, h: float) -> str:

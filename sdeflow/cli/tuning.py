@@ -184,6 +184,8 @@ def _tell(run: Run, tuned: Tuned, out: Path | None) -> None:
 def _cell(b: Block, key: str, own: dict[str, float | bool]) -> str:
     if key in own:
         return f"{own[key]:.4g}"
+    if key in b.schedules:
+        return "a schedule"
     return "of the grid" if b.kinetic else ""
 
 

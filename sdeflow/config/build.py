@@ -11,7 +11,8 @@ from sdeflow.config.schema import Config
 from sdeflow.errors import SdeflowError
 from sdeflow.model.energy_prior import EnergyPrior
 from sdeflow.model.model import Model
-from sdeflow.system.published import Declaration, Motion
+from sdeflow.system.motion import Motion
+from sdeflow.system.published import Declaration
 from sdeflow.system.sde import SDESystem
 from sdeflow.system.system import BlockSystem
 

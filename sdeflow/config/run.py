@@ -14,7 +14,14 @@ from torch.utils._pytree import tree_leaves
 
 from sdeflow.config.catalogue import integrator_named, integrators_for
 from sdeflow.config.schema import Config, RunSection
-from sdeflow.engine.engine import Engine, resolve_engine, traced, worth_compiling
+from sdeflow.engine.engine import (
+    Engine,
+    refuse_schedules,
+    refuses_compiling,
+    resolve_engine,
+    traced,
+    worth_compiling,
+)
 from sdeflow.errors import Incompatible, SdeflowError
 from sdeflow.model.forces import held_out_forces
 from sdeflow.model.model import Model
@@ -24,7 +31,7 @@ from sdeflow.system.average import average_axes
 from sdeflow.system.integrator import Integrator, evaluations, why_not
 from sdeflow.system.published import Declaration
 from sdeflow.system.start import Origin, Start
-from sdeflow.system.system import System
+from sdeflow.system.system import BlockSystem, System
 from sdeflow.system.varying import spread
 
 Scheme = str | Integrator | type[Integrator]
@@ -38,6 +45,8 @@ class Run(RunOptions):
     average  what is kept beside the parameters; it changes no other number
     start    what takes the place of what is drawn at the start: another run, or tensors by name
     config   the configuration that this came from, None for a run declared in Python
+    begun    the steps that it was begun with, where that was with fewer: schedules that do not say how far
+             they go are over these
 
     Raises SdeflowError where something does not fit.
     """
@@ -55,6 +64,7 @@ class Run(RunOptions):
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     engine: Engine = field(default_factory=Engine)
     config: Config | None = None
+    begun: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,6 +85,9 @@ class Run(RunOptions):
             if self.batch is not None or self.evaluate is not None:
                 raise SdeflowError("a grid takes all data in every step and no evaluation: drop either")
             object.__setattr__(self, "system", spread(self.system, self.grid, self.replicas))
+        if isinstance(self.system, BlockSystem):
+            object.__setattr__(self, "system", self.system.in_run(self.steps, self.horizon))
+            refuse_schedules(self.system, self.batch, self.engine)
         auto, inner = (any(getattr(b, key) for b in self.system.blocks) for key in ("auto", "inner"))
         if inner and self.batch is not None and self.batch.catch_up != "off":
             raise SdeflowError(
@@ -135,7 +148,7 @@ class Run(RunOptions):
         integrator   takes the place of the name in `options`
         """
         found, device = _system(system), resolve_device(options.device)
-        long = worth_compiling(found, options.steps, device)
+        long = worth_compiling(found, options.steps, device) and not refuses_compiling(found, batch)
         engine = resolve_engine(options.engine, options.noise, device, long=long)
         scheme = compatible(integrator, found)
         if config is not None:
@@ -165,9 +178,14 @@ class Run(RunOptions):
         return replace(self, engine=engine, config=config)
 
     @property
+    def horizon(self) -> int:
+        """The steps that schedules go over which do not say."""
+        return max(1, self.begun or self.steps)
+
+    @property
     def toml(self) -> str:
         """The configuration as TOML, '' for a run declared in Python."""
-        return "" if self.config is None else self.config.toml()
+        return "" if self.config is None else self.config.with_schedules_over(self.horizon).toml()
 
     @property
     def title(self) -> str:
@@ -206,7 +224,7 @@ class Run(RunOptions):
     def settings(self) -> dict[str, Any]:
         """What fixes the numbers but for how many there are, by key: the same in a run and its resumption."""
         if self.config is not None:
-            keys = flattened(self.config.tables())
+            keys = flattened(self.config.with_schedules_over(self.horizon).tables())
             apart = ("run.steps", "run.device", "run.engine", "save.checkpoint", "save.keep")
             return {key: value for key, value in keys.items() if key not in apart}
         settings: dict[str, Any] = {

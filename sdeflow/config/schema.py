@@ -4,7 +4,8 @@ title = "...", cpu_note = "..." (what is made for a CPU: a run on one says it, w
 [model]      use = name or file.py:Name; the rest are the model's own arguments, but for
              energy_prior, a table with hidden and gain: a neural energy in place of the prior N(0, I)
 [system]     use = name or file.py:Name
-             of a model: particles, optionally h, and a table [system.BLOCK] with h, eta, gamma a block
+             of a model: particles, optionally h, and a table [system.BLOCK] with h, eta, gamma and
+             temperature, a factor, a block; all but eta may be tables with `kind` (system/schedule.py)
              of a plain SDE: h, paths, start; the rest are the SDE's own arguments
 [run]        integrator, steps, seed, replicas, dtype, device, engine, noise, bound
 [batch]      size, catch_up, cap, stages; without it every step sees all data
@@ -32,6 +33,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sdeflow.errors import SdeflowError, did_you_mean
 from sdeflow.options import Average, Batch, EngineName, Evaluate, Grid, NoiseName, RunOptions, Save, Tune
+from sdeflow.system.schedule import SCHEDULED, written_out
 from sdeflow.system.start import Start
 
 
@@ -99,6 +101,16 @@ class Config(_Strict):
         """The configuration with what 'auto' has become for engine and noise source."""
         run: Any = replace(self.run, engine=engine, noise=noise)  # type: ignore[arg-type]  # names that are resolved
         return self.model_copy(update={"run": run})
+
+    def with_schedules_over(self, steps: int) -> Config:
+        """The configuration with the steps that schedules go over, also where those are the run's."""
+        arguments = {
+            block: own
+            | {key: written_out(own[key], steps) for key in SCHEDULED if isinstance(own.get(key), dict)}
+            for block, own in self.system.arguments.items()
+            if isinstance(own, dict)
+        }
+        return self.model_copy(update={"system": self.system.model_copy(update=arguments)})
 
     def with_integrator(self, name: str) -> Config:
         """The configuration with what 'auto' has become for the integrator; another name stays as it is."""

@@ -35,8 +35,8 @@ class CatchUp:
     def __init__(self, system: BlockSystem, batch: Batch, engine: Engine, replicas: Replicas) -> None:
         self._system, self._batch = system, batch
         self._blocks = [b for b in system.blocks if b.of_data and b.optimizer is None]
-        longest = batch.cap if batch.catch_up == "one_step" else 1
-        self._flows = [FlowTable(b, system.h, longest, replicas.device) for b in self._blocks]
+        self._scheduled, self._device = any(b.schedules for b in self._blocks), replicas.device
+        self._steady = [] if self._scheduled else self._tables(0)
         staged = self._blocks if batch.catch_up == "srock" else []
         self._staged = [
             StabilisedStep(b, system.h, batch.cap, batch.used_stages, replicas.device) for b in staged
@@ -50,8 +50,8 @@ class CatchUp:
         spec = NoiseSpec(kind, max(1, batch.extra_evaluations), system.h)
         self.noise = engine.source(self._channels, spec, replicas)
 
-    def __call__(self, z: State, missed: Tensor, normals: Sequence[Tensor]) -> State:
-        """The state after data (r, i) took missed[r, i] steps, at most `cap`.
+    def __call__(self, z: State, missed: Tensor, normals: Sequence[Tensor], n: int | Tensor = 0) -> State:
+        """The state before step n after data (r, i) took missed[r, i] steps, at most `cap`: the last ones.
 
         normals   of the noise by channel, [substep, normal, R, *shape]
         """
@@ -62,9 +62,16 @@ class CatchUp:
         if self._batch.catch_up == "srock":
             xi = {c.variable: of[:, 0] for c, of in zip(self._channels, normals, strict=True)}
             return z | stabilised(self._system, self._staged, z, missed, xi, self._batch.used_stages)
+        tables = self._tables(int(n)) if self._scheduled else self._steady
         for i in range(self._batch.extra_evaluations):
             times = missed if self._batch.catch_up == "one_step" else (missed > i).long()
-            late = [flows.block_over(times, dtype) for flows in self._flows]
+            own = times
+            if self._scheduled and self._batch.catch_up == "substeps":  # each datum's own last steps
+                own = times * (1 + self._batch.cap - missed + i)
+            late = [
+                table.block_over(own if b.schedules else times, dtype)
+                for b, table in zip(self._blocks, tables, strict=True)
+            ]
             taken = h * times.to(dtype)[..., None, None]
             noise = {
                 c.variable: Channel(c.key, c.variable, c.shape, block).increment(xi[i].unbind(), taken, "PQ")
@@ -74,6 +81,28 @@ class CatchUp:
             }
             z = z | exponential(late, z, self._system.forces(0.0, z, self._blocks), taken, noise)
         return z
+
+    def _tables(self, n: int) -> list[FlowTable]:
+        """By block: no step, and for one_step the last 1, 2, ..., cap before step n as one; for substeps one
+        step, or where numbers are scheduled each of the last cap, from the earliest on.
+        """
+        h, cap, tables = self._system.h, self._batch.cap, []
+        one_step = self._batch.catch_up == "one_step"
+        for b in self._blocks:
+            stretches = [(b.at(0), 0.0)]
+            if not b.schedules:
+                stretches += [(b, b.rate * h * k) for k in range(1, cap + 1 if one_step else 2)]
+            else:
+                last = [b.at(max(n - k, 0)) for k in range(1, cap + 1)]
+                own = [one.rate * h for one in last]
+                if one_step:
+                    sums = [sum(own[:k]) for k in range(1, cap + 1)]
+                    last = [replace(last[0], rate=time / (h * k)) for k, time in enumerate(sums, 1)]
+                    stretches += zip(last, sums, strict=True)
+                else:
+                    stretches += zip(reversed(last), reversed(own), strict=True)
+            tables.append(FlowTable(b, stretches, self._device))
+        return tables
 
     def warning(self, z: State) -> str:
         """What to know of catching up by one long step, or ''.

@@ -36,6 +36,7 @@ class CompiledSteps:
 
     evaluations   of gradients in one transition
     every         steps from one snapshot to the next, which whole strides are to fill
+    begin         called with the first state, before what is drawn for its steps
 
     Raises Uncompilable where torch cannot compile what the model does.
     """
@@ -46,12 +47,17 @@ class CompiledSteps:
         draw: Callable[[int, int], Sequence[Tensor]],
         evaluations: int,
         every: int = 1,
+        begin: Callable[[State], None] | None = None,
     ) -> None:
+        self._begin = begin
         self.stride = stride_for(evaluations, sum(x.numel() for x in draw(0, 1)), every)
         self._transition, self._draw = transition, draw
         self._compiled: dict[int, Callable[[State, Sequence[Tensor]], State]] = {}
 
     def __call__(self, z: State, n: int, count: int = 1) -> State:
+        if self._begin is not None:
+            self._begin(z)
+            self._begin = None
         # what is compiled is for tensors that lie as those of the first call did
         draws, z = self._draw(n, count), {name: value.contiguous() for name, value in z.items()}
         if count in self._compiled:

@@ -27,11 +27,12 @@ from sdeflow.noise.cpp import NO_FMA
 from sdeflow.noise.kernel import Kernel, NoKernel
 from sdeflow.noise.philox_source import PhiloxNoise, find_kernel
 from sdeflow.noise.source import NormalSource, TorchNoise
-from sdeflow.options import EngineName, NoiseName
+from sdeflow.options import Batch, EngineName, NoiseName
 from sdeflow.state import Replicas, State
 from sdeflow.system.increments import Channel, NoiseSpec, noise_of
 from sdeflow.system.integrator import Integrator
-from sdeflow.system.system import System
+from sdeflow.system.system import BlockSystem, System
+from sdeflow.system.traced import StepNumbers
 
 LONG = 100_000
 """Steps from which 'auto' compiles.
@@ -78,28 +79,67 @@ class Engine:
             return _compiled(system, integrator, noise, every)
         stepper = EagerSteps(system, integrator, noise)
         counter = noise.counter if isinstance(noise, PhiloxNoise) and self.name == "fused" else None
-        # a model's forces do not depend on time, so a graph of its steps serves all of them
-        captured = counter is not None and system.model_forces is not None and traced(system)
+        # a model's forces do not depend on time, so a graph of its steps serves all of them, of one set of
+        # numbers: those of schedules are read on the host
+        steady = system.model_forces is not None and not any(b.schedules for b in system.blocks)
+        captured = counter is not None and steady and traced(system)
         return GraphedSteps(stepper, counter) if captured and counter is not None else stepper
 
 
 def _compiled(system: System, integrator: Integrator[Any], noise: NormalSource, every: int) -> CompiledSteps:
     if system.model_forces is None:
         raise SdeflowError("engine 'compiled' needs a system made of a model: give 'auto' or 'eager'")
-    channels, h, spec = list(system.channels), system.h, integrator.noise_spec(system.h)
+    assert isinstance(system, BlockSystem)  # as one with a model's forces is
+    h, spec = system.h, integrator.noise_spec(system.h)
+    numbers = StepNumbers(system)
 
-    def draw(n: int, count: int) -> list[Tensor]:
-        return [xi for _, xi in noise.normals(n, count)]
-
-    def transition(z: State, normals: Sequence[Tensor]) -> State:
+    def step(system: BlockSystem, channels: Sequence[Channel], z: State, normals: Sequence[Tensor]) -> State:
         return integrator.step(system, 0.0, z, h, noise_of(zip(channels, normals, strict=True), spec))
 
-    return CompiledSteps(transition, draw, integrator.evaluations, every)
+    def begin(z: State) -> None:
+        normals, device = [xi[0] for xi in draw(0, 1)], next(iter(z.values())).device
+        numbers.ask(lambda system, channels: step(system, channels, z, normals), device)
+
+    def draw(n: int, count: int) -> list[Tensor]:
+        return [*(xi for _, xi in noise.normals(n, count)), *numbers.rows(n, count)]
+
+    def transition(z: State, draws: Sequence[Tensor]) -> State:
+        return step(numbers.system, numbers.channels, z, numbers.show(draws))
+
+    return CompiledSteps(transition, draw, integrator.evaluations, every, begin)
 
 
 def traced(system: System) -> bool:
     """Whether all that moves blocks is made of torch's operations alone."""
     return all(b.optimizer is None or b.optimizer.traced for b in system.blocks)
+
+
+def refuses_compiling(system: System, batch: Batch | None) -> str:
+    """Why steps by schedules cannot be compiled, '' where they can: what would look at their numbers."""
+    late = batch is not None and batch.catch_up != "off"
+    for b in system.blocks:
+        for name in b.schedules:
+            if b.optimizer is not None:
+                return f"the learning rate h of block '{b.name}' is a schedule"
+            if late and b.of_data:
+                return f"{name} of block '{b.name}', which catches up, is a schedule"
+    return ""
+
+
+def refuse_schedules(system: System, batch: Batch | None, engine: Engine) -> None:
+    """Raises SdeflowError where schedules do not go with how steps are taken."""
+    if engine.name == "compiled" and (why := refuses_compiling(system, batch)):
+        raise SdeflowError(
+            f"engine 'compiled' cannot take this run, for {why}: give engine 'auto', 'fused' or 'eager'"
+        )
+    how = "off" if batch is None else batch.catch_up
+    for b in system.blocks:
+        for name in b.schedules:
+            if b.of_data and (how == "srock" or (how == "one_step" and name != "h")):
+                raise SdeflowError(
+                    f"batch.catch_up = '{how}' takes several steps as one, and {name} of block '{b.name}' is "
+                    "a schedule: give batch.catch_up = 'substeps' or 'off'"
+                )
 
 
 def worth_compiling(system: System, steps: int, device: torch.device) -> bool:

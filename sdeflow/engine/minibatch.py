@@ -19,8 +19,9 @@ from sdeflow.errors import SdeflowError, attempt
 from sdeflow.options import Batch
 from sdeflow.seeds import generator
 from sdeflow.state import Replicas, State
-from sdeflow.system.increments import Noise, noise_of
+from sdeflow.system.increments import Channel, Noise, noise_of
 from sdeflow.system.integrator import Integrator, evaluations
+from sdeflow.system.traced import StepNumbers
 
 if TYPE_CHECKING:
     from sdeflow.engine.engine import Engine
@@ -70,11 +71,12 @@ class MiniBatches:
         # One system for all steps, whose forces are shown the data of each: a compiled step is of one system.
         first = torch.zeros(replicas.count, batch.size, dtype=torch.long, device=replicas.device)
         self._part = system.minibatch(first)
-        self._channels, self._spec = list(self._part.channels), integrator.noise_spec(system.h)
-        self._noise = engine.source(self._channels, self._spec, replicas)
+        self._spec = integrator.noise_spec(system.h)
+        self._noise = engine.source(self._part.channels, self._spec, replicas)
         self._catch_up = CatchUp(self._part, batch, engine, replicas)
+        self._numbers = StepNumbers(self._part)
         self._compiled = (
-            CompiledSteps(self._transition, self._draw, evaluations(integrator, batch), every)
+            CompiledSteps(self._transition, self._draw, evaluations(integrator, batch), every, self._ask)
             if engine.name == "compiled"
             else None
         )
@@ -133,8 +135,14 @@ class MiniBatches:
             return self._compiled(z, n, count)
         for k in range(n, n + count):
             late = [xi[0] for _, xi in self._catch_up.noise.normals(k)]
-            z = self._step(z, k, self.index(k), self.uniform(k), self._noise(k), late)
+            system, uniform = self._part.at(k), self.uniform(k)
+            z = self._step(system, z, k, self.index(k), uniform, self._noise(k), late)
         return z
+
+    def _ask(self, z: State) -> None:
+        """Lets a step tell what is to be drawn for it of numbers that are scheduled."""
+        draws = [x[0] for x in self._draw(0, 1)]
+        self._numbers.ask(lambda system, channels: self._taken(system, channels, z, draws), z[VISITED].device)
 
     def _draw(self, n: int, count: int) -> list[Tensor]:
         """What steps need besides the state: n, data, uniform numbers where there are any, normals, and those
@@ -146,17 +154,25 @@ class MiniBatches:
             torch.stack([self.index(k) for k in steps]),
             *([torch.stack(uniform)] if uniform else []),
             *(xi for source in (self._noise, self._catch_up.noise) for _, xi in source.normals(n, count)),
+            *self._numbers.rows(n, count),
         ]
 
     def _transition(self, z: State, draws: Sequence[Tensor]) -> State:
+        return self._taken(self._numbers.system, self._numbers.channels, z, self._numbers.show(draws))
+
+    def _taken(
+        self, system: BlockSystem, channels: Sequence[Channel], z: State, draws: Sequence[Tensor]
+    ) -> State:
+        """A step of a system by what was drawn for it, but for its numbers."""
         n, index, *normals = draws
         uniform = None if self._redrawn is None else normals.pop(0)
-        own, late = normals[: len(self._channels)], normals[len(self._channels) :]
-        noise = noise_of(zip(self._channels, own, strict=True), self._spec)
-        return self._step(z, n, index, uniform, noise, late)
+        own, late = normals[: len(channels)], normals[len(channels) :]
+        noise = noise_of(zip(channels, own, strict=True), self._spec)
+        return self._step(system, z, n, index, uniform, noise, late)
 
     def _step(
         self,
+        system: BlockSystem,
         z: State,
         n: int | Tensor,
         index: Tensor,
@@ -164,9 +180,9 @@ class MiniBatches:
         noise: tuple[Noise, ...],
         late: Sequence[Tensor],
     ) -> State:
-        """Step n on data `index` [R, b]; `late` are the normals for catching up."""
-        system, part = self._part, self._show(z, index, uniform)
-        part = self._catch_up(part, n - part.pop(VISITED), late)
+        """Step n of a system on data `index` [R, b]; `late` are the normals for catching up."""
+        part = self._show(z, index, uniform)
+        part = self._catch_up(part, n - part.pop(VISITED), late, n)
         part |= self.integrator.init(system, part)  # forces kept from another batch are of no use
         # a model's forces do not depend on time
         part = self.integrator.step(system, 0.0, part, system.h, noise)

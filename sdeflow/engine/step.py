@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 
+from sdeflow.system.system import BlockSystem
+
 if TYPE_CHECKING:
     from sdeflow.noise.source import NoiseSource
     from sdeflow.state import State
@@ -38,7 +40,8 @@ class EagerSteps:
 
     def __call__(self, z: State, n: int, count: int = 1) -> State:
         for k in range(n, n + count):
-            z = self.integrator.step(self.system, k * self.system.h, z, self.system.h, self.noise(k))
+            system = self.system.at(k) if isinstance(self.system, BlockSystem) else self.system
+            z = self.integrator.step(system, k * system.h, z, system.h, self.noise(k))
         return z
 
 

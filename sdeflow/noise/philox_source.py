@@ -7,7 +7,6 @@ tensors are drawn when they are asked for; the normals are the same bit for bit.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
@@ -74,9 +73,11 @@ class PhiloxChannel:
     def draw(self, step: int, substep: int) -> Draw:
         return Draw(self.keys, step, self.slots * substep, self.counter)
 
-    def numbers(self, make: Callable[[Block, float, Block, float], Numbers], b: Block, h: float) -> Tensor:
-        """Those of an update of a block over h, [1, k], or [R, k] where replicas have their own."""
-        return _numbers(make, b, self.channel.block or b, h, self.h, self.dtype, self.keys.device)
+    def numbers(
+        self, make: Callable[[Block, float, Block, float], Numbers], b: Block, h: float, noise: Block
+    ) -> Tensor:
+        """Those of an update of a block over h by noise of another, [1, k]; [R, k] where replicas differ."""
+        return _numbers(make, b, noise, h, self.h, self.dtype, self.keys.device)
 
     def moves(self, *tensors: Tensor) -> bool:
         """Whether the kernel can move a block; not under a transform."""
@@ -94,12 +95,15 @@ class PhiloxChannel:
 
 
 class PhiloxIncrement(FusableIncrement):
-    """The increment of one channel over one substep, drawn when it is looked at."""
+    """The increment of one channel over one substep, drawn when it is looked at.
 
-    __slots__ = ("_channel", "_drawn", "_step", "_substep")
+    own   the channel with its block's numbers in the step
+    """
 
-    def __init__(self, channel: PhiloxChannel, step: int, substep: int) -> None:
-        self._channel, self._step, self._substep = channel, step, substep
+    __slots__ = ("_channel", "_drawn", "_own", "_step", "_substep")
+
+    def __init__(self, channel: PhiloxChannel, own: Channel, step: int, substep: int) -> None:
+        self._channel, self._own, self._step, self._substep = channel, own, step, substep
         self._drawn: Mapping[str, Tensor] | None = None
 
     @property
@@ -107,7 +111,7 @@ class PhiloxIncrement(FusableIncrement):
         """W, H, K, P, Q as asked for."""
         if self._drawn is None:
             xi = self._channel.normals(self._step, self._substep)
-            self._drawn = self._channel.channel.increment(xi.unbind(), self._channel.h, self._channel.kind)
+            self._drawn = self._own.increment(xi.unbind(), self._channel.h, self._channel.kind)
         return self._drawn
 
     def __getitem__(self, name: str) -> Tensor:
@@ -127,18 +131,18 @@ class PhiloxIncrement(FusableIncrement):
         if b.momentum is None:
             if not c.moves(q, *force):
                 return None
-            return {b.position: c.kernel.linear(q, f, c.numbers(_euler, b, h), draw)}
+            return {b.position: c.kernel.linear(q, f, c.numbers(_euler, b, h, self._own.block or b), draw)}
         p = z[b.momentum]
-        if c.channel.block is None or "Q" not in c.kind or not c.moves(q, p, *force):
+        if self._own.block is None or "Q" not in c.kind or not c.moves(q, p, *force):
             return None
-        q, p = c.kernel.kinetic(q, p, f, c.numbers(_exponential, b, h), draw)
+        q, p = c.kernel.kinetic(q, p, f, c.numbers(_exponential, b, h, self._own.block), draw)
         return {b.position: q, b.momentum: p}
 
     def friction(self, b: Block, z: State, h: float | Tensor) -> State | None:
         c, p = self._channel, z[b.noisy]
-        if isinstance(h, Tensor) or c.channel.block is None or c.kind != "P" or not c.moves(p):
+        if isinstance(h, Tensor) or self._own.block is None or c.kind != "P" or not c.moves(p):
             return None
-        numbers = c.numbers(_friction, b, h)
+        numbers = c.numbers(_friction, b, h, self._own.block)
         return {b.noisy: c.kernel.linear(p, None, numbers, c.draw(self._step, self._substep))}
 
 
@@ -150,12 +154,12 @@ def _euler(b: Block, h: float, noise: Block, h_noise: float) -> LinearNumbers:
 
 
 def _exponential(b: Block, h: float, noise: Block, h_noise: float) -> KineticNumbers:
-    return kinetic_numbers(b.flow(h), noise.flow(h_noise), math.sqrt(b.temperature))
+    return kinetic_numbers(b.flow(h), noise.flow(h_noise), b.root_temperature)
 
 
 def _friction(b: Block, h: float, noise: Block, h_noise: float) -> LinearNumbers:
     w, std = cast("tuple[float, float]", (b.flow(h).w, noise.flow(h_noise).p_std))
-    return LinearNumbers(a=w, c=0.0, s=math.sqrt(b.temperature), t=std)
+    return LinearNumbers(a=w, c=0.0, s=b.root_temperature, t=std)
 
 
 @lru_cache(maxsize=256)
@@ -205,9 +209,10 @@ class PhiloxNoise:
         ]
         self._buffers = Buffers(replicas)
 
-    def __call__(self, n: int) -> tuple[Noise, ...]:
+    def __call__(self, n: int, of: int | None = None) -> tuple[Noise, ...]:
+        channels = [(c, c.channel.at(n if of is None else of)) for c in self._channels]
         return tuple(
-            {c.channel.variable: PhiloxIncrement(c, n, substep) for c in self._channels}
+            {own.variable: PhiloxIncrement(c, own, n, substep) for c, own in channels}
             for substep in range(self._spec.substeps)
         )
 

@@ -21,7 +21,12 @@ class NoiseSource(Protocol):
 
 
 class NormalSource(NoiseSource, Protocol):
-    """A source that also gives what its increments are made of."""
+    """A source that also gives what its increments are made of.
+
+    of   the step whose numbers blocks have, where they are scheduled; n unless given
+    """
+
+    def __call__(self, n: int, of: int | None = None) -> tuple[Noise, ...]: ...
 
     def normals(self, n: int, count: int = 1) -> Iterator[tuple[Channel, Tensor]]:
         """Standard normals of steps n, ..., n + count - 1 by channel, [count, substep, normal, R, *shape].
@@ -65,8 +70,9 @@ class TorchNoise:
         ]
         self._buffers = Buffers(replicas)
 
-    def __call__(self, n: int) -> tuple[Noise, ...]:
-        return noise_of(((channel, xi[0]) for channel, xi in self.normals(n)), self._spec)
+    def __call__(self, n: int, of: int | None = None) -> tuple[Noise, ...]:
+        step = n if of is None else of
+        return noise_of(((channel.at(step), xi[0]) for channel, xi in self.normals(n)), self._spec)
 
     def normals(self, n: int, count: int = 1) -> Iterator[tuple[Channel, Tensor]]:
         """As NormalSource has it; the next steps reuse the tensors."""

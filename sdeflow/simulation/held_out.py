@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sdeflow.model.forces import ModelForces, held_out_forces
-from sdeflow.noise.source import NoiseSource, TorchNoise
+from sdeflow.noise.source import NormalSource, TorchNoise
 from sdeflow.options import Evaluate
 from sdeflow.state import Replicas, State
 from sdeflow.system.increments import Channel, NoiseSpec
@@ -43,7 +43,7 @@ class HeldOut:
         replicas: Replicas,
         *,
         at_once: int | None = None,
-        source: Callable[[Sequence[Channel], NoiseSpec, Replicas], NoiseSource] = TorchNoise,
+        source: Callable[[Sequence[Channel], NoiseSpec, Replicas], NormalSource] = TorchNoise,
     ) -> None:
         forces = held_out_forces(system.model_forces)
         blocks = [
@@ -86,13 +86,17 @@ class HeldOut:
         return (z if n % self.evaluate.every else moved), {LOSS: self.loss(moved)}
 
     def move(self, z: State, n: int) -> State:
-        """The state after step n with its held-out particles moved, the rest as it was."""
+        """The state after step n with its held-out particles moved, the rest as it was.
+
+        Where numbers are scheduled these are those of the last step.
+        """
         part = {"theta": z["theta"]} | {name: z[PREFIX + name] for name in self.system.axes}
-        steps, h = self.evaluate.steps, self.system.h
+        steps, last = self.evaluate.steps, max(n - 1, 0)
+        moved = self._moved.at(last)
         with torch.no_grad():
-            part |= self._scheme.init(self._moved, part)
+            part |= self._scheme.init(moved, part)
             for i in range(n * steps, (n + 1) * steps):
-                part = self._scheme.step(self._moved, i * h, part, h, self._noise(i))
+                part = self._scheme.step(moved, i * moved.h, part, moved.h, self._noise(i, last))
         return z | {PREFIX + name: part[name] for name in self.system.axes}
 
     def loss(self, z: State) -> Tensor:

@@ -16,6 +16,7 @@ from sdeflow.errors import SdeflowError, attempt
 from sdeflow.simulation.held_out import HeldOut
 from sdeflow.state import TUNING, State
 from sdeflow.system.average import AVERAGE, average_start, averaging
+from sdeflow.system.scheduled import OwnTime, numbers_at
 from sdeflow.system.start import Origin, begun
 from sdeflow.system.system import BlockSystem, System, initial_state
 from sdeflow.tuning.warm_up import WarmUp
@@ -50,6 +51,9 @@ class Prepared:
     def __init__(self, run: Run, origin: Origin | None = None) -> None:
         system, self._run = run.system.to(run.dtype, run.device), run
         self.warm_up, self.held_out, self.warning = None, None, ""
+        self._scheduled = {
+            b.name: OwnTime(b.schedules["h"], b.steps) for b in system.blocks if "h" in b.schedules
+        }
         z = initial_state(system, run.all_replicas)
         self.anew = [] if origin is None else begun(system, z, origin)
         if run.average is not None:
@@ -77,9 +81,23 @@ class Prepared:
     def times(self, n: int) -> dict[str, float]:
         """Time after step n on the reference clock, '', and on the blocks' own."""
         if self.warm_up is not None:
-            return self.warm_up.times(n)
+            return self.warm_up.times(n) | self._own_times(n)
         h = self.system.h
-        return {"": n * h} | {name: n * (h * rate) for name, rate in self.system.clocks.items()}
+        even = {"": n * h} | {name: n * (h * rate) for name, rate in self.system.clocks.items()}
+        return even | self._own_times(n)
+
+    def numbers(self, n: int) -> State:
+        """What is recorded after step n of numbers that change, each [R]."""
+        replicas = self._run.all_replicas.count
+        found = {} if self.warm_up is None else self.warm_up.values(replicas)
+        scheduled = numbers_at(self.system.blocks, n)
+        return found | {
+            name: torch.full((replicas,), value, dtype=torch.float64) for name, value in scheduled.items()
+        }
+
+    def _own_times(self, n: int) -> dict[str, float]:
+        """Of blocks whose own step is a schedule."""
+        return {name: time(n) for name, time in self._scheduled.items()}
 
     def adapt(self, z: State, n: int) -> State:
         """The state to go on from after step n, by the numbers that the warm-up now has."""

@@ -29,8 +29,9 @@ from sdeflow.trajectory.provenance import stamp
 def resume(folder: str | Path, steps: int = 0, *, progress: Progress | None = None) -> Solution:
     """Goes on with a run that `sdeflow run` made, to where it was to end and `steps` further.
 
-    The trajectory is that of a run in one piece, to the bit on the same machine. Raises SdeflowError for
-    what is no run folder, has a writer, diverged, or whose config.toml has changed; Damaged for a file
+    The trajectory is that of a run in one piece, to the bit on the same machine; schedules over the run's
+    steps go over those that it was begun with, and further steps have their last value. Raises SdeflowError
+    for what is no run folder, has a writer, diverged, or whose config.toml has changed; Damaged for a file
     that is not what was written.
     """
     path, steps = Path(folder), plain(steps)
@@ -65,7 +66,7 @@ def resume_from(
     folder, state = RunFolder.reopen(out)
     try:
         meta = folder.meta
-        run = declare(meta)
+        run = replace(declare(meta), begun=meta.begun)
         _refuse_another(run, meta, out)
         if meta.whole and meta.steps == run.steps:
             return Solution(open_run(out), state, meta.retcode, meta.message, frozenset(meta.diverged))

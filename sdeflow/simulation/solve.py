@@ -60,6 +60,7 @@ def _solve_once(run: Run, out: Path | None, overwrite: bool, progress: Progress 
         history=(stamp("written"),),
         warnings=(prepared.warning,) if prepared.warning else (),
         start={} if origin is None else {**origin.record, "anew": ", ".join(prepared.anew)},
+        begun=run.horizon,
     )
     keeper = Keeper(run, prepared, folder)
     keeper.require_room()

@@ -197,8 +197,7 @@ class TimeLoop:
             with self._stop.stepping():
                 z, more = held_out.look(z, n, self._run.steps)
             self._evaluate_seconds += time.perf_counter() - clock
-        if self._warm_up is not None:
-            more |= self._warm_up.values(self._recorder.replicas)
+        more |= self._prepared.numbers(n)
         observed = self._recorder.take(n, self._prepared.times(n), z, more)
         if n == 0:
             refuse_no_number(observed, self._recorder.system)

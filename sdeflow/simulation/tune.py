@@ -22,7 +22,8 @@ from sdeflow.tuning.limits import wells_of
 class Tuned:
     """What a warm-up found.
 
-    numbers      by block h and, with a momentum, eta and gamma, but for those that differ over a grid;
+    numbers      by block h and, with a momentum, eta and gamma, but for those that differ over a grid
+                 or are schedules;
                  restart where it is to be set
     curvature    by block the largest that it sees, on the last data that were looked at
     spectrum     the ends of the joint curvature; `known` is False where there is no least positive one
@@ -72,7 +73,9 @@ def tune(run: Run, *, progress: Progress | None = None) -> Tuned:
     numbers: dict[str, dict[str, float | bool]] = {}
     for b in system.blocks:
         keys = ("h", "eta", "gamma") if b.kinetic else ("h",)
-        own: dict[str, float | bool] = {key: value(f"{key}_{b.name}") for key in keys if not spread(key, b)}
+        own: dict[str, float | bool] = {
+            key: value(f"{key}_{b.name}") for key in keys if key not in b.schedules and not spread(key, b)
+        }
         if f"restart_{b.name}" in last and value(f"restart_{b.name}"):
             own["restart"] = True
         numbers[b.name] = own

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sdeflow.errors import SdeflowError, expect_count, expect_number, expect_positive
 from sdeflow.system.flow import Flow, kinetic_flow
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sdeflow.state import State
+    from sdeflow.system.schedule import Schedule
 
 Role = Literal["parameters", "particles"]
 AUTO = "auto"
@@ -172,6 +174,16 @@ class Block:
         return math.sqrt(2 * friction * self.temperature * self.rate)
 
     @property
+    def root_temperature(self) -> Any:
+        """sqrt(T), of the noise P and Q; a tensor where T differs by datum or is read in a traced step."""
+        return math.sqrt(self.temperature)
+
+    @property
+    def heated(self) -> bool:
+        """Whether the block has noise, T > 0."""
+        return self.temperature > 0
+
+    @property
     def momentum_std(self) -> float:
         """sqrt(T/eta), the standard deviation of a momentum coordinate at stationarity."""
         return math.sqrt(self.temperature / self.eta)
@@ -187,6 +199,23 @@ class Block:
 
     def to(self, dtype: torch.dtype, device: torch.device) -> Block:
         """The block with its numbers, where they are tensors, on another device or in another precision."""
+        return self
+
+    @property
+    def schedules(self) -> Mapping[str, Schedule]:
+        """Its numbers that change from step to step, by name (sdeflow.system.scheduled); none here."""
+        return {}
+
+    def at(self, n: int) -> Block:
+        """The block with its numbers in step n."""
+        return self
+
+    def in_run(self, steps: int, begun: int) -> Block:
+        """The block in a run of so many steps that was begun with `begun`.
+
+        Raises SdeflowError where a schedule leaves the range of its number in one of them, which `at` does
+        not look at.
+        """
         return self
 
     def number(self, name: str) -> str:

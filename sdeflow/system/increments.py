@@ -71,6 +71,11 @@ class Channel:
     def kinetic(self) -> bool:
         return self.block is not None and self.block.kinetic
 
+    def at(self, n: int) -> Channel:
+        """The channel with the numbers that its block has in step n."""
+        block = None if self.block is None else self.block.at(n)
+        return self if block is self.block else Channel(self.key, self.variable, self.shape, block)
+
     def normals(self, kind: Kind) -> int:
         """Standard normals a coordinate over one (sub)step."""
         if "H" in kind:

@@ -31,6 +31,7 @@ class Integrator(ABC, Generic[S]):
     evaluations                evaluations of theta's gradient or of the score a step, at most
     increments, substeps       which increments a step needs over each of its `substeps` equal parts
     minibatches                whether a step may see another batch than the last
+    schedules                  whether a step may have other numbers than the last
     needs                      in words, what `refuses` checks
     needs_momenta              whether every block must have one, and forces be as they are (no RMSProp)
     inner_steps                whether it takes inner steps of particles, where a block has them
@@ -53,6 +54,7 @@ class Integrator(ABC, Generic[S]):
     inner_steps: ClassVar[bool] = False
     optimizes: ClassVar[bool] = False
     minibatches: ClassVar[bool] = True
+    schedules: ClassVar[bool] = True
     source: ClassVar[str] = ""
 
     def __init_subclass__(cls) -> None:
@@ -100,6 +102,9 @@ def why_not(integrator: Integrator[Any], system: System) -> str | None:
     inner = [b.name for b in system.blocks if b.inner is not None]
     if inner and not integrator.inner_steps:
         return f"it takes no inner steps, and those of {', '.join(inner)} are"
+    changing = [f"{key} of {b.name}" for b in system.blocks for key in b.schedules]
+    if changing and not integrator.schedules:
+        return f"it takes numbers that stay as they are, and {', '.join(changing)} is a schedule"
     return integrator.refuses(system)
 
 

@@ -7,11 +7,10 @@ that a caller can see.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from sdeflow.state import State, plus
+from sdeflow.state import State, add_to, plus
 from sdeflow.system.increments import FusableIncrement
 
 if TYPE_CHECKING:
@@ -78,11 +77,11 @@ def _free(b: Block, z: State, h: Coefficient, noise: Noise) -> State:
     q, xi = z[b.position], noise.get(b.noisy)
     if b.momentum is None:
         return {b.position: q if xi is None else plus(q, (b.diffusion, xi["W"]))}
-    p, c, root = z[b.momentum], b.flow(h), math.sqrt(b.temperature)
+    p, c, root = z[b.momentum], b.flow(h), b.root_temperature
     new = {b.position: plus(q, (c.free, p)), b.momentum: c.w * p}
     if xi is not None:
-        new[b.position].add_(xi["Q"], alpha=root)
-        new[b.momentum].add_(xi["P"], alpha=root)
+        add_to(new[b.position], root, xi["Q"])
+        add_to(new[b.momentum], root, xi["P"])
     return new
 
 
@@ -134,5 +133,5 @@ def O(blocks: Sequence[Block], z: State, h: Coefficient, noise: Noise) -> State:
             continue
         new[b.noisy] = b.flow(h).w * z[b.noisy]
         if xi is not None:
-            new[b.noisy].add_(xi["P"], alpha=math.sqrt(b.temperature))
+            add_to(new[b.noisy], b.root_temperature, xi["P"])
     return new

@@ -13,7 +13,7 @@ from sdeflow.system.rule import Optimizer, RMSProp, Rule
 
 if TYPE_CHECKING:
     from sdeflow.model.model import ParameterLayout
-    from sdeflow.system.published import Motion
+    from sdeflow.system.motion import Motion
 
 TORCH, MORE = "torch:", "pytorch_optimizer:"
 """Prefixes of a name that say which package is meant."""

@@ -11,39 +11,19 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sdeflow.errors import SdeflowError, expect_count, expect_positive
 from sdeflow.state import Axes
-from sdeflow.system.block import AUTO, Block, Inner
+from sdeflow.system.block import Block, Inner
+from sdeflow.system.motion import CHOSEN, Motion, first, heated, is_auto, motion_of
 from sdeflow.system.optimizer_names import rule_of
+from sdeflow.system.scheduled import scheduled
 from sdeflow.system.system import BlockSystem
 
 if TYPE_CHECKING:
     from sdeflow.model.energy import EnergyModel
     from sdeflow.model.model import Model, ParameterLayout
-
-
-@dataclass(frozen=True)
-class Motion:
-    """The numbers of one block: its step h and, with a momentum, eta (inverse mass) and gamma (friction).
-
-    'auto', and what is not given, is chosen in the run's warm-up by the curvature that the block sees.
-    precondition   'rmsprop' divides the force by the root of its running mean square; for parameters at T = 0
-    optimizer      what moves parameters at T = 0 without a momentum, in place of gradient descent: a name, a
-                   table with `name` and options, or an `sdeflow.Optimizer`; h is its learning rate, and must
-                   be given (sdeflow.system.optimizer_names)
-    restart        whether a momentum that points against the force is set to zero; for parameters at T = 0
-    """
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-    h: float | Literal["auto"] = "auto"
-    eta: float | Literal["auto"] = "auto"
-    gamma: float | Literal["auto"] = "auto"
-    precondition: Literal["rmsprop"] | None = None
-    optimizer: Any = None
-    restart: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,8 +85,8 @@ class SystemDeclaration(Declaration):
         model: Model,
         *,
         particles: int,
-        theta: Motion | Mapping[str, Any] = Motion(),
-        x: Motion | Mapping[str, Any] = Motion(),
+        theta: Motion | Mapping[str, Any] = CHOSEN,
+        x: Motion | Mapping[str, Any] = CHOSEN,
         h: float | None = None,
         inner_steps: int | None = None,
     ) -> BlockSystem:
@@ -116,8 +96,8 @@ class SystemDeclaration(Declaration):
         particles = expect_count("particles", particles)
         forces = ModelForces(model, particles)
         refuse_energy(forces, self.name)
-        motion = {"theta": _motion("theta", theta), "x": _motion("x", x)}
-        block = _Blocks(motion, _given(motion["theta"].h) if h is None else h, particles, forces.layouts)
+        motion = {"theta": motion_of("theta", theta), "x": motion_of("x", x)}
+        block = _Blocks(motion, first(motion["theta"].h) if h is None else h, particles, forces.layouts)
         inner = self.inner
         if inner is not None and inner_steps is not None:
             inner = replace(inner, steps=expect_count("inner_steps", inner_steps))
@@ -157,8 +137,8 @@ class AmortisedDeclaration(Declaration):
         model: Model,
         *,
         particles: int,
-        theta: Motion | Mapping[str, Any] = Motion(),
-        x: Motion | Mapping[str, Any] = Motion(),
+        theta: Motion | Mapping[str, Any] = CHOSEN,
+        x: Motion | Mapping[str, Any] = CHOSEN,
         h: float | None = None,
         inner_steps: int | None = None,
         encoder: Literal["mlp", "convolutional"] = "mlp",
@@ -207,12 +187,12 @@ class EnergySystemDeclaration(Declaration):
         *,
         particles: int,
         prior_particles: int,
-        x: Motion | Mapping[str, Any] = Motion(),
-        alpha: Motion | Mapping[str, Any] = Motion(),
-        beta: Motion | Mapping[str, Any] = Motion(),
+        x: Motion | Mapping[str, Any] = CHOSEN,
+        alpha: Motion | Mapping[str, Any] = CHOSEN,
+        beta: Motion | Mapping[str, Any] = CHOSEN,
         z: Motion | Mapping[str, Any] | None = None,
         h: float | None = None,
-        theta: Motion | Mapping[str, Any] = Motion(),
+        theta: Motion | Mapping[str, Any] = CHOSEN,
         inner_steps: int | None = None,
     ) -> BlockSystem:
         from sdeflow.model.energy_forces import EnergyForces
@@ -221,8 +201,8 @@ class EnergySystemDeclaration(Declaration):
         prior_particles = expect_count("prior_particles", prior_particles)
         forces = EnergyForces(model, particles, prior_particles)
         given = {"alpha": alpha, "beta": beta, "x": x, "z": x if z is None else z}
-        motion = {name: _motion(name, numbers) for name, numbers in given.items()}
-        block = _Blocks(motion, _given(motion["x"].h) if h is None else h, particles, forces.layouts)
+        motion = {name: motion_of(name, numbers) for name, numbers in given.items()}
+        block = _Blocks(motion, first(motion["x"].h) if h is None else h, particles, forces.layouts)
         latent = forces.posterior.latent
         cloud = Axes(("datum", "particle", "latent"), (forces.n_data, particles, latent))
         blocks = []
@@ -266,48 +246,25 @@ class _Blocks:
         """The block of that name; vectors of named parameters are 'parameters', clouds 'particles'."""
         m = self.motion[name]
         numbers = ("h", "eta", "gamma") if moves.momentum else ("h",)
-        return Block(
+        own = {"0": 0.0, "1": 1.0, "1/N": 1 / self.particles}
+        made = Block(
             name=name,
             position=position,
             shape=axes.shape,
             dims=axes.dims,
             momentum=momentum if moves.momentum else None,
-            eta=_given(m.eta) if moves.momentum else math.nan,
-            gamma=_given(m.gamma) if moves.momentum else math.nan,
-            temperature={"0": 0.0, "1": 1.0, "1/N": 1 / self.particles}[moves.temperature],
-            rate=_given(m.h) / self.reference,
+            eta=first(m.eta) if moves.momentum else math.nan,
+            gamma=first(m.gamma) if moves.momentum else math.nan,
+            temperature=heated(name, own[moves.temperature], m),
+            rate=first(m.h) / self.reference,
             rule=rule_of(name, m, self.layouts.get(axes.dims[0])),
             restart=m.restart and moves.momentum,
             role="parameters" if axes.named else "particles",
             inner=inner,
             auto=tuple(name for name in numbers if is_auto(getattr(m, name))),
         )
-
-
-def _given(number: Any) -> Any:
-    """The number, or what stands in its place until it is chosen."""
-    return 1.0 if is_auto(number) else number
-
-
-def is_auto(number: Any) -> bool:
-    """Whether a number is left to the warm-up."""
-    return isinstance(number, str) and number == AUTO
-
-
-def _motion(block: str, numbers: Motion | Mapping[str, Any]) -> Motion:
-    if isinstance(numbers, Motion):
-        motion = numbers
-    else:
-        given = (", ".join(numbers) or "nothing") if isinstance(numbers, Mapping) else repr(numbers)
-        try:
-            motion = Motion(**numbers)
-        except TypeError:
-            raise SdeflowError(
-                f"block '{block}' takes h and, with a momentum, eta and gamma, as {{'h': 0.1}}; given {given}"
-            ) from None
-    if is_auto(motion.h):
-        return motion
-    return replace(motion, h=expect_positive(f"block '{block}': the step h", motion.h))
+        left = () if moves.momentum else ("gamma",)
+        return scheduled(made, **{key: by for key, by in m.schedules.items() if key not in left})
 
 
 pgd = SystemDeclaration(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -84,6 +85,7 @@ class BlockSystem:
     a `sdeflow.model.force_field.ForceField`; any function will do, with `start` for the positions.
 
     h       the reference step: block b moves by b.rate * h of its own time in one step
+    scheduled   whether a block has numbers that are schedules: `at(n)` is the system in step n
     start   positions [*shape] by name, or a function of the seed that gives them (default: the forces')
     """
 
@@ -103,6 +105,7 @@ class BlockSystem:
         self.blocks = tuple(blocks)
         self.parameters = tuple(b for b in blocks if b.role == "parameters")
         self.particles = tuple(b for b in blocks if b.role == "particles")
+        self.scheduled = any(b.schedules for b in blocks)
         self.h = h
         positions = {b.name: b.position for b in blocks}
         self.force_field = forces if isinstance(forces, ForceField) else FunctionField(forces, positions)
@@ -112,14 +115,35 @@ class BlockSystem:
         return "; ".join(
             f"{b.name}: {b.optimizer or ('kinetic' if b.kinetic else 'overdamped')}, h={self.step_of(b)}, "
             + (f"eta={b.number('eta')}, gamma={b.number('gamma')}, " if b.kinetic else "")
-            + f"T={b.temperature:g}, {' x '.join(map(str, b.shape))} ({', '.join(b.dims)})"
+            + f"T={b.number('temperature')}, {' x '.join(map(str, b.shape))} ({', '.join(b.dims)})"
             + ("" if b.inner is None else f", {b.inner}")
             for b in self.blocks
         )
 
     def step_of(self, b: Block) -> str:
         """A block's own step in words."""
+        if "h" in b.schedules:
+            return b.number("h")
         return AUTO if "h" in b.auto else f"{b.rate * self.h:g}"
+
+    def at(self, n: int) -> BlockSystem:
+        """The system with the numbers of step n; itself where none is a schedule."""
+        return self.with_blocks([b.at(n) for b in self.blocks]) if self.scheduled else self
+
+    def in_run(self, steps: int, begun: int) -> BlockSystem:
+        """The system in a run of so many steps that was begun with `begun`, over which schedules go that do
+        not say; raises SdeflowError where one leaves the range of its number in a step.
+        """
+        return self.with_blocks([b.in_run(steps, begun) for b in self.blocks]) if self.scheduled else self
+
+    def with_blocks(self, blocks: Sequence[Block]) -> BlockSystem:
+        """The same system with the same blocks of other numbers."""
+        own = copy(self)
+        own.blocks = tuple(blocks)
+        own.parameters = tuple(b for b in blocks if b.role == "parameters")
+        own.particles = tuple(b for b in blocks if b.role == "particles")
+        own.scheduled = any(b.schedules for b in blocks)
+        return own
 
     # The generic SDE -------------------------------------------------------------------------------
 
@@ -166,7 +190,7 @@ class BlockSystem:
         return drift
 
     def diffusion(self, t: float, z: State) -> dict[str, Any]:
-        return {b.noisy: math.sqrt(b.steps) * b.diffusion for b in self.blocks if b.temperature > 0}
+        return {b.noisy: math.sqrt(b.steps) * b.diffusion for b in self.blocks if b.heated}
 
     # What a run needs to know ----------------------------------------------------------------------
 
@@ -178,7 +202,7 @@ class BlockSystem:
     def channels(self) -> Sequence[Channel]:
         from sdeflow.system.increments import Channel
 
-        return [Channel(b.name, b.noisy, b.shape, b) for b in self.blocks if b.temperature > 0]
+        return [Channel(b.name, b.noisy, b.shape, b) for b in self.blocks if b.heated]
 
     @property
     def clocks(self) -> Mapping[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, lru_cache
@@ -64,8 +65,14 @@ class Spread(Block):
 def spread(system: System, grid: Grid, replicas: int) -> BlockSystem:
     """The system with one block for all replicas, so many at each point of a grid, for each kinetic one.
 
-    Raises SdeflowError where there is none.
+    Raises SdeflowError where there is none, and where numbers are schedules.
     """
+    for b in system.blocks:
+        for name in b.schedules:
+            raise SdeflowError(
+                f"a grid is of numbers that stay as they are, and {name} of block '{b.name}' is a schedule: "
+                "drop [grid] and run its points one by one, or give a number"
+            )
     if not any(b.kinetic for b in system.blocks):
         raise SdeflowError("a grid of gamma and eta needs a block with a momentum, and there is none")
     assert isinstance(system, BlockSystem)
@@ -92,31 +99,50 @@ def _flow(b: Spread, h: float) -> Flow:
 
 
 class FlowTable:
-    """The exact flow of a block over 0, 1, ..., cap steps, looked up by datum."""
+    """The exact flow of a block over stretches of its own time, looked up by datum.
 
-    def __init__(self, block: Block, h: float, cap: int, device: torch.device) -> None:
+    stretches   each the block's numbers in it, and how long it is on the block's own clock
+    """
+
+    def __init__(self, block: Block, stretches: Sequence[tuple[Block, float]], device: torch.device) -> None:
         self._values = {f.name: getattr(block, f.name) for f in fields(Block)}
-        flows = (
-            [kinetic_flow(block.gamma, block.eta, block.rate * h * k) for k in range(cap + 1)]
-            if block.kinetic
-            else []
+        flows = [kinetic_flow(b.gamma, b.eta, time) for b, time in stretches] if block.kinetic else []
+        numbers = [(b.rate, b.temperature) for b, _ in stretches] if block.schedules else []
+        self._flows, self._numbers = (
+            [torch.tensor(column, dtype=torch.float64, device=device) for column in zip(*rows, strict=True)]
+            for rows in (flows, numbers)
         )
-        self._columns = [
-            torch.tensor(column, dtype=torch.float64, device=device) for column in zip(*flows, strict=True)
-        ]
 
-    def block_over(self, times: Tensor, dtype: torch.dtype) -> Block:
-        """The block whose flow takes datum (r, i) over times[r, i] steps at once."""
-        over = Flow(*(c[times].to(dtype)[..., None, None] for c in self._columns)) if self._columns else None
-        return _OverSteps(**self._values, over=over)
+    def block_over(self, which: Tensor, dtype: torch.dtype) -> Block:
+        """The block whose flow takes datum (r, i) over stretch which[r, i] at once."""
+        flow, numbers = (
+            [c[which].to(dtype)[..., None, None] for c in columns] for columns in (self._flows, self._numbers)
+        )
+        own = self._values | dict(zip(("rate", "temperature"), numbers, strict=False))
+        return _OverSteps(**own, over=Flow(*flow) if flow else None)
 
 
 @dataclass(frozen=True)
 class _OverSteps(Block):
-    """A block with a flow of its own for every datum, [R, b, 1, 1]."""
+    """A block with a flow of its own for every datum, [R, b, 1, 1]; so are rate and T where these change."""
 
     over: Flow | None = None
+
+    def __post_init__(self) -> None:
+        """Nothing to check: its numbers are those of a block that has been."""
 
     def flow(self, h: float | Tensor) -> Flow:
         assert self.over is not None
         return self.over
+
+    @property
+    def diffusion(self) -> Any:
+        return _root(2 * (self.gamma if self.kinetic else 1.0) * self.temperature * self.rate)
+
+    @property
+    def root_temperature(self) -> Any:
+        return _root(self.temperature)
+
+
+def _root(x: Any) -> Any:
+    return x.sqrt() if isinstance(x, Tensor) else math.sqrt(x)

@@ -38,6 +38,7 @@ class Metadata:
     """What a checkpoint knows besides the state, all of it JSON.
 
     step, steps   steps taken to the state, and steps that the run is to take
+    begun         steps that the run was to take when it began; 0 where that is not known
     last          steps taken in all; a run that diverged has its last good state, and has gone on from there
     segments      the files that hold the snapshots up to `step`
     settings      what the run computes, by key; a resumed run must have the same
@@ -64,6 +65,7 @@ class Metadata:
     history: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     start: dict[str, Any] = field(default_factory=dict)
+    begun: int = 0
 
     @property
     def ended(self) -> bool:

@@ -24,6 +24,7 @@ _TUNED = {
     "h": "step of block {} on its own clock",
     "eta": "inverse mass of block {}",
     "gamma": "friction of block {}",
+    "temperature": "temperature of block {}",
     "restart": "whether block {} restarts",
     "curvature": "largest curvature that block {} sees",
     "noise": "noise of a minibatch's force on block {}, nu of sdeflow.tuning.gradient_noise",

@@ -23,11 +23,11 @@ def open_run(path: str | Path) -> xr.Dataset:
     for again in (True, False):
         try:
             if (folder / TRAJECTORY).exists():
-                return xr.open_dataset(folder / TRAJECTORY, engine="netcdf4")
+                return _with_text(xr.open_dataset(folder / TRAJECTORY, engine="netcdf4"))
             meta = newest(folder)
             dataset = segments.open_joined(meta.files(folder), folder / TRAJECTORY)
             known = {"retcode": meta.retcode, "message": meta.message, "steps_taken": meta.step}
-            return dataset.assign_attrs(known)
+            return _with_text(dataset).assign_attrs(known)
         except FileNotFoundError:  # its writer has just replaced what was looked at
             if not again:
                 break
@@ -35,6 +35,12 @@ def open_run(path: str | Path) -> xr.Dataset:
         except (OSError, RuntimeError) as error:  # as netCDF4 calls what it cannot read
             raise Damaged(f"{folder / TRAJECTORY} cannot be read: {error}") from error
     raise SdeflowError(f"{folder} is no run folder: it has neither {TRAJECTORY} nor a {CHECKPOINT}")
+
+
+def _with_text(dataset: xr.Dataset) -> xr.Dataset:
+    """The dataset with labels as text, which out of characters come as objects."""
+    labels = {name: values.astype(str) for name, values in dataset.coords.items() if values.dtype == object}
+    return dataset.assign_coords(labels)
 
 
 def newest(folder: Path) -> Metadata:

@@ -26,9 +26,14 @@ Counted = Sequence[tuple[Path, int]]
 
 
 def encode(dataset: xr.Dataset) -> memoryview:
-    """The dataset as the bytes of a netCDF file, made in memory: HDF5 never meets a full disk."""
+    """The dataset as the bytes of a netCDF file, made in memory: HDF5 never meets a full disk.
+
+    Text is kept as characters, not as strings: with these, opening a file that is open already can crash
+    (Unidata/netcdf4-python#1444). It is text again when xarray opens it.
+    """
+    text = [str(name) for name, values in dataset.variables.items() if values.dtype.kind in "OU"]
     file = netCDF4.Dataset("segment.nc", "w", memory=1)
-    dataset.dump_to_store(NetCDF4DataStore(file))
+    dataset.dump_to_store(NetCDF4DataStore(file), encoding={name: {"dtype": "S1"} for name in text})
     return memoryview(file.close())
 
 

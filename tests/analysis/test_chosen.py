@@ -5,6 +5,7 @@ Oracle: the same with the numbers written in.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from commands import command
 
 from sdeflow import SdeflowError, mpgd, simulate
 from sdeflow.analysis.chosen import chosen
-from sdeflow.analysis.comparison.compare import rows
+from sdeflow.analysis.comparison.compare import problem_of, rows
 from sdeflow.analysis.comparison.entries import Entry
 from sdeflow.analysis.samples import learned
 from sdeflow.problems.hierarchical import Hierarchical
@@ -83,3 +84,31 @@ def test_given_numbers_stay() -> None:
     half: BlockSystem = mpgd(Hierarchical(data=3), particles=2, theta=motion)
     with pytest.raises(SdeflowError, match="the run has no h_theta"):
         chosen(half, xr.Dataset({"loss": ("time", [1.0])}))
+
+
+def test_numbers_by_schedules_are_those_of_the_last_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a run has learned goes on by them; theory, of numbers that stay, says why there is none."""
+    monkeypatch.chdir(tmp_path)
+    falling = [
+        "--set=system.theta.h={kind='linear', from=1e-3, to=1e-4}",
+        "--set=system.x.temperature={kind='piecewise', at=[20], values=[4, 1]}",
+    ]
+    assert command("run", "hierarchical", *SIZE, *falling, "--out", "run") == 0
+    with xr.open_dataset("run/trajectory.nc") as run:
+        last, config = float(run.h_theta[-1]), run.load()
+    assert last == pytest.approx(1e-4 + 9e-4 / 30)
+    theta, x = learned(Path("run")).system.blocks
+    system = learned(Path("run")).system
+    assert not system.scheduled
+    assert theta.rate * system.h == pytest.approx(last)
+    assert x.temperature == 1
+    assert command("stability", "hierarchical", "--integrators", "expint", *SIZE[:4], *falling) == 2
+    assert (
+        "theory is of numbers that stay as they are, and h of theta is a schedule" in capsys.readouterr().err
+    )
+    entry = Entry("expint", config)
+    (row,) = rows([entry], problem_of([entry]))
+    assert math.isnan(row.predicted)
+    assert row.fitted is not None or row.note

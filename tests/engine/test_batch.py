@@ -183,6 +183,60 @@ def test_catch_up_by_hand(declaration: sdeflow.SystemDeclaration) -> None:
         assert torch.equal(new["theta"], z["theta"])
 
 
+@pytest.mark.usefixtures("silent")
+@pytest.mark.parametrize("catch_up", ["one_step", "substeps"])
+@pytest.mark.parametrize("declaration", [sdeflow.mpgd, sdeflow.pgd], ids=lambda d: d.name)
+def test_catch_up_by_hand_where_steps_change(declaration: sdeflow.SystemDeclaration, catch_up: Any) -> None:
+    """Before step 7 datum i takes steps 7 - k_i to 6 by the numbers that they had, or one as long."""
+
+    def step(n: int) -> float:
+        return H / (n + 1)
+
+    def friction(n: int) -> float:
+        return GAMMA * (1 + n if catch_up == "substeps" else 1)
+
+    x = {"h": step, "eta": ETA, "gamma": friction if catch_up == "substeps" else GAMMA}
+    system = declaration(
+        Hierarchical(data=D, theta_true=2.0), particles=N, theta={"h": H, "eta": ETA, "gamma": GAMMA}, x=x
+    )
+    missed, z = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 1, 0, 3, 2])[None], start(system)
+    mini = batches(system, "expint", Batch(D, catch_up, 5))
+    mini._part.see(torch.arange(D)[None])
+    with torch.no_grad():
+        new = mini._catch_up(z, missed, late(mini, 7), 7)
+    for i, k in enumerate(missed[0].clamp(max=5).tolist()):
+        q, u = z["X"][0, i], z["U"][0, i] if "U" in z else None
+        y, steps = system.model_forces.model.data[i], range(7 - k, 7)  # type: ignore[union-attr]
+        taken = [(step(n), friction(n)) for n in steps]
+        if catch_up == "one_step" and k:
+            taken = [(sum(h for h, _ in taken), GAMMA)]
+        for h, gamma in taken:
+            f = (z["theta"][0] - q) + (y - q)
+            if u is None:
+                q = q + h * f
+            else:
+                c = kinetic_flow(gamma, ETA, h)
+                q, u = q + c.free * u + c.push * f, c.w * u + c.kick * f
+        torch.testing.assert_close(new["X"][0, i], q, rtol=1e-13, atol=1e-13)
+        if u is not None:
+            torch.testing.assert_close(new["U"][0, i], u, rtol=1e-13, atol=1e-13)
+
+
+def test_noise_of_catching_up_where_numbers_change() -> None:
+    """Substeps of their own h and T: overdamped particles without a force have variance 2 sum_n h_n T_n."""
+    x = {"h": lambda n: H / (n + 1), "temperature": lambda n: 1.0 + n}
+    system = sdeflow.pgd(Hierarchical(data=3), particles=4000, theta={"h": H}, x=x)
+    mini = batches(system, "expint", Batch(3, "substeps", 4))
+    missed, z = torch.tensor([[0, 2, 9]]), start(system)
+    free = BlockSystem(system.blocks, lambda t, z, names: {"x": 0 * z["X"]}, h=system.h)
+    mini._catch_up._system = free
+    new = mini._catch_up(z, missed, late(mini, 9), 9)
+    for i, k in enumerate([0, 2, 4]):
+        variance = sum(2 * H / (n + 1) * (1.0 + n) for n in range(9 - k, 9))
+        found = (new["X"][0, i] - z["X"][0, i]).square().mean().item()
+        assert found == pytest.approx(variance, abs=5 * variance * math.sqrt(2 / 4000))
+
+
 def test_noise_of_a_catch_up_step_has_its_law() -> None:
     """One step of k h adds noise of variance Var Q(k h) and Var P(k h): 4000 draws, 5 standard errors."""
     system = sdeflow.mpgd(

@@ -60,10 +60,29 @@ def energy() -> Any:
     return kinetic_ebipla(model, particles=2, prior_particles=5, alpha=LIGHT, beta=LIGHT, x=LIGHT)
 
 
+def scheduled() -> Any:
+    """Every number that may change does, in both blocks."""
+    theta = LIGHT | {"h": {"kind": "cosine", "from": 1e-3, "to": 1e-4}, "gamma": lambda n: 1.0 + n % 3}
+    x = theta | {"h": lambda n: 1e-3 / (1 + n), "temperature": {"kind": "exponential", "from": 4, "to": 1}}
+    return mpgd(Hierarchical(data=6), particles=4, theta=theta, x=x)
+
+
+def cooled() -> Any:
+    """Of theta alone, so that particles can catch up."""
+    theta = LIGHT | {"h": {"kind": "cosine", "from": 1e-3, "to": 1e-4}}
+    return kiplmc(Decoder(latent=2, hidden=(5,), images=12), particles=3, theta=theta, x=LIGHT)
+
+
 @pytest.mark.parametrize(
     ("system", "integrator", "options"),
     [
         (toy, "expint", {"noise": "torch"}),
+        (scheduled, "baoab", {"batch": Batch(4), "replicas": 2}),
+        pytest.param(cooled, "expint", {"batch": Batch(4, "one_step", cap=3)}, marks=pytest.mark.slow),
+        *(
+            pytest.param(scheduled, scheme, {}, marks=pytest.mark.slow)
+            for scheme in ("alternating", "euler_maruyama", "expint", "nag", "obabo", "quicsort", "ubu")
+        ),
         pytest.param(decoder, "expint_shared", {"replicas": 3}, marks=pytest.mark.slow),
         pytest.param(decoder, "ubu", {"batch": Batch(4, "one_step", cap=3)}, marks=pytest.mark.slow),
         (decoder, "baoab", {"batch": Batch(4), "replicas": 2}),
@@ -142,13 +161,19 @@ def test_strides_fill_what_is_between_snapshots(
     assert steps.stride == stride
 
 
+def lowered() -> Any:
+    x = LIGHT | {"h": {"kind": "linear", "from": 1e-3, "to": 1e-4, "steps": 40}}
+    return mpgd(Decoder(latent=2, hidden=(5,), images=12), particles=3, theta=LIGHT, x=x)
+
+
 @pytest.mark.slow
-def test_a_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("system", [decoder, lowered])
+def test_a_run_goes_on_to_the_same_bits(tmp_path: Path, system: Any) -> None:
     """With a stop at 18, after single steps where the whole run takes a stride; these round alike here."""
     options: dict[str, Any] = {"engine": "compiled", "save": Save(every=40)}
-    whole = simulate(decoder(), "expint_shared", steps=40, **options)
-    simulate(decoder(), "expint_shared", steps=18, out=tmp_path / "run", **options)
-    again = simulate(decoder(), "expint_shared", steps=40, out=tmp_path / "run", resume=True, **options)
+    whole = simulate(system(), "expint_shared", steps=40, **options)
+    simulate(system(), "expint_shared", steps=18, out=tmp_path / "run", **options)
+    again = simulate(system(), "expint_shared", steps=40, out=tmp_path / "run", resume=True, **options)
     for name in whole.data_vars:
         np.testing.assert_array_equal(whole[name], again[name])
 

@@ -455,3 +455,74 @@ def test_the_old_name_of_the_increments_still_declares_them() -> None:
     assert Before().noise_spec(0.1) == After().noise_spec(0.1) == NoiseSpec("WPQ", 1, 0.1)
     assert Before.noise == After.noise == "WPQ"
     assert ExpInt.noise == ExpInt.increments == "PQ"
+
+
+# Schedules -----------------------------------------------------------------------------------------------
+
+
+FACTORS = {"h": (1.0, 0.4, 1.7, 0.9), "gamma": (1.0, 2.5, 0.6, 1.3), "T": (1.0, 3.0, 0.5, 2.0)}
+"""On a block's h, gamma and temperature, by step."""
+
+
+def by_step(numbers: dict[str, Any], n: int, *, scheduled: bool) -> dict[str, Any]:
+    """Motions of step n; or as schedules of all steps, theta's in reverse order but for step 0."""
+
+    def of(block: str, key: str, at: int) -> float:
+        first, *others = FACTORS[key]
+        return (first, *(others if block == "x" else reversed(others)))[at]
+
+    found: dict[str, Any] = {}
+    for block in ("theta", "x"):
+        own = numbers[block]
+        if scheduled:
+            piecewise = {"kind": "piecewise", "at": [1, 2, 3]}
+            found[block] = own | {
+                key: piecewise | {"values": [own[key] * of(block, key, i) for i in range(4)]}
+                for key in ("h", "gamma")
+            }
+        else:
+            found[block] = own | {key: own[key] * of(block, key, n) for key in ("h", "gamma")}
+    return numbers | found
+
+
+@pytest.mark.parametrize("setting", ["particles, clocks", "latent of 4, reference clock apart"])
+@pytest.mark.parametrize(("integrator", "system"), accepted_pairs())
+def test_steps_by_schedules_are_the_product_of_the_written_maps(
+    integrator: str, system: str, setting: str
+) -> None:
+    """State and covariance after 4 steps, each with its own h and gamma in both blocks and its own T of x.
+
+    Oracle: each step's matrices from the equations, by a block's own step; the schedules' rates on the common
+    clock do not enter them. Replicas have the basis of state and noise.
+    """
+    numbers = SETTINGS[setting]
+    given = by_step(numbers, 0, scheduled=True)
+    given["x"]["temperature"] = lambda n: FACTORS["T"][n]
+    built, scheme = toy(system, **given), integrator_named(integrator)
+
+    dim, many = (
+        sum(int(np.prod(a.shape)) for a in built.axes.values()),
+        normals_a_step(built.channels, scheme),
+    )
+    rows = torch.zeros(1 + dim + 4 * many, dim, dtype=torch.float64)
+    rows[1 : 1 + dim] = torch.eye(dim, dtype=torch.float64)
+    xi = torch.zeros(4, len(rows), many, dtype=torch.float64)
+    for n in range(4):
+        xi[n, 1 + dim + n * many : 1 + dim + (n + 1) * many] = torch.eye(many, dtype=torch.float64)
+    z = unpack(built, rows)
+    z |= scheme.init(built, z)
+    z = advance(EagerSteps(built, scheme, lambda n: noise_from(built.at(n), scheme, xi[n])), z, 0, 4)
+    new = pack(built, z).numpy()
+    probed = (new[1:] - new[0]).T
+
+    A, b, C = np.eye(dim), np.zeros(dim), np.zeros((dim, dim))
+    for n in range(4):
+        equations = Reference.of(system, built, by_step(numbers, n, scheduled=False))
+        equations.x = equations.x._replace(T=FACTORS["T"][n])
+        step = getattr(equations, integrator)()
+        A, b, C = step.A @ A, step.A @ b + step.b, step.A @ C @ step.A.T + step.C
+    assert np.allclose(probed[:, :dim], A, rtol=1e-11, atol=1e-13)
+    assert np.allclose(new[0], b, rtol=1e-11, atol=1e-13)
+    deviation = np.sqrt(np.diag(C))
+    G = probed[:, dim:]
+    assert (np.abs(G @ G.T - C) <= 1e-11 * np.outer(deviation, deviation) + 1e-30).all()

@@ -5,17 +5,19 @@ The stored configuration gives the same numbers again.
 
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import dedent
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
+from commands import program
 from safetensors.torch import load_file
 from small import THETA, D, N, Net, X, assert_same, run, system_of
 from torch import Tensor
 
-from sdeflow import Save, simulate
+from sdeflow import Save, mpgd, simulate
 from sdeflow.config.build import build
 from sdeflow.config.catalogue import find
 from sdeflow.config.schema import load_config
@@ -299,3 +301,22 @@ def test_the_stored_configuration_gives_the_same_numbers(stored: Stored, tmp_pat
     rerun = solve(build(load_config(again)))
     assert rerun.dataset.attrs["config"] == stored.dataset.attrs["config"]
     assert_same(rerun.dataset, stored.dataset)
+
+
+def test_a_file_that_is_open_can_be_opened_again_and_again(tmp_path: Path) -> None:
+    """In a process of its own, which strings in the file ended in most of such rounds."""
+    simulate(
+        mpgd(Hierarchical(data=3), particles=2), "expint", steps=2, out=tmp_path / "run", save=Save(every=1)
+    )
+    code = """
+        import sys
+        import xarray as xr
+        for _ in range(30):
+            first, second = (xr.open_dataset(sys.argv[1], engine="netcdf4") for _ in range(2))
+            second.close()
+            del first
+            last = xr.open_dataset(sys.argv[1], engine="netcdf4")
+            assert last.param.values.tolist() == ["theta"], last.param
+    """
+    done = program(dedent(code), tmp_path / "run" / "trajectory.nc")
+    assert done.returncode == 0, done.stderr
