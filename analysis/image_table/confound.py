@@ -121,9 +121,9 @@ def draw(found: Mapping[str, xr.Dataset], epoch: int) -> Figure:
     by_label = {arm.label: arm for arm in arms(epoch)}
     panels = figure.subplots(1, 2, sharey=True)
     for number, (label, scores) in enumerate(found.items()):
-        if "evidence_along" not in scores:
+        if "course" not in scores:
             continue
-        values = scores.evidence_along.sel(parameters="last").transpose("moment", "seed").to_numpy()
+        values = scores.course.transpose("moment", "seed").to_numpy()
         epochs = scores.moment.to_numpy() / epoch
         for panel, x in zip(panels, (epochs, epochs * by_label[label].time), strict=True):
             panel.plot(x, values.mean(1), color=f"C{number}", lw=1.4, marker="o", ms=3, label=label)

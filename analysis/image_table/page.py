@@ -62,7 +62,7 @@ def page(setting: Setting, found: Mapping[str, Scores], samples: Figure | None) 
         parts.append(html.section(TITLES[basis], html.table(rows(found[basis])), _CAPTIONS[basis]))
         figure = curves(found[basis])
         if figure is not None:
-            parts.append(html.section("Evidence along the way", html.svg(figure), _CURVES))
+            parts.append(html.section("Along the way", html.svg(figure), _CURVES))
     least, lines = at_equal_time(found[GIVEN])
     if lines:
         parts.append(html.section(f"Equal particle time, {least:.3g}", html.table(lines), _TIME))
@@ -72,15 +72,15 @@ def page(setting: Setting, found: Mapping[str, Scores], samples: Figure | None) 
 
 
 def curves(found: Scores) -> Figure | None:
-    """Evidence against evaluations, a line a method; what lies far below the end is cut off."""
+    """What is looked at against evaluations, a line a method; what lies far from the ends is cut off."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.5, 4.6), layout="constrained")
-    panel, ends = figure.subplots(), []
+    panel, ends, measure = figure.subplots(), [], ""
     for number, (label, scores) in enumerate(found.items()):
-        if "evidence_along" not in scores:
+        if "course" not in scores:
             continue
-        values = scores.evidence_along.sel(parameters="last").transpose("moment", "seed").to_numpy()
+        values, measure = scores.course.transpose("moment", "seed").to_numpy(), scores.course.attrs["measure"]
         style, colour = ("-", "--", ":")[number // 10 % 3], f"C{number % 10}"
         x = scores.evaluations.to_numpy()
         panel.plot(x, np.nanmean(values, 1), color=colour, ls=style, lw=1.4, label=label)
@@ -89,8 +89,12 @@ def curves(found: Scores) -> Figure | None:
     if not ends:
         return None
     high, middle = max(ends), float(np.median(ends))
-    panel.set_ylim(middle - 2.5 * (high - middle) - 1, high + 0.3 * (high - middle) + 0.5)
-    panel.set(xlabel="gradient evaluations", ylabel="log-evidence, nats a datum")
+    if measure == "evidence":
+        panel.set_ylim(middle - 2.5 * (high - middle) - 1, high + 0.3 * (high - middle) + 0.5)
+    else:
+        panel.set_ylim(0, 3 * middle)
+    label = "log-evidence, nats a datum" if measure == "evidence" else measure
+    panel.set(xlabel="gradient evaluations", ylabel=label)
     open_frame(panel)
     figure.legend(loc="outside right upper", frameon=False, fontsize="small")
     return figure

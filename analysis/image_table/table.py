@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import xarray as xr
@@ -90,7 +90,7 @@ def _cost(scores: xr.Dataset) -> dict[str, str]:
 
 
 def at_equal_time(found: Scores) -> tuple[float, list[dict[str, str]]]:
-    """The least time that particles of any method have covered, and the evidence of each at that time.
+    """The least time that particles of any method have covered, and what is looked at of each at that time.
 
     It is interpolated between moments, in the logarithm of the step. Methods that draw particles anew have
     none, and neither have those that did not come to a moment before.
@@ -98,37 +98,33 @@ def at_equal_time(found: Scores) -> tuple[float, list[dict[str, str]]]:
     times = {
         label: scores.moment.to_numpy() * scores.attrs["particle_time"]
         for label, scores in found.items()
-        if "evidence_along" in scores and np.isfinite(scores.attrs["particle_time"])
+        if "course" in scores and np.isfinite(scores.attrs["particle_time"])
     }
     if not times:
         return float("nan"), []
     least = min(t[-1] for t in times.values())
     then = {
         label: found[label]
-        .evidence_along.sel(parameters="last")
+        .course.drop_vars("evaluations")
         .assign_coords(moment=np.log(t))
         .interp(moment=np.log(least), kwargs={"bounds_error": False})
         for label, t in times.items()
     }
+    measure = str(found[next(iter(times))].course.attrs["measure"])
     lines = []
     for label, values in then.items():
         difference = (
             ""
             if label == REFERENCE or REFERENCE not in then
-            else interval(paired(values, then[REFERENCE]), DIGITS["evidence"])
+            else interval(paired(values, then[REFERENCE]), DIGITS[measure])
         )
         spent = least / found[label].attrs["particle_time"] * found[label].attrs["evaluations_a_step"]
         lines.append(
             {
                 "method": label,
-                "evidence": _mean(values, DIGITS["evidence"]),
+                measure: _mean(values, DIGITS[measure]),
                 f"less {REFERENCE}'s": difference,
                 "evaluations": f"{spent:,.0f}",
             }
         )
     return least, lines
-
-
-def order(found: Scores, labels: Sequence[str]) -> Scores:
-    """The methods in the order of labels."""
-    return {label: found[label] for label in labels if label in found}

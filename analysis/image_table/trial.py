@@ -60,7 +60,9 @@ def trial(config: Config, folder: Path, looks: Looks) -> xr.Dataset:
     """A run trained and scored, kept in SCORES of its folder. Scores of replicas that diverged are NaN.
 
     value [seed, parameters, score]    `parameters` are those of `evaluate`, and with the mixture as prior
-    evidence_along [seed, parameters, moment]   after `evaluations` [moment] on a minibatch
+    evidence_along [seed, parameters, moment]   where it was asked for, after so many steps
+    course [seed, moment]              of the measure that its attribute names, the evidence by the last
+                                       parameters or the observable, after `evaluations` [moment]
     attrs: evaluations_a_step, seconds a replica, particle_time a step (of X; NaN where it does not add up)
     """
     dataset, asked = trained(config, folder), json.dumps(asdict(looks), sort_keys=True)
@@ -68,7 +70,7 @@ def trial(config: Config, folder: Path, looks: Looks) -> xr.Dataset:
     if path.exists():
         with xr.open_dataset(path) as found:
             if found.attrs["asked"] == asked:
-                return found.load()
+                return with_course(found.load(), dataset, looks.observable)
     bad = newest(folder).diverged
     rows = {seed: _scores(folder, r, looks, dataset) for r, seed in enumerate(seeds(config)) if r not in bad}
     run = build(config)
@@ -84,11 +86,26 @@ def trial(config: Config, folder: Path, looks: Looks) -> xr.Dataset:
     along = xr.Variable("seed", list(rows))
     found = xr.concat(rows.values(), along, join="outer") if rows else xr.Dataset()
     found = found.reindex(seed=seeds(config)) if rows else found.assign_coords(seed=seeds(config))
-    if "moment" in found.dims:
-        found = found.assign_coords(evaluations=("moment", found.moment.to_numpy() * a_step))
     found = found.assign_attrs(attrs)
     durable.write(path, encode(found))
-    return found
+    return with_course(found, dataset, looks.observable)
+
+
+def with_course(found: xr.Dataset, dataset: xr.Dataset, observable: str) -> xr.Dataset:
+    """The scores with the course of what is looked at, where it is known on the way."""
+    if observable:
+        later = dataset[observable].isel(time=slice(1, None))
+        values = later.to_numpy().reshape(later.sizes["time"], -1).T
+        course = xr.DataArray(
+            values, {"seed": found.seed, "moment": later.step.to_numpy()}, ("seed", "moment")
+        )
+    elif "evidence_along" in found:
+        course = found.evidence_along.sel(parameters="last", drop=True)
+    else:
+        return found
+    course.attrs["measure"] = observable or "evidence"
+    spent = course.moment.to_numpy() * found.attrs["evaluations_a_step"]
+    return found.assign(course=course).assign_coords(evaluations=("moment", spent))
 
 
 def seeds(config: Config) -> list[int]:

@@ -30,7 +30,7 @@ from sdeflow.analysis.image_table.settings import (
     Setting,
 )
 from sdeflow.analysis.image_table.table import at_equal_time, paired, rows
-from sdeflow.analysis.image_table.trial import Looks, evidence, missed, particle_time, trained
+from sdeflow.analysis.image_table.trial import Looks, evidence, missed, particle_time, trained, with_course
 from sdeflow.config.build import build
 from sdeflow.config.catalogue import problem_file
 from sdeflow.config.schema import Config, load_config, merged
@@ -193,7 +193,17 @@ def scores(values: list[float], along: list[list[float]] | None = None, **attrs:
     if along is None:
         return found
     there = (("seed", "parameters", "moment"), np.array(along)[:, None, :])
-    return found.assign(evidence_along=there).assign_coords(moment=[10, 100])
+    return with_course(found.assign(evidence_along=there).assign_coords(moment=[10, 100]), xr.Dataset(), "")
+
+
+def test_the_course_of_an_observable_is_that_of_the_run() -> None:
+    """Of two replicas, from the first snapshot after the start on."""
+    recorded = (("time", "replica"), np.arange(6.0).reshape(3, 2))
+    run = xr.Dataset({"w1": recorded}, coords={"step": ("time", [0, 5, 10])})
+    found = with_course(scores([0.0, 1.0], evaluations_a_step=2.0), run, "w1")
+    np.testing.assert_array_equal(found.course.transpose("seed", "moment"), [[2, 4], [3, 5]])
+    assert found.evaluations.to_numpy().tolist() == [10, 20]
+    assert found.course.attrs["measure"] == "w1"
 
 
 def test_paired_intervals_by_hand() -> None:
