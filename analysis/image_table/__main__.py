@@ -55,7 +55,7 @@ def write(setting: Setting, found: dict[str, dict[str, xr.Dataset]], out: Path) 
         label: tuned_folder(out, label, scores.factor_theta, scores.factor_x)
         for label, scores in found[TUNED].items()
     }
-    tables = text(setting, found)
+    tables = text(found)
     durable.write(out / "table.md", tables.encode())
     durable.write(out / "table.nc", encode(as_dataset(found)))
     durable.write(out / "page.html", page(setting, found, samples(by_label)).encode())

@@ -38,7 +38,7 @@ _CURVES = "Mean over seeds; the band is their range. Evaluations are of a miniba
 _SAMPLES = "Of the prior, by the last parameters of the first seed, each method's own numbers."
 
 
-def text(setting: Setting, found: Mapping[str, Scores]) -> str:
+def text(found: Mapping[str, Scores]) -> str:
     """The tables in Markdown."""
     parts = []
     for basis in (GIVEN, TUNED):

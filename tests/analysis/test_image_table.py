@@ -153,7 +153,7 @@ def test_a_study_in_small_is_done_once(tmp_path: Path, monkeypatch: pytest.Monke
         for label, scores in found[basis].items():
             xr.testing.assert_identical(scores, again[basis][label])
     assert as_dataset(found).sizes["method"] == 2
-    told = text(SMALL, found)
+    told = text(found)
     assert told.count("| mpgd, expint_shared |") == 3
     shown = page(SMALL, found, None)
     assert "Equal particle time" in shown
