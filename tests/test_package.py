@@ -12,6 +12,7 @@ import zipfile
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import program
@@ -43,10 +44,23 @@ def test_the_published_systems_are_where_they_were() -> None:
     assert systems.mpgd is sdeflow.mpgd
 
 
+def declared() -> dict[str, Any]:
+    """What is told to setuptools."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+
+
+def test_every_folder_with_code_is_installed() -> None:
+    """An install that isn't editable has no more than what is named."""
+    found = set()
+    for name, top in declared()["package-dir"].items():
+        inside = (path.parent.relative_to(ROOT / top).parts for path in (ROOT / top).rglob("__init__.py"))
+        found |= {".".join((name, *parts)) for parts in inside}
+    assert set(declared()["packages"]) == found
+
+
 def test_the_sub_packages_and_nothing_else_beside_the_core_are_found() -> None:
-    declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     beside = {
-        name.removeprefix("sdeflow.") for name, at in declared["package-dir"].items() if at != "sdeflow"
+        name.removeprefix("sdeflow.") for name, at in declared()["package-dir"].items() if at != "sdeflow"
     }
     listed = {module.name for module in pkgutil.iter_modules(sdeflow.__path__)}
     assert beside <= listed

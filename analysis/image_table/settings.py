@@ -164,6 +164,8 @@ def _scaled(numbers: Table, factor: float) -> Table:
 
 
 KEEP: Table = {"save": {"keep": MOMENTS}}
+"""So that the last states of as many moments as are scored stay."""
+
 SETTINGS = {
     "digits": Setting(
         "digits",
@@ -198,26 +200,32 @@ SETTINGS = {
         scores=SCORES | {"data": 150, "chains": 4, "temperatures": 150},
         labels=SHORT,
     ),
+    # These two have fewer images than their problems, so that two cores see each of them often enough: particles
+    # that stay between visits need many visits.
     "mnist": Setting(
         "mnist",
-        budget=1_500,
+        budget=600,
         seeds=3,
         plain=1e-6,
         encoder={"encoder_hidden": [512, 512, 512]},
         variant="literature",
         energy="literature_energy",
-        over=KEEP,
+        over=merged(KEEP, {"model": {"images": 2000}}),
+        scores=SCORES | {"data": 100, "chains": 4, "temperatures": 100, "langevin_steps": 50},
+        quick=QUICK | {"data": 50, "temperatures": 50},
+        images=100,
         labels=SHORT,
     ),
     "cifar16": Setting(
         "cifar16",
-        budget=1_500,
+        budget=800,
         seeds=3,
         plain=1e-7,
         encoder={"encoder": "convolutional", "encoder_width": 8},
-        over=KEEP,
-        scores=SCORES | {"data": 100, "chains": 4, "temperatures": 100, "langevin_steps": 100},
+        over=merged(KEEP, {"model": {"images": 2000, "width": 16}}),
+        scores=SCORES | {"data": 50, "chains": 4, "temperatures": 60, "langevin_steps": 50},
         quick=QUICK | {"data": 50, "temperatures": 50},
+        images=100,
         labels=SHORT,
     ),
 }
