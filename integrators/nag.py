@@ -40,8 +40,8 @@ class NAG(Integrator[BlockSystem]):
         for b in parameters:
             if not b.kinetic:
                 return f"it needs a momentum in {b.name}"
-            if b.temperature > 0:
-                return f"it takes no noise in {b.name}, whose temperature is {b.temperature:g}"
+            if b.heated:
+                return f"it takes no noise in {b.name}, whose temperature is {b.number('temperature')}"
         return None if parameters else "it moves parameters, and the system has none"
 
     def step(self, system: BlockSystem, t: float, z: State, h: float, noise: tuple[Noise, ...]) -> State:

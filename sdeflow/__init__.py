@@ -46,11 +46,12 @@ _HOME = {
         "sdeflow.errors": "SdeflowError",
         "sdeflow.model.energy": "EnergyModel",
         "sdeflow.model.model": "Model",
-        "sdeflow.options": "Average Batch Evaluate Grid Save Tune",
+        "sdeflow.options": "Average Batch Evaluate Save Tune",
         "sdeflow.simulation.load": "load",
         "sdeflow.simulation.resume": "resume",
         "sdeflow.simulation.simulate": "simulate",
         "sdeflow.system.block": "Block",
+        "sdeflow.system.grid": "Grid",
         "sdeflow.system.integrator": "Integrator",
         "sdeflow.system.motion": "Motion",
         "sdeflow.system.published": "EnergySystemDeclaration SystemDeclaration "
@@ -73,13 +74,13 @@ if TYPE_CHECKING:
     from sdeflow.options import Average as Average
     from sdeflow.options import Batch as Batch
     from sdeflow.options import Evaluate as Evaluate
-    from sdeflow.options import Grid as Grid
     from sdeflow.options import Save as Save
     from sdeflow.options import Tune as Tune
     from sdeflow.simulation.load import load as load
     from sdeflow.simulation.resume import resume as resume
     from sdeflow.simulation.simulate import simulate as simulate
     from sdeflow.system.block import Block as Block
+    from sdeflow.system.grid import Grid as Grid
     from sdeflow.system.integrator import Integrator as Integrator
     from sdeflow.system.motion import Motion as Motion
     from sdeflow.system.published import EnergySystemDeclaration as EnergySystemDeclaration

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import product
 from math import inf, isqrt
 from numbers import Integral, Real
 from types import NoneType
-from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints, overload
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    get_args,
+    get_origin,
+    get_type_hints,
+    overload,
+)
 
 import numpy as np
 from annotated_types import Ge, Gt, Le
@@ -281,50 +289,3 @@ class Average(Options):
     def __str__(self) -> str:
         steps = "all steps" if self.decay == 1 else f"about {1 / (1 - self.decay):,.4g} steps"
         return f"decay {self.decay}, over {steps}"
-
-
-@dataclass(frozen=True)
-class Grid(Options):
-    """Values of gamma and of eta, each for all blocks with a momentum; none leaves the blocks' own.
-
-    Every pair is a point, and a run has its replicas at each, from the same seeds. In a dataset gamma and eta
-    are coordinates along `replica`, which `run.set_index(replica=["gamma", "eta"]).unstack("replica")` makes
-    dimensions.
-
-    Raises SdeflowError for values that are no frictions or inverse masses.
-    """
-
-    table: ClassVar = "grid"
-
-    gamma: Sequence[float] = ()
-    eta: Sequence[float] = ()
-
-    def __post_init__(self) -> None:
-        for name in ("gamma", "eta"):
-            given = getattr(self, name)
-            if (found := numbers(given)) is None:
-                raise SdeflowError(f"grid.{name} takes a list of numbers, given {given!r}")
-            object.__setattr__(self, name, found)
-        for name, values, least in (("gamma", self.gamma, "at least 0"), ("eta", self.eta, "positive")):
-            good = all(0 <= v < inf if name == "gamma" else 0 < v < inf for v in values)
-            if not good or len(set(values)) < len(values):
-                raise SdeflowError(
-                    f"grid.{name}: different finite numbers, {least}, were expected; given {list(values)}"
-                )
-        if not self.gamma and not self.eta:
-            raise SdeflowError("a grid needs values of gamma or of eta, given neither")
-
-    @property
-    def points(self) -> list[dict[str, float]]:
-        """What a kinetic block has at each point, in place of its own."""
-        axes = {name: values for name, values in (("gamma", self.gamma), ("eta", self.eta)) if values}
-        return [dict(zip(axes, point, strict=True)) for point in product(*axes.values())]
-
-    def coordinates(self, replicas: int) -> dict[str, list[float]]:
-        """gamma and eta of every replica, so many at each point."""
-        rows = [point for point in self.points for _ in range(replicas)]
-        return {name: [row[name] for row in rows] for name in rows[0]}
-
-    def label(self, replica: int, replicas: int) -> str:
-        """Where a replica is, so many at each point: 'gamma=0.1, eta=2000'."""
-        return ", ".join(f"{name}={value:g}" for name, value in self.points[replica // replicas].items())

@@ -49,6 +49,8 @@ LONG_NAMES = {
     "average_beta": "exponential moving average of the likelihood's parameters over steps",
     "gamma": "gamma of every block with a momentum, in this replica",
     "eta": "eta of every block with a momentum, in this replica",
+    "h": "step of every block on its own clock, in this replica",
+    "temperature": "factor on the temperature of every block with noise, in this replica",
 }
 """What the names in a trajectory mean; a model's own observables have others (see `reserved`)."""
 

@@ -50,7 +50,7 @@ LONGEST = {
     "sdeflow/README.md": 120,
     "sdeflow/simulation/README.md": 90,
     "sdeflow/tuning/README.md": 60,
-    "sdeflow/system/README.md": 120,
+    "sdeflow/system/README.md": 140,
     "integrators/README.md": 120,
     "problems/README.md": 120,
     "analysis/README.md": 120,

@@ -200,8 +200,8 @@ SETTINGS = {
         scores=SCORES | {"data": 150, "chains": 4, "temperatures": 150},
         labels=SHORT,
     ),
-    # These two have fewer images than their problems, so that two cores see each of them often enough: particles
-    # that stay between visits need many visits.
+    # These two have fewer images than their problems, so that two cores see each of them often, as particles
+    # that stay between visits need.
     "mnist": Setting(
         "mnist",
         budget=600,

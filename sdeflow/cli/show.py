@@ -10,8 +10,8 @@ from rich.text import Text
 
 from sdeflow.cli.cost import cost
 from sdeflow.config.run import Run
-from sdeflow.system.block import Block
-from sdeflow.system.system import System
+from sdeflow.system.block import Block, span
+from sdeflow.system.system import BlockSystem
 from sdeflow.terminal import first_line, out, shown, table
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def describe(config: Config, run: Run, variants: Sequence[str]) -> None:
     out.print(shown(f"system  {config.system.use}"), markup=False)
     out.print(f"scheme  {run.integrator.name}: {first_line(run.integrator)}\n", markup=False)
     if run.system.blocks:
+        assert isinstance(run.system, BlockSystem)
         _describe_blocks(run.system)
     shapes = [[name, " × ".join(map(str, a.shape)), ", ".join(a.dims)] for name, a in run.system.axes.items()]
     table("State of one replica", ("variable", "shape", "axes"), shapes)
@@ -55,15 +56,15 @@ def describe(config: Config, run: Run, variants: Sequence[str]) -> None:
         out.print(shown(f"variants (--variant NAME): {', '.join(variants)}"), markup=False)
 
 
-def _describe_blocks(system: System) -> None:
+def _describe_blocks(system: BlockSystem) -> None:
     rows = [
         [
             b.name,
             "\n".join(equations(b)),
-            "auto" if "h" in b.auto else _number(b, "h", f"{b.rate * system.h:g}"),
+            _number(b, "h", system.step_of(b)),
             b.number("eta") if b.kinetic else "",
             _number(b, "gamma", b.number("gamma")) if b.kinetic else "",
-            _number(b, "temperature", f"{b.temperature:g}"),
+            _number(b, "temperature", b.number("temperature")),
             _product(b, system.h) if b.kinetic and not (b.auto or b.schedules) else "",
         ]
         for b in system.blocks
@@ -82,8 +83,7 @@ def _number(b: Block, name: str, words: str) -> str:
 
 def _product(b: Block, h: float) -> str:
     """gamma eta h, of a grid's blocks from the least to the most."""
-    values = [one.gamma * one.eta * one.rate * h for one in b.replicas]
-    return f"{min(values):g}" if min(values) == max(values) else f"{min(values):g}..{max(values):g}"
+    return span([one.gamma * one.eta * one.rate * h for one in b.replicas])
 
 
 def tell_scores(scores: Any, path: Path) -> None:

@@ -25,9 +25,10 @@ from sdeflow.engine.engine import (
 from sdeflow.errors import Incompatible, SdeflowError
 from sdeflow.model.forces import held_out_forces
 from sdeflow.model.model import Model
-from sdeflow.options import Average, Batch, Evaluate, Grid, RunOptions, Save, Tune
+from sdeflow.options import Average, Batch, Evaluate, RunOptions, Save, Tune
 from sdeflow.state import Axes, Replicas
 from sdeflow.system.average import average_axes
+from sdeflow.system.grid import Grid
 from sdeflow.system.integrator import Integrator, evaluations, why_not
 from sdeflow.system.published import Declaration
 from sdeflow.system.start import Origin, Start
@@ -41,7 +42,7 @@ Scheme = str | Integrator | type[Integrator]
 class Run(RunOptions):
     """A system, a scheme that can take it, and all that a trajectory depends on besides.
 
-    grid     frictions and inverse masses, with `replicas` at each
+    grid     numbers of blocks, with `replicas` at each combination
     average  what is kept beside the parameters; it changes no other number
     start    what takes the place of what is drawn at the start: another run, or tensors by name
     config   the configuration that this came from, None for a run declared in Python
@@ -82,8 +83,6 @@ class Run(RunOptions):
                     f"{name} must be an sdeflow.{expected.__name__}, given {type(value).__name__}"
                 )
         if self.grid is not None:
-            if self.batch is not None or self.evaluate is not None:
-                raise SdeflowError("a grid takes all data in every step and no evaluation: drop either")
             object.__setattr__(self, "system", spread(self.system, self.grid, self.replicas))
         if isinstance(self.system, BlockSystem):
             object.__setattr__(self, "system", self.system.in_run(self.steps, self.horizon))

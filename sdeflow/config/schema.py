@@ -14,7 +14,8 @@ title = "...", cpu_note = "..." (what is made for a CPU: a run on one says it, w
 [tune]       until, share: how h, eta and gamma that are 'auto' are chosen
 [start]      run, without, replica: another run, from whose last state this one begins
 [average]    decay: of an exponential moving average of the parameters; without it none is kept
-[grid]       gamma, eta: lists of values for all blocks with a momentum, with `replicas` of each pair
+[grid]       gamma, eta, h, temperature: lists of values for all blocks, or as system.BLOCK.h for one, with
+             `replicas` of each combination
 [variants.NAME]   tables that replace parts of the above under `--variant NAME`
 """
 
@@ -32,7 +33,8 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sdeflow.errors import SdeflowError, did_you_mean
-from sdeflow.options import Average, Batch, EngineName, Evaluate, Grid, NoiseName, RunOptions, Save, Tune
+from sdeflow.options import Average, Batch, EngineName, Evaluate, NoiseName, RunOptions, Save, Tune
+from sdeflow.system.grid import Grid
 from sdeflow.system.schedule import SCHEDULED, written_out
 from sdeflow.system.start import Start
 

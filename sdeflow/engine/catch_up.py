@@ -86,23 +86,24 @@ class CatchUp:
         """By block: no step, and for one_step the last 1, 2, ..., cap before step n as one; for substeps one
         step, or where numbers are scheduled each of the last cap, from the earliest on.
         """
-        h, cap, tables = self._system.h, self._batch.cap, []
-        one_step = self._batch.catch_up == "one_step"
-        for b in self._blocks:
-            stretches = [(b.at(0), 0.0)]
+        cap, one_step = self._batch.cap, self._batch.catch_up == "one_step"
+
+        def stretches(b: Block, h: float) -> list[tuple[Block, float]]:
+            none = [(b.at(0), 0.0)]
             if not b.schedules:
-                stretches += [(b, b.rate * h * k) for k in range(1, cap + 1 if one_step else 2)]
-            else:
-                last = [b.at(max(n - k, 0)) for k in range(1, cap + 1)]
-                own = [one.rate * h for one in last]
-                if one_step:
-                    sums = [sum(own[:k]) for k in range(1, cap + 1)]
-                    last = [replace(last[0], rate=time / (h * k)) for k, time in enumerate(sums, 1)]
-                    stretches += zip(last, sums, strict=True)
-                else:
-                    stretches += zip(reversed(last), reversed(own), strict=True)
-            tables.append(FlowTable(b, stretches, self._device))
-        return tables
+                return none + [(b, b.rate * h * k) for k in range(1, cap + 1 if one_step else 2)]
+            last = [b.at(max(n - k, 0)) for k in range(1, cap + 1)]
+            own = [one.rate * h for one in last]
+            if not one_step:
+                return [*none, *zip(reversed(last), reversed(own), strict=True)]
+            sums = [sum(own[:k]) for k in range(1, cap + 1)]
+            last = [replace(last[0], rate=time / (h * k)) for k, time in enumerate(sums, 1)]
+            return [*none, *zip(last, sums, strict=True)]
+
+        return [
+            FlowTable(b, [stretches(one, self._system.h) for one in b.replicas], self._device)
+            for b in self._blocks
+        ]
 
     def warning(self, z: State) -> str:
         """What to know of catching up by one long step, or ''.
@@ -119,12 +120,16 @@ class CatchUp:
             stable = [
                 k
                 for k in range(1, cap + 1)
-                if (is_stable(b, k * h, c, stages) if staged else _contraction(b, k * h, c) <= 1)
+                if all(
+                    is_stable(one, k * h, c, stages) if staged else _contraction(one, k * h, c) <= 1
+                    for one in b.replicas
+                )
             ]
             if len(stable) < cap:
                 instead = "catch_up = 'srock' or 'substeps'"
                 if staged:
-                    instead = f"batch.stages = {least_stages(b, cap * h, c)}, not {stages}"
+                    enough = max(least_stages(one, cap * h, c) for one in b.replicas)
+                    instead = f"batch.stages = {enough}, not {stages}"
                 return (
                     f"a catch-up step of {cap} h can leave the stable range of {b.position}: the largest "
                     f"curvature at the start is about {c:.3g}, for which steps up to "

@@ -56,12 +56,14 @@ class StabilisedStep:
 
     def __init__(self, block: Block, h: float, cap: int, stages: int, device: torch.device) -> None:
         self.block = block
-        rows = [_numbers(block, k * h, stages) for k in range(cap + 1)]
+        rows = [[_numbers(one, k * h, stages) for k in range(cap + 1)] for one in block.replicas]
         self._rows = torch.tensor(rows, dtype=torch.float64, device=device)
 
     def numbers(self, times: Tensor, dtype: torch.dtype) -> list[Tensor]:
         """tau, tau eta/2, w and the noise's sqrt((1 - w^2) T/eta), [R, b, 1, 1] each, over times [R, b]."""
-        return [column[..., None, None] for column in self._rows[times].to(dtype).unbind(-1)]
+        rows = self._rows.to(dtype).expand(len(times), -1, -1)
+        found = rows.gather(1, times[..., None].expand(-1, -1, rows.shape[-1]))
+        return [column[..., None, None] for column in found.unbind(-1)]
 
 
 def stabilised(
@@ -87,7 +89,7 @@ def stabilised(
         if b.momentum is not None:
             p[b.name] = z[b.momentum]
         else:
-            p[b.name] = math.sqrt(b.temperature) * normals[b.noisy][0] if b.noisy in normals else q * 0
+            p[b.name] = b.root_temperature * normals[b.noisy][0] if b.noisy in normals else q * 0
     f = system.forces(0.0, z, blocks)
     for i in range(1, stages):
         for b, (tau, drift, w, noise) in zip(blocks, numbers, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -78,8 +78,8 @@ class Prepared:
             z |= self.held_out.start()
         self.state = z if self.warm_up is None else self.warm_up.keep(z, 0)
 
-    def times(self, n: int) -> dict[str, float]:
-        """Time after step n on the reference clock, '', and on the blocks' own."""
+    def times(self, n: int) -> dict[str, Any]:
+        """Time after step n on the reference clock, '', and on the blocks' own, [R] where replicas differ."""
         if self.warm_up is not None:
             return self.warm_up.times(n) | self._own_times(n)
         h = self.system.h

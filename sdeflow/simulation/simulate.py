@@ -14,9 +14,10 @@ import xarray as xr
 from sdeflow.config.run import Run, Scheme
 from sdeflow.config.schema import RunSection
 from sdeflow.errors import DivergenceWarning, Interrupted
-from sdeflow.options import Average, Batch, EngineName, Evaluate, Grid, NoiseName, Save, Tune
+from sdeflow.options import Average, Batch, EngineName, Evaluate, NoiseName, Save, Tune
 from sdeflow.simulation.resume import resume_from, with_engine_of
 from sdeflow.simulation.solve import solve
+from sdeflow.system.grid import Grid
 from sdeflow.system.start import Start
 from sdeflow.system.system import System
 from sdeflow.terminal import progress_bar

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,7 +12,9 @@ from sdeflow.system.flow import Flow, kinetic_flow
 from sdeflow.system.rule import Memory, Optimizer, Preconditioner, Rule
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from sdeflow.state import State
@@ -21,6 +23,12 @@ if TYPE_CHECKING:
 Role = Literal["parameters", "particles"]
 AUTO = "auto"
 """What stands for a number that a warm-up is to choose."""
+
+
+def span(values: Sequence[float]) -> str:
+    """Numbers in words: one where they are the same, else the least and the most."""
+    least, most = min(values), max(values)
+    return f"{least:g}" if least == most or least != least else f"{least:g}..{most:g}"
 
 
 @dataclass(frozen=True)
@@ -131,6 +139,11 @@ class Block:
         return 1 if self.inner is None else self.inner.steps
 
     @property
+    def clock(self) -> float | NDArray[np.float64]:
+        """How fast its own time goes, all its steps counted; [R] where replicas differ in that."""
+        return self.rate * self.steps
+
+    @property
     def preconditioner(self) -> Preconditioner | None:
         return self.rule if isinstance(self.rule, Preconditioner) else None
 
@@ -222,9 +235,7 @@ class Block:
         """eta, gamma or another number in words, the least and the most where replicas differ."""
         if name in self.auto:
             return AUTO
-        values = [getattr(b, name) for b in self.replicas]
-        least, most = min(values), max(values)
-        return f"{least:g}" if least == most or least != least else f"{least:g}..{most:g}"
+        return span([getattr(b, name) for b in self.replicas])
 
     def flow(self, h: float | Tensor) -> Flow:
         """The exact flow over a reference step h, that is over r h of this block's own time."""

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from sdeflow.errors import SdeflowError, expect_positive
 from sdeflow.model.force_field import ForceField, FunctionField, ModelField
 from sdeflow.state import Axes, Replicas, State
-from sdeflow.system.block import AUTO, Block
+from sdeflow.system.block import AUTO, Block, span
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from sdeflow.system.increments import Channel
@@ -62,8 +64,8 @@ class System(Protocol):
         """Where noise enters."""
 
     @property
-    def clocks(self) -> Mapping[str, float]:
-        """Rates of the blocks' own clocks, by block name."""
+    def clocks(self) -> Mapping[str, float | NDArray[np.float64]]:
+        """Rates of the blocks' own clocks by block name, [R] where replicas have each their own."""
 
     def to(self, dtype: torch.dtype, device: torch.device) -> System:
         """The same system on another device or in another precision."""
@@ -124,7 +126,7 @@ class BlockSystem:
         """A block's own step in words."""
         if "h" in b.schedules:
             return b.number("h")
-        return AUTO if "h" in b.auto else f"{b.rate * self.h:g}"
+        return AUTO if "h" in b.auto else span([one.rate * self.h for one in b.replicas])
 
     def at(self, n: int) -> BlockSystem:
         """The system with the numbers of step n; itself where none is a schedule."""
@@ -205,8 +207,8 @@ class BlockSystem:
         return [Channel(b.name, b.noisy, b.shape, b) for b in self.blocks if b.heated]
 
     @property
-    def clocks(self) -> Mapping[str, float]:
-        return {b.name: b.rate * b.steps for b in self.blocks}
+    def clocks(self) -> Mapping[str, float | NDArray[np.float64]]:
+        return {b.name: b.clock for b in self.blocks}
 
     @property
     def model_forces(self) -> ModelField | None:

@@ -84,17 +84,18 @@ def to_dataset(
             about["missing"] = "NaN where a snapshot was taken and no evaluation was due"
         variables[name] = ((*lead, *dims), values if several else values[:, 0], about)
 
-    def along_time(clock: str) -> NDArray[np.float64]:
-        return np.asarray([times[clock] for times in recorder.times], dtype=np.float64)
+    def along_time(clock: str) -> tuple[tuple[str, ...], NDArray[np.float64]]:
+        values = np.asarray([times[clock] for times in recorder.times], dtype=np.float64)
+        return ("time", "replica")[: values.ndim], values
 
     step = np.asarray(recorder.steps, dtype=np.int64)
     coords: dict[str, Any] = {
-        "time": ("time", along_time(""), {"long_name": "time on the reference clock", "units": "1"}),
+        "time": (*along_time(""), {"long_name": "time on the reference clock", "units": "1"}),
         "step": ("time", step, {"long_name": _long_name("step"), "units": "1"}),
     }
     for block in system.clocks:
         about = {"long_name": f"time on the clock of block {block}", "units": "1"}
-        coords[f"time_{block}"] = ("time", along_time(block), about)
+        coords[f"time_{block}"] = (*along_time(block), about)
     layouts = _layouts(system)
     for dim, index in recorder.index.items():
         labels = index.astype(str) if dim.endswith("param") else index

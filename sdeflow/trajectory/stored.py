@@ -87,7 +87,11 @@ def momenta(system: System) -> str:
     kinetic = {b.momentum: b for b in system.blocks if b.momentum is not None}
     return json.dumps(
         {
-            name: {"block": b.name, "temperature": b.temperature, "eta": [one.eta for one in b.replicas]}
+            name: {
+                "block": b.name,
+                "temperature": [one.temperature for one in b.replicas],
+                "eta": [one.eta for one in b.replicas],
+            }
             for name, b in kinetic.items()
         }
     )
@@ -99,7 +103,11 @@ def _laws(last: xr.Dataset) -> dict[str, list[Law]]:
     for name, law in json.loads(last.attrs.get(MOMENTA, "{}")).items():
         recorded = f"eta_{law['block']}"  # by a warm-up, which changes it on the way
         eta = last[recorded].to_numpy().reshape(-1).tolist() if recorded in last else law["eta"]
-        found[name] = [Law(law["temperature"], value) for value in eta]
+        given = law["temperature"]
+        temperatures = given if isinstance(given, list) else [given]  # a number in earlier versions
+        if len(temperatures) == 1:
+            temperatures = temperatures * len(eta)
+        found[name] = [Law(*both) for both in zip(temperatures, eta, strict=True)]
     return found
 
 

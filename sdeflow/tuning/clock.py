@@ -22,7 +22,7 @@ class Clock:
 
     def change(self, n: int, system: BlockSystem) -> None:
         now = self(n).values()
-        self.numbers = [float(n), *now, system.h, *(system.h * rate for rate in system.clocks.values())]
+        self.numbers = [float(n), *now, system.h, *(system.h * (b.rate * b.steps) for b in system.blocks)]
 
     def restore(self, numbers: list[float]) -> None:
         self.numbers = numbers

@@ -107,6 +107,12 @@ def cooled() -> Any:
         pytest.param(
             toy, "quicsort", {"grid": Grid(gamma=(0.5, 1.0)), "save": Save(every=6)}, marks=pytest.mark.slow
         ),
+        pytest.param(
+            toy,
+            "expint",
+            {"grid": Grid(h=(1e-3, 2e-3), temperature=(0.5, 2.0)), "batch": Batch(2), "save": Save(every=6)},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_numbers_are_those_of_the_eager_engine(system: Any, integrator: str, options: dict[str, Any]) -> None:

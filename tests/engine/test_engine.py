@@ -28,10 +28,10 @@ from sdeflow.integrators.expint import ExpInt
 from sdeflow.noise.cpp import CppKernel, cpp_kernel
 from sdeflow.noise.kernel import NoKernel
 from sdeflow.noise.philox_source import PhiloxNoise
-from sdeflow.options import Grid
 from sdeflow.problems.hierarchical import Hierarchical
 from sdeflow.simulation.held_out import HeldOut
 from sdeflow.system.block import Block
+from sdeflow.system.grid import Grid
 from sdeflow.system.increments import Channel, NoiseSpec, compose
 from sdeflow.system.maps import U
 from sdeflow.system.system import BlockSystem, initial_state
