@@ -198,6 +198,7 @@ SETTINGS = {
         encoder={"encoder_hidden": [256, 256, 256]},
         over=KEEP,
         scores=SCORES | {"data": 150, "chains": 4, "temperatures": 150},
+        images=100,
         labels=SHORT,
     ),
     # These two have fewer images than their problems, so that two cores see each of them often, as particles
