@@ -41,7 +41,7 @@ def main() -> None:
                 raise SdeflowError(f"no method '{label}': {did_you_mean(label, known)}")
         entrants = setting.entrants(given.methods)
         with fetching(), counted("run", runs(setting, entrants)) as tick:
-            found = compare(setting, entrants, given.out, lambda _: tick())
+            found = compare(setting, entrants, given.out, tick)
     except SdeflowError as error:
         options.error(str(error))
     except KeyboardInterrupt:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,14 +11,13 @@ import xarray as xr
 from sdeflow.analysis.image_table.methods import Method
 from sdeflow.analysis.image_table.settings import GIVEN, GRID, GRID_SEED, TUNED, Setting
 from sdeflow.analysis.image_table.trial import Looks, evidence, trial
-from sdeflow.trajectory import durable
 
-GRIDS, CHOSEN = "grid", "chosen.json"
+GRIDS = "grid"
 
 ROUNDS = ((0.1, len(GRID)), (0.3, 3))
 """Of choosing numbers: the part of the budget that each run has, and how many of the best go into it."""
 
-Done = Callable[[str], None]
+Done = Callable[[], None]
 
 
 def runs(setting: Setting, methods: Sequence[Method]) -> int:
@@ -30,7 +28,7 @@ def runs(setting: Setting, methods: Sequence[Method]) -> int:
 def compare(
     setting: Setting, methods: Sequence[Method], out: Path, done: Done
 ) -> dict[str, dict[str, xr.Dataset]]:
-    """Scores by basis and label of each method; calls `done` with what was done after each run.
+    """Scores by basis and label of each method; calls `done` after each run.
 
     GIVEN   the setting's numbers: equal evaluations, and by their curves equal particle time
     TUNED   the method's own numbers, which have the best evidence of validation data in the last of ROUNDS
@@ -38,10 +36,10 @@ def compare(
     found: dict[str, dict[str, xr.Dataset]] = {GIVEN: {}, TUNED: {}}
     for method in methods:
         found[GIVEN][method.label] = of_given(setting, method, out)
-        done(f"{method.label}, given numbers")
+        done()
         theta, x = GRID[chosen(setting, method, out, done)]
         found[TUNED][method.label] = of_tuned(setting, method, out, theta, x)
-        done(f"{method.label}, tuned")
+        done()
     return found
 
 
@@ -64,8 +62,8 @@ def tuned_folder(out: Path, label: str, theta: float, x: float) -> Path:
     return out / TUNED / f"{folder(label)}-{theta:g}-{x:g}"
 
 
-def chosen(setting: Setting, method: Method, out: Path, done: Done = lambda _: None) -> int:
-    """The place in GRID of a method's numbers; what was found is kept in CHOSEN.
+def chosen(setting: Setting, method: Method, out: Path, done: Done = lambda: None) -> int:
+    """The place in GRID of a method's numbers.
 
     Each round has longer runs of the best of the one before, as what is best at first need not stay so.
     """
@@ -76,9 +74,8 @@ def chosen(setting: Setting, method: Method, out: Path, done: Done = lambda _: N
             theta, x = GRID[i]
             config = setting.config(method, theta=theta, x=x, part=part, seed=GRID_SEED)
             values.append(evidence(trial(config, found / f"{theta:g}-{x:g}-{part:g}", Looks(setting.quick))))
-            done(f"{method.label}, {theta:g} and {x:g} times the steps")
+            done()
         left = [left[k] for k in np.argsort(values, kind="stable")[::-1]]
-    durable.write(found / CHOSEN, json.dumps(GRID[left[0]]).encode())
     return left[0]
 
 

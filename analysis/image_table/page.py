@@ -34,7 +34,10 @@ _TIME = (
     "The same runs as above, each at the time at which its particles have covered h/gamma (h without a "
     "momentum) as often as those of the slowest have in all."
 )
-_CURVES = "Mean over seeds; the band is their range. Evaluations are of a minibatch."
+_CURVES = "Mean over seeds; a band, where methods are few, is their range. Evaluations are of a minibatch."
+
+BANDS = 8
+"""The most methods whose curves have bands."""
 _SAMPLES = "Of the prior, by the last parameters of the first seed, each method's own numbers."
 
 
@@ -72,7 +75,10 @@ def page(setting: Setting, found: Mapping[str, Scores], samples: Figure | None) 
 
 
 def curves(found: Scores) -> Figure | None:
-    """What is looked at against evaluations, a line a method; what lies far from the ends is cut off."""
+    """What is looked at against evaluations, a line a method; what lies far from the ends is cut off.
+
+    Few have the range of the seeds as a band: of many these would hide the lines.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.5, 4.6), layout="constrained")
@@ -84,7 +90,8 @@ def curves(found: Scores) -> Figure | None:
         style, colour = ("-", "--", ":")[number // 10 % 3], f"C{number % 10}"
         x = scores.evaluations.to_numpy()
         panel.plot(x, np.nanmean(values, 1), color=colour, ls=style, lw=1.4, label=label)
-        panel.fill_between(x, np.nanmin(values, 1), np.nanmax(values, 1), color=colour, alpha=0.15, lw=0)
+        if len(found) <= BANDS:
+            panel.fill_between(x, np.nanmin(values, 1), np.nanmax(values, 1), color=colour, alpha=0.15, lw=0)
         ends.append(float(np.nanmean(values[-1])))
     if not ends:
         return None

@@ -85,10 +85,6 @@ class Setting:
         """Options by which images are compared, {} for no images."""
         return {"kid": self.images, "pixels": self.pixels} if self.images else {}
 
-    @property
-    def reported(self) -> range:
-        return range(FIRST_SEED, FIRST_SEED + self.seeds)
-
     def entrants(self, labels: Sequence[str] | None = None) -> list[Method]:
         """The methods of some labels, or of the setting's own, which it can have, in the order of METHODS."""
         asked = labels or self.labels

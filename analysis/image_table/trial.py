@@ -41,8 +41,8 @@ class Looks:
     observable: str = ""
 
 
-def trained(config: Config, folder: Path) -> xr.Dataset:
-    """The trajectory of a run in its folder, which is begun, gone on with, or read.
+def trained(config: Config, folder: Path) -> tuple[Run, xr.Dataset]:
+    """A run, and its trajectory in its folder, which is begun, gone on with, or read.
 
     Raises SdeflowError where the folder holds another run, KeyboardInterrupt where this one is interrupted.
     """
@@ -53,7 +53,7 @@ def trained(config: Config, folder: Path) -> xr.Dataset:
     solution = resume_from(lambda _: run, folder) if folder.exists() else solve(run, out=folder)
     if solution.retcode == "interrupted":
         raise KeyboardInterrupt(solution.message)
-    return solution.dataset
+    return run, solution.dataset
 
 
 def trial(config: Config, folder: Path, looks: Looks) -> xr.Dataset:
@@ -65,7 +65,8 @@ def trial(config: Config, folder: Path, looks: Looks) -> xr.Dataset:
                                        parameters or the observable, after `evaluations` [moment]
     attrs: evaluations_a_step, seconds a replica, particle_time a step (of X; NaN where it does not add up)
     """
-    dataset, asked = trained(config, folder), json.dumps(asdict(looks), sort_keys=True)
+    run, dataset = trained(config, folder)
+    asked = json.dumps(asdict(looks), sort_keys=True)
     path = folder / SCORES
     if path.exists():
         with xr.open_dataset(path) as found:
@@ -73,7 +74,6 @@ def trial(config: Config, folder: Path, looks: Looks) -> xr.Dataset:
                 return with_course(found.load(), dataset, looks.observable)
     bad = newest(folder).diverged
     rows = {seed: _scores(folder, r, looks, dataset) for r, seed in enumerate(seeds(config)) if r not in bad}
-    run = build(config)
     a_step = evaluations(run)
     attrs = {
         "asked": asked,
