@@ -34,6 +34,10 @@ _TIME = (
     "The same runs as above, each at the time at which its particles have covered h/gamma (h without a "
     "momentum) as often as those of the slowest have in all."
 )
+_GAP = (
+    "Evidence is a bound from below, in nats; gap is how far it lies below a bound from above on data that "
+    "the model draws itself, so by about as much it may be too low."
+)
 _CURVES = "Mean over seeds; a band, where methods are few, is their range. Evaluations are of a minibatch."
 
 BANDS = 8
@@ -62,7 +66,9 @@ def page(setting: Setting, found: Mapping[str, Scores], samples: Figure | None) 
         "of differences in pairs of seeds</p>",
     ]
     for basis in (TUNED, GIVEN):
-        parts.append(html.section(TITLES[basis], html.table(rows(found[basis])), _CAPTIONS[basis]))
+        parts.append(
+            html.section(TITLES[basis], html.table(rows(found[basis])), f"{_CAPTIONS[basis]} {_GAP}")
+        )
         figure = curves(found[basis])
         if figure is not None:
             parts.append(html.section("Along the way", html.svg(figure), _CURVES))

@@ -14,7 +14,7 @@ from sdeflow.analysis.studies.script import pm
 Scores = Mapping[str, xr.Dataset]
 """Of methods by label, as `trial` gives them."""
 
-DIGITS = {"evidence": 2, "kid": 4, "reconstruction": 4, "w1": 3}
+DIGITS = {"evidence": 2, "gap": 1, "kid": 4, "reconstruction": 4, "w1": 3}
 """Decimals of scores."""
 
 
@@ -49,7 +49,7 @@ def _columns(scores: xr.Dataset) -> list[tuple[str, xr.DataArray]]:
         return []
     asked = [("last", name) for name in ("evidence", "w1")]
     asked += [(str(p), "evidence") for p in scores.parameters.to_numpy() if p != "last"]
-    asked += [("last", name) for name in ("kid", "reconstruction")]
+    asked += [("last", name) for name in ("gap", "kid", "reconstruction")]
     known = set(scores.score.to_numpy().tolist())
     return [
         (f"{name}, {p}".replace(", last", ""), scores.value.sel(parameters=p, score=name))
