@@ -579,6 +579,15 @@ def test_a_grid_s_last_line_names_its_best_point(cli: Cli) -> None:
     assert f"3 of 4 points did not diverge, least loss {points.min():.6g} at {best}\n" in out
 
 
+def test_a_grid_of_a_block_s_steps_names_its_best_one(cli: Cli) -> None:
+    code, out, _ = cli("run", "tiny.toml", "--steps", 20, "--set", "grid.system.x.h=[0.01, 0.02]")
+    assert code == 0
+    with load(str(next(Path("runs").iterdir()))) as run:
+        best = [0.01, 0.02][int(run.loss[-1].values.argmin())]
+        assert run.h_x.values.tolist() == [0.01, 0.02]
+    assert f"2 of 2 points did not diverge, least loss {float(run.loss[-1].min()):.6g} at h_x={best}\n" in out
+
+
 def test_a_diverged_replica_is_left_out_of_the_loss(cli: Cli) -> None:
     """Of two replicas one passes a bound that lies between the largest numbers of each."""
     options = ("run", "tiny.toml", "--steps", 40, "--replicas", 2, "--dtype", "float64")
