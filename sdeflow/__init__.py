@@ -50,6 +50,7 @@ _HOME = {
         "sdeflow.simulation.load": "load",
         "sdeflow.simulation.resume": "resume",
         "sdeflow.simulation.simulate": "simulate",
+        "sdeflow.sweep.opening": "open_sweep",
         "sdeflow.system.block": "Block",
         "sdeflow.system.grid": "Grid",
         "sdeflow.system.integrator": "Integrator",
@@ -79,6 +80,7 @@ if TYPE_CHECKING:
     from sdeflow.simulation.load import load as load
     from sdeflow.simulation.resume import resume as resume
     from sdeflow.simulation.simulate import simulate as simulate
+    from sdeflow.sweep.opening import open_sweep as open_sweep
     from sdeflow.system.block import Block as Block
     from sdeflow.system.grid import Grid as Grid
     from sdeflow.system.integrator import Integrator as Integrator

@@ -37,7 +37,9 @@ ALLOWED = {
     "analysis": GROUND
     | {"terminal", "model", "system", "noise", "engine", "config", "trajectory", "simulation"}
     | {"data", "problems"},
-    "cli": GROUND | {"terminal", "model", "system", "config", "trajectory", "simulation", "data", "analysis"},
+    "sweep": {"errors", "config", "trajectory"},
+    "cli": GROUND
+    | {"terminal", "model", "system", "config", "trajectory", "simulation", "sweep", "data", "analysis"},
     "__main__": {"cli"},
     "systems": {"system"},
 }

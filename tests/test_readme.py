@@ -47,8 +47,9 @@ from sdeflow.simulation.solve import solve
 ROOT = Path(__file__).parent.parent
 LONGEST = {
     "README.md": 200,
-    "sdeflow/README.md": 120,
+    "sdeflow/README.md": 125,
     "sdeflow/simulation/README.md": 90,
+    "sdeflow/sweep/README.md": 60,
     "sdeflow/tuning/README.md": 60,
     "sdeflow/system/README.md": 140,
     "integrators/README.md": 120,

@@ -200,6 +200,18 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def override(assignment: str) -> dict[str, Any]:
     """The nested table of 'key.sub=value'; the value is TOML, or else a string."""
+    return nested(*assigned(assignment))
+
+
+def nested(key: str, value: Any) -> dict[str, Any]:
+    """The nested table in which a dotted key has a value."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
+
+
+def assigned(assignment: str) -> tuple[str, Any]:
+    """Key and value of 'key.sub=value'."""
     key, equals, text = assignment.partition("=")
     parts = [part.strip() for part in key.split(".")]
     if not equals or not all(parts):
@@ -210,9 +222,7 @@ def override(assignment: str) -> dict[str, Any]:
         value: Any = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
-    for part in reversed(parts):
-        value = {part: value}
-    return value
+    return ".".join(parts), value
 
 
 def _absolute_files(tables: Mapping[str, Any], folder: Path) -> dict[str, Any]:
