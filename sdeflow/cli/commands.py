@@ -21,7 +21,7 @@ PriorOption = Annotated[
         metavar="gmm:K", help="Take a mixture of K Gaussians, fitted to the final particles, as the prior."
     ),
 ]
-EXIT = {"success": 0, "diverged": 3, "interrupted": 130}
+EXIT = {"success": 0, "stopped": 0, "diverged": 3, "interrupted": 130}
 
 
 @app.callback(invoke_without_command=True)
@@ -83,7 +83,7 @@ def run(
     path = problem_file(problem)
     config = configured(path, ctx.params)
     with fetching(offline=offline, quiet=quiet):
-        built = build(config)
+        built = build(config, watched=True)
     names = [path.stem, variant, system, built.integrator.name]
     safe = [safe_name(name.rpartition(":")[2]) for name in names if name]
     before = [] if config.start is None else ["from", Path(config.start.run).name]
@@ -345,5 +345,5 @@ def show(
     path = problem_file(problem)
     config = configured(path, ctx.params)
     with fetching(offline=True):  # a question fetches nothing
-        built = build(config)
+        built = build(config, watched=True)
     describe(config, built, list(variant_tables(tomllib.loads(path.read_text(encoding="utf-8-sig")))))
