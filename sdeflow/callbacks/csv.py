@@ -13,9 +13,11 @@ from sdeflow.trajectory import durable
 
 @dataclass(eq=False)
 class CSV(PlacedLog):
-    """A line a snapshot, of several replicas a line each: step, time, replica, observables, as recorded.
+    """A CSV file of what is observed, a line a snapshot.
 
-    Where a run is resumed the file is written anew from the record, and is that of a run in one piece.
+    Its columns are step, time and the observables, as recorded; of several replicas each has a line, and
+    `replica` is a column. Where a run is resumed the file is written anew from the record, and is that of a
+    run in one piece.
 
     path   the file, which is replaced; without one log.csv in the run folder
     """
@@ -33,6 +35,7 @@ class CSV(PlacedLog):
             with self.place.open("a", encoding="utf-8") as file:
                 file.write(text)
         else:
+            self.place.parent.mkdir(parents=True, exist_ok=True)
             durable.write(self.place, (_header(rows[0]) + text).encode())
             self._begun = True
 

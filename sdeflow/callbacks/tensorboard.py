@@ -14,8 +14,9 @@ from sdeflow.errors import SdeflowError
 
 @dataclass(eq=False)
 class TensorBoard(PlacedLog):
-    """A scalar for each observable, by name, of several replicas 'loss/0', 'loss/1', ...
+    """What is observed, for TensorBoard.
 
+    A scalar for each observable, by name, of several replicas 'loss/0', 'loss/1', ...; NaN is left out.
     `tensorboard --logdir runs` shows those of all runs. Where a run is resumed all are written anew from the
     record, and TensorBoard hides what the folder held before. Needs `pip install "sdeflow[tensorboard]"`.
 

@@ -13,8 +13,9 @@ from sdeflow.errors import SdeflowError
 
 @dataclass(eq=False)
 class WandB(Log):
-    """A metric for each observable, by name, of several replicas 'loss/0', 'loss/1', ...
+    """What is observed, for Weights & Biases.
 
+    A metric for each observable, by name, of several replicas 'loss/0', 'loss/1', ...; NaN is left out.
     Where a run in a folder is resumed, so is that of W&B, and rows that it has are not sent again. Needs
     `pip install "sdeflow[wandb]"`.
 

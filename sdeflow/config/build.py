@@ -56,9 +56,8 @@ def _callbacks(tables: Mapping[str, Mapping[str, Any]]) -> list[Any]:
         if isinstance(found, type):
             found = call(found, given, where, also=["use"])
         elif given:
-            raise SdeflowError(
-                f"callback '{use}' is a function of a snapshot and takes no {', '.join(given)}"
-            )
+            key = next(iter(given))
+            raise SdeflowError(f"callback '{use}' is a function of a snapshot, and takes no '{key}'")
         made.append(found)
     return made
 

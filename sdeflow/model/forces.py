@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from math import log, pi, prod
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor, nn

@@ -121,7 +121,7 @@ class Model(ABC):
 
 
 def observing(model: Model, functions: Mapping[str, Callable[..., Any]]) -> Model:
-    """The model with functions of (theta, x, y) as further observables; of a model around another, of that."""
+    """The model with functions of (theta, x, y) as further observables; one around another with that so."""
     own: Any = copy.copy(model)
     if isinstance(plain := getattr(model, "plain", None), Model):
         own.plain = observing(plain, functions)

@@ -165,7 +165,9 @@ def ending_message(
     if meta.retcode == "diverged":
         good = "" if folder is None or folder.new else f" The last checkpoint is of step {folder.meta.step}."
         fix = f"Likely fix: a smaller step h, or a more stable integrator than {run.integrator.name}."
-        return f"{diverged_where(meta, run)}. {fix}{good}"
+        early = stopped is not None and not meta.all_diverged(run.replica_count)
+        others = f" Stopped after {meta.step} of {run.steps} steps by {stopped}." if early else ""
+        return f"{diverged_where(meta, run)}. {fix}{good}{others}"
     return f"{meta.step} steps"
 
 

@@ -63,8 +63,8 @@ class Onlookers:
         try:
             for callback in self.callbacks:
                 if isinstance(callback, Callback):
-                    self._begun.append(callback)
                     _asked(callback, callback.begin, self._about)
+                    self._begun.append(callback)
             self._replay(self._record)
         except BaseException:
             self.__exit__()
@@ -111,7 +111,7 @@ class Onlookers:
 
     def _readable(self, rows: Mapping[str, Any]) -> Mapping[str, Any]:
         """Copies that cannot be written to; a number of one replica is one already."""
-        rows = {name: value.copy() for name, value in rows.items()}
+        rows = {name: rows[name].copy() for name in sorted(rows)}  # as they come out of a file
         for value in rows.values():
             if value.ndim:
                 value.setflags(write=False)
