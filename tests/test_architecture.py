@@ -29,15 +29,18 @@ ALLOWED = {
     "tuning": GROUND | {"options", "system"},
     "config": GROUND | {"options", "model", "system", "engine"},
     "trajectory": GROUND | {"options", "model", "system"},
+    "callbacks": GROUND | {"trajectory"},
     "simulation": GROUND
-    | {"options", "terminal", "model", "system", "noise", "engine", "tuning", "config", "trajectory"},
+    | {"options", "terminal", "model", "system", "noise", "engine", "tuning", "config", "trajectory"}
+    | {"callbacks"},
     "data": {"errors", "terminal"},
     "integrators": {"system"},
     "problems": {"errors", "model", "data"},
     "analysis": GROUND
     | {"terminal", "model", "system", "noise", "engine", "config", "trajectory", "simulation"}
     | {"data", "problems"},
-    "cli": GROUND | {"terminal", "model", "system", "config", "trajectory", "simulation", "data", "analysis"},
+    "cli": GROUND
+    | {"terminal", "model", "system", "config", "trajectory", "callbacks", "simulation", "data", "analysis"},
     "__main__": {"cli"},
     "systems": {"system"},
 }

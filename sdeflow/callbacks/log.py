@@ -46,8 +46,8 @@ class Log(Callback):
         return self._step > 0
 
     def _flush(self) -> None:
-        self.write(self._waiting)
-        self._waiting.clear()
+        rows, self._waiting = self._waiting, []  # first: what cannot be written is not tried again
+        self.write(rows)
 
     @abstractmethod
     def write(self, rows: Sequence[Row]) -> None:

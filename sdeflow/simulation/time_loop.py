@@ -89,7 +89,7 @@ class TimeLoop:
             seconds=self._begun_from.seconds + time.perf_counter() - self._began,
             evaluate_seconds=self._evaluate_seconds,
             retcode=self.retcode,
-            stopped=self._onlookers.stopped.who if self.retcode == "stopped" else "",
+            stopped=stopped.who if (stopped := self._onlookers.stopped) and self.retcode == "stopped" else "",
             warnings=(*self._begun_from.warnings, *filter(None, [self.verdict])),
         )
 
