@@ -31,13 +31,16 @@ class CSV(PlacedLog):
 
     def write(self, rows: Sequence[Row]) -> None:
         text = "".join(line for row in rows for line in _lines(row))
-        if self._begun:
-            with self.place.open("a", encoding="utf-8") as file:
-                file.write(text)
-        else:
-            self.place.parent.mkdir(parents=True, exist_ok=True)
-            durable.write(self.place, (_header(rows[0]) + text).encode())
-            self._begun = True
+        try:
+            if self._begun:
+                with self.place.open("a", encoding="utf-8") as file:
+                    file.write(text)
+            else:
+                self.place.parent.mkdir(parents=True, exist_ok=True)
+                durable.write(self.place, (_header(rows[0]) + text).encode())
+                self._begun = True
+        except OSError as error:
+            raise durable.refusal(self.place, error) from error
 
 
 def _header(row: Row) -> str:

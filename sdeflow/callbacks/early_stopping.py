@@ -16,9 +16,9 @@ Mode = Literal["min", "max"]
 
 @dataclass(eq=False)
 class EarlyStopping(Callback):
-    """Stops a run once an observable has not improved in `patience` measurements one after the other.
+    """Stops a run once an observable improves no more.
 
-    It has improved where it is less (`mode` "max": more) than its best by more than `min_delta`; the first
+    That is, once it has not improved in `patience` measurements one after the other. It has improved where it is less (`mode` "max": more) than its best by more than `min_delta`; the first
     measurement is one. A snapshot at which it was not measured, where it is NaN, does not count. Of several
     replicas each has a best of its own, and the run stops when all have waited; a replica that has diverged
     improves no more.

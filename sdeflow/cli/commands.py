@@ -296,7 +296,7 @@ def list_catalogue(
     ] = None,
     long: Annotated[bool, typer.Option("--long", help="With sources, variants and whole titles.")] = False,
 ) -> None:
-    """The catalogue: integrators, systems, models and packaged problems."""
+    """The catalogue: integrators, systems, optimizers, callbacks, models and packaged problems."""
     from sdeflow.cli.catalogue import show_catalogue, show_entry
 
     for name in names or []:
