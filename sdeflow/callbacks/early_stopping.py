@@ -18,10 +18,10 @@ Mode = Literal["min", "max"]
 class EarlyStopping(Callback):
     """Stops a run once an observable improves no more.
 
-    That is, once it has not improved in `patience` measurements one after the other. It has improved where it is less (`mode` "max": more) than its best by more than `min_delta`; the first
-    measurement is one. A snapshot at which it was not measured, where it is NaN, does not count. Of several
-    replicas each has a best of its own, and the run stops when all have waited; a replica that has diverged
-    improves no more.
+    That is, once it has not improved in `patience` measurements one after the other. It has improved where it
+    is less (`mode` "max": more) than its best by more than `min_delta`; the first measurement is one. A
+    snapshot at which it was not measured, where it is NaN, does not count. Of several replicas each has a
+    best of its own, and the run stops when all have waited; a replica that has diverged improves no more.
 
     observable   one that the run records, such as 'loss' or 'held_out_loss'
     """

@@ -134,7 +134,7 @@ def _tell(solution: Any, folder: Path, quiet: bool) -> None:
     from sdeflow.trajectory.layout import TRAJECTORY
 
     dataset, attrs = solution.dataset, solution.dataset.attrs
-    if solution.retcode != "success":
+    if solution.retcode != "success" and not (quiet and solution.retcode == "stopped"):
         typer.echo(shown(f"{solution.retcode}: {solution.message}"), err=True)
     if not quiet:
         taken, seconds = int(attrs["steps_taken"]), float(attrs["seconds"])

@@ -6,6 +6,7 @@ Oracles: the run without callbacks; the run in one piece; the trajectory that bo
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from small import Net, Ramp, assert_same, system_of
 
 import sdeflow
 from sdeflow import CSV, Batch, Callback, EarlyStopping, Evaluate, Grid, Save, SDESystem, Snapshot, simulate
+from sdeflow.analysis.evaluation import read
 from sdeflow.errors import DivergenceWarning, RunError, SdeflowError
 
 OFTEN = Save(every=3, data="all", particles="all", checkpoint=0.0)
@@ -300,6 +302,21 @@ def test_a_stop_that_was_not_kept_is_made_up_for(tmp_path: Path, monkeypatch: py
     assert_same(resumed, whole)
 
 
+def test_a_callback_that_hangs_can_be_interrupted(tmp_path: Path) -> None:
+    """By two requests, or by one and patience, and the state is whole."""
+
+    def hanging(snapshot: Snapshot) -> None:
+        if snapshot.step == 6:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            pytest.fail("it goes on")
+
+    run = partial(simulate, toy(), "expint", out=tmp_path / "run", resume=True, **WHOLE)
+    with pytest.raises(KeyboardInterrupt, match="stopped after 6 of 11 steps; to go on: sdeflow resume"):
+        run(callbacks=hanging)
+    assert_same(run(), simulate(toy(), "expint", **WHOLE))
+
+
 def test_a_shorter_run_goes_on_as_the_longer_one(tmp_path: Path) -> None:
     """The snapshot that was taken because the run ended there is shown no more."""
     for name in ("one", "two"):
@@ -483,10 +500,11 @@ def test_callbacks_in_a_file(problem: Path, cli: Cli, monkeypatch: pytest.Monkey
         spread = run.spread.values
     best = int(spread.argmin())
     assert steps[-1] == steps[best + 2] < 60
+    read(Path("run"))  # as `evaluate` does
     assert Path("run/log.csv").read_bytes() == Path("beside.csv").read_bytes()
     text = Path("run/config.toml").read_text()
     assert f'path = "{(problem / "beside.csv").as_posix()}"' in text
-    assert command("resume", "run", "-q") == 0
+    assert cli("resume", "run", "-q")[:] == (0, "", "")
     assert "resumed" not in Path("run/run.log").read_text()
     more = ["--set", "callbacks.early_stopping.patience=1000000"]
     assert command("run", "problem.toml", "-q", "--out", "run", "--resume", *more) == 0
@@ -606,6 +624,22 @@ def test_functions_see_a_wrapped_models_own_variables() -> None:
     run = simulate(system, steps=2, observables={"look": look})
     assert seen == {"names": ["bias", "weight"], "shape": (5, 2, 2, 3)}
     assert {"look", "spread"} <= set(run.data_vars)
+
+
+@pytest.mark.parametrize("options", [{}, {"batch": Batch(1)}], ids=str)
+def test_functions_of_an_energy_model(options: dict[str, Any]) -> None:
+    """Of all its parameters by name, and as many data as the loss is of."""
+    from small import LIGHT, Precision
+
+    functions: dict[str, Any] = {
+        "log": lambda theta, x, y: theta["alpha.log"],
+        "data": lambda theta, x, y: len(x) + len(y),
+    }
+    motions = {"alpha": LIGHT, "x": LIGHT, "z": LIGHT}
+    system = sdeflow.ebipla(Precision(), particles=3, prior_particles=4, **motions)
+    run = simulate(system, steps=4, save=Save(every=2), observables=functions, **options)
+    np.testing.assert_array_equal(run.log, run.alpha[:, 0])
+    assert (run.data == (2 if options else 4)).all()
 
 
 @pytest.mark.parametrize(
