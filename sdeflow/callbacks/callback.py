@@ -22,6 +22,8 @@ Answer = bool | str | None
 class Snapshot:
     """A run at one of its snapshots, for reading: nothing that is done to it changes the run.
 
+    Whoever keeps it keeps all of the state in memory: keep what is needed of it.
+
     step, steps   steps taken, and steps that the run is to take
     time          on the reference clock
     seconds       that the run has taken by now, those before it was resumed too
