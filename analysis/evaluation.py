@@ -194,7 +194,7 @@ def _mixture(run: Path, found: Learned, options: Options) -> Mixture | None:
 def read(run: Path, replica: int = 0) -> Learned:
     """What a run has learned, where it ended well and its model is what it was; raises as `evaluate`."""
     attrs = (trajectory := open_run(run)).attrs
-    if attrs["retcode"] not in ("success", "diverged"):
+    if attrs["retcode"] not in ("success", "stopped", "diverged"):
         raise SdeflowError(
             f"{run} has not ended, it took {attrs['steps_taken']:,} of {attrs['steps']:,} steps: go on "
             f"with it by '{resuming(run)}'"

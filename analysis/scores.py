@@ -24,7 +24,7 @@ from sdeflow.analysis.mixture_prior import Mixture, WithMixture, components_of
 from sdeflow.analysis.prior_check import check_prior
 from sdeflow.analysis.reconstruction import langevin, misfit
 from sdeflow.analysis.samples import Learned, continued
-from sdeflow.config.run import resolve_device
+from sdeflow.config.device import resolve_device
 from sdeflow.engine.minibatch import evenly
 from sdeflow.errors import SdeflowError, attempt, did_you_mean, expect_count, expect_positive
 from sdeflow.model.energy import ALPHA, EnergyModel, Prior, part

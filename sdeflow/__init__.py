@@ -43,6 +43,7 @@ __version__ = "0.1.0"
 _HOME = {
     name: module
     for module, names in {
+        "sdeflow.callbacks": "Callback CSV EarlyStopping Snapshot TensorBoard WandB",
         "sdeflow.errors": "SdeflowError",
         "sdeflow.model.energy": "EnergyModel",
         "sdeflow.model.model": "Model",
@@ -69,6 +70,12 @@ _HOME = {
 __all__ = sorted([*_HOME, "__version__"])
 
 if TYPE_CHECKING:
+    from sdeflow.callbacks import CSV as CSV
+    from sdeflow.callbacks import Callback as Callback
+    from sdeflow.callbacks import EarlyStopping as EarlyStopping
+    from sdeflow.callbacks import Snapshot as Snapshot
+    from sdeflow.callbacks import TensorBoard as TensorBoard
+    from sdeflow.callbacks import WandB as WandB
     from sdeflow.errors import SdeflowError as SdeflowError
     from sdeflow.model.energy import EnergyModel as EnergyModel
     from sdeflow.model.model import Model as Model

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from sdeflow.errors import SdeflowError, did_you_mean
 
-Group = Literal["integrators", "systems", "models", "optimizers"]
+Group = Literal["integrators", "systems", "models", "optimizers", "callbacks"]
 GROUPS: tuple[Group, ...] = get_args(Group)
 
 
@@ -36,7 +36,7 @@ def find(group: Group, name: str) -> Any:
     """
     singular = group.removesuffix("s")
     if ".py:" in name:
-        return _from_file(name, singular)
+        return from_file(name, singular)
     known = entries(group)
     if name not in known:
         raise SdeflowError(f"unknown {singular} '{name}': {did_you_mean(name, known)}")
@@ -48,7 +48,8 @@ def find(group: Group, name: str) -> Any:
         ) from error
 
 
-def _from_file(spec: str, what: str) -> Any:
+def from_file(spec: str, what: str) -> Any:
+    """The object that a 'file.py:Name' names, whose code is run; raises SdeflowError where there is none."""
     path_text, _, name = spec.rpartition(":")
     path = Path(path_text).expanduser().resolve()
     if not path.is_file():

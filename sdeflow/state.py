@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -97,6 +97,12 @@ class Axes(NamedTuple):
     def named(self) -> bool:
         """Whether this is a flat vector of parameters that have names."""
         return len(self.dims) == 1 and self.dims[0].endswith("param")
+
+
+def parameters_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The parameters in a state by name, by the names that a model gives them."""
+    own = [name for name in state if name.partition(".")[0] in PARAMETERS and "." in name]
+    return {name.removeprefix("theta."): state[name] for name in own}
 
 
 def plus(x: Tensor, *terms: tuple[Coefficient, Tensor]) -> Tensor:

@@ -63,7 +63,7 @@ STEPS, SHORT = 18, 10
 
 SAVE = Save(every=4, data="all", particles="all", checkpoint=0.0, keep=3)
 FINISHED = {".lock", "checkpoint", "checkpoint.prev", "checkpoint.damaged", "run.log"}
-FINISHED |= {"final.safetensors", "trajectory.nc", "kept"}
+FINISHED |= {"final.safetensors", "trajectory.nc", "kept", "log.csv"}
 SHORTER = tuple(f"kept {step} " for step in SAVE.moments(SHORT) - SAVE.moments(STEPS))
 """What a run that had ended, and goes on, has kept besides."""
 
@@ -82,7 +82,9 @@ def _run(declaration: Any, scheme: str, *, rmsprop: bool = False, **options: Any
 
 RUNS: dict[str, Callable[[int], Run]] = {
     "expint": lambda steps: _run(sdeflow.mpgd, "expint", steps=steps),
-    "obabo, replicas": lambda steps: _run(sdeflow.kiplmc, "obabo", steps=steps, replicas=2),
+    "obabo, replicas, a log": lambda steps: _run(
+        sdeflow.kiplmc, "obabo", steps=steps, replicas=2, callbacks=sdeflow.CSV()
+    ),
     "minibatches, catch-up, RMSProp, held-out": lambda steps: _run(
         sdeflow.mpgd,
         "expint",
@@ -231,7 +233,7 @@ def child(run: Run, out: Path, resumed: bool, fault: Fault | None, pipe: int) ->
         os.write(pipe, f"d{error}\n".encode())
         return DAMAGED
     except SdeflowError as error:
-        if "of disk until it is finished" in str(error):
+        if "of disk until it is finished" in str(error) or "callback 'CSV': " in str(error):
             return FULL
         raise
 
@@ -291,7 +293,7 @@ def fork(name: str, out: Path, resumed: bool, fault: Fault | None, steps: int = 
 
 
 def contents(out: Path) -> dict[str, bytes]:
-    """Every value of a finished run, and of what it has kept of its moments."""
+    """Every value of a finished run, and of what it has kept of its moments; its log."""
     with xr.open_dataset(out / "trajectory.nc") as dataset:
         assert dataset.attrs["retcode"] == "success", dataset.attrs["message"]
         values = {str(name): dataset[name].values for name in dataset.variables}
@@ -300,7 +302,8 @@ def contents(out: Path) -> dict[str, bytes]:
         meta, kept = checkpoint.decode(path)
         assert meta.step == step, path
         state |= {f"kept {step} {name}": value.numpy() for name, value in kept.items()}
-    return {k: np.ascontiguousarray(v).tobytes() for k, v in (values | state).items() if v.dtype.kind != "O"}
+    found = {k: np.ascontiguousarray(v).tobytes() for k, v in (values | state).items() if v.dtype.kind != "O"}
+    return found | {path.name: path.read_bytes() for path in out.glob("*.csv")}
 
 
 class Harness:

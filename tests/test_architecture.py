@@ -29,8 +29,10 @@ ALLOWED = {
     "tuning": GROUND | {"options", "system"},
     "config": GROUND | {"options", "model", "system", "engine"},
     "trajectory": GROUND | {"options", "model", "system"},
+    "callbacks": GROUND | {"trajectory"},
     "simulation": GROUND
-    | {"options", "terminal", "model", "system", "noise", "engine", "tuning", "config", "trajectory"},
+    | {"options", "terminal", "model", "system", "noise", "engine", "tuning", "config", "trajectory"}
+    | {"callbacks"},
     "data": {"errors", "terminal"},
     "integrators": {"system"},
     "problems": {"errors", "model", "data"},
@@ -39,7 +41,8 @@ ALLOWED = {
     | {"data", "problems"},
     "sweep": {"errors", "config", "trajectory"},
     "cli": GROUND
-    | {"terminal", "model", "system", "config", "trajectory", "simulation", "sweep", "data", "analysis"},
+    | {"terminal", "model", "system", "config", "trajectory", "callbacks", "simulation", "sweep"}
+    | {"data", "analysis"},
     "__main__": {"cli"},
     "systems": {"system"},
 }

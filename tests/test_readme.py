@@ -51,6 +51,7 @@ LONGEST = {
     "sdeflow/simulation/README.md": 90,
     "sdeflow/sweep/README.md": 60,
     "sdeflow/tuning/README.md": 60,
+    "sdeflow/callbacks/README.md": 90,
     "sdeflow/system/README.md": 140,
     "integrators/README.md": 120,
     "problems/README.md": 120,
@@ -552,6 +553,11 @@ def rows(document: str, first: str) -> list[list[str]]:
 
 def quoted(cell: str) -> list[str]:
     return re.findall(r"`([^`]*)`", cell)
+
+
+def test_callbacks_are_those_of_the_catalogue() -> None:
+    told = {quoted(name)[0]: quoted(kind)[0] for name, kind, _ in rows("sdeflow/callbacks/README.md", "name")}
+    assert told == {name: find("callbacks", name).__name__ for name in entries("callbacks")}
 
 
 def test_integrators_are_as_they_declare() -> None:

@@ -149,8 +149,5 @@ def _problem(dataset: xr.Dataset) -> dict[str, Any]:
         return {"system": dataset.attrs["system"]}
     keys = flattened(tomllib.loads(dataset.attrs["config"]))
     free = {f"run.{key}" for key in FREE}
-    return {
-        key: v
-        for key, v in keys.items()
-        if key not in free and not key.startswith(("save.", "average.", "system.use"))
-    }
+    apart = ("save.", "average.", "callbacks.", "observables.", "system.use")
+    return {key: v for key, v in keys.items() if key not in free and not key.startswith(apart)}

@@ -175,7 +175,7 @@ def _table(rows: Sequence[Row]) -> str:
             *("" if np.isnan(rate) else shown for rate, shown in _per(row)),
             loss,
         ]
-        bad = "" if row.retcode == "success" else "bad"
+        bad = "" if row.retcode in ("success", "stopped") else "bad"
         named = zip(HEAD[1:], cells, strict=True)
         shown = "".join(f'<td data-label="{name}"{html.unbroken(cell)}>{cell}</td>' for name, cell in named)
         lines.append(f'<tr class="{bad}"><th scope=row>{escape(label)}</th>{shown}</tr>')

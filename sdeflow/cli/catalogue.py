@@ -1,4 +1,4 @@
-"""The catalogue as tables, a line a name: integrators, systems, optimizers, models and packaged problems."""
+"""The catalogue as tables, a line a name: integrators, systems, optimizers, callbacks, models, problems."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ def show_catalogue(*, long: bool = False) -> None:
     told("Systems", ("name", "dynamics", "source"), rows, 2)
     rows = [_optimizer(name, long) for name in catalogue.entries("optimizers")]
     told("Optimizers of parameters; by name torch.optim's too", ("name", "options", "source"), rows, 2)
+    rows = [_callback(name, long) for name in catalogue.entries("callbacks")]
+    told("Callbacks", ("name", "what it does", "where"), rows, 2)
     models = [[name, entry.value] for name, entry in catalogue.entries("models").items()]
     told("Models", ("name", "where"), models, 2)
     problems = [[name, *_problem(name)] for name in catalogue.problem_files()]
@@ -125,6 +127,14 @@ def _optimizer(name: str, long: bool) -> list[str]:
     except SdeflowError as error:
         return [name, str(error) if long else FAILS, ""]
     return [name, str(made).removeprefix(name).strip("()"), made.source]
+
+
+def _callback(name: str, long: bool) -> list[str]:
+    where = catalogue.entries("callbacks")[name].value
+    try:
+        return [name, first_line(catalogue.find("callbacks", name)), where]
+    except SdeflowError as error:
+        return [name, str(error) if long else FAILS, where]
 
 
 def _problem(name: str) -> tuple[str, str]:

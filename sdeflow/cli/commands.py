@@ -83,7 +83,7 @@ def run(
     path = problem_file(problem)
     config = configured(path, ctx.params)
     with fetching(offline=offline, quiet=quiet):
-        built = build(config)
+        built = build(config, watched=True)
     names = [path.stem, variant, system, built.integrator.name]
     safe = [safe_name(name.rpartition(":")[2]) for name in names if name]
     before = [] if config.start is None else ["from", Path(config.start.run).name]
@@ -238,7 +238,7 @@ def list_catalogue(
     ] = None,
     long: Annotated[bool, typer.Option("--long", help="With sources, variants and whole titles.")] = False,
 ) -> None:
-    """The catalogue: integrators, systems, models and packaged problems."""
+    """The catalogue: integrators, systems, optimizers, callbacks, models and packaged problems."""
     from sdeflow.cli.catalogue import show_catalogue, show_entry
 
     for name in names or []:
@@ -287,5 +287,5 @@ def show(
     path = problem_file(problem)
     config = configured(path, ctx.params)
     with fetching(offline=True):  # a question fetches nothing
-        built = build(config)
+        built = build(config, watched=True)
     describe(config, built, list(variant_tables(tomllib.loads(path.read_text(encoding="utf-8-sig")))))

@@ -9,7 +9,7 @@ import typer
 
 from sdeflow.terminal import shown
 
-EXIT = {"success": 0, "diverged": 3, "interrupted": 130}
+EXIT = {"success": 0, "stopped": 0, "diverged": 3, "interrupted": 130}
 
 
 def tell(solution: Any, folder: Path, quiet: bool) -> None:
@@ -19,7 +19,7 @@ def tell(solution: Any, folder: Path, quiet: bool) -> None:
     from sdeflow.trajectory.layout import TRAJECTORY
 
     dataset, attrs = solution.dataset, solution.dataset.attrs
-    if solution.retcode != "success":
+    if solution.retcode != "success" and not (quiet and solution.retcode == "stopped"):
         typer.echo(shown(f"{solution.retcode}: {solution.message}"), err=True)
     if not quiet:
         taken, seconds = int(attrs["steps_taken"]), float(attrs["seconds"])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
+from sdeflow.callbacks.callback import identity
 from sdeflow.cli.cost import cost
 from sdeflow.config.run import Run
 from sdeflow.system.block import Block, span
@@ -52,6 +53,8 @@ def describe(config: Config, run: Run, variants: Sequence[str]) -> None:
     shapes = [[name, " × ".join(map(str, a.shape)), ", ".join(a.dims)] for name, a in run.system.axes.items()]
     table("State of one replica", ("variable", "shape", "axes"), shapes)
     table("What a run takes", ("", ""), cost(run))
+    for callback in run.callbacks:
+        out.print(shown(f"callback {identity(callback)}"), markup=False)
     if variants:
         out.print(shown(f"variants (--variant NAME): {', '.join(variants)}"), markup=False)
 

@@ -50,7 +50,7 @@ def sweep(
     from sdeflow.config.catalogue import problem_file
     from sdeflow.sweep.opening import table
     from sdeflow.sweep.plan import SWEEP, Sweep, parted
-    from sdeflow.sweep.taking import take
+    from sdeflow.sweep.taking import ENDED, take
     from sdeflow.terminal import counted
     from sdeflow.terminal import table as print_table
 
@@ -80,7 +80,7 @@ def sweep(
         )
         typer.echo(f"sdeflow.open_sweep({found.folder.as_posix()!r}) opens them as one dataset")
     for one in ended:
-        if one.state not in ("success", "diverged"):
+        if one.state not in ENDED:
             typer.echo(shown(f"{one.point.folder.name}: {one.state}: {one.note}"), err=True)
     states = {one.state for one in ended}
-    raise typer.Exit(1 if states - {"success", "diverged"} else 3 if "diverged" in states else 0)
+    raise typer.Exit(1 if states.difference(ENDED) else 3 if "diverged" in states else 0)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from inspect import isfunction
+from typing import Any
 
 from sdeflow.config.arguments import call, typed
 from sdeflow.config.catalogue import find
 from sdeflow.config.run import Run
 from sdeflow.config.schema import Config
+from sdeflow.entries import from_file
 from sdeflow.errors import SdeflowError
 from sdeflow.model.energy_prior import EnergyPrior
 from sdeflow.model.model import Model
@@ -19,8 +22,11 @@ from sdeflow.system.system import BlockSystem
 PRIOR = "energy_prior"
 
 
-def build(config: Config) -> Run:
-    """The run that a configuration declares; raises SdeflowError where something does not fit."""
+def build(config: Config, *, watched: bool = False) -> Run:
+    """The run that a configuration declares; raises SdeflowError where something does not fit.
+
+    watched   with its callbacks, of which nothing depends but who looks on and when the run is stopped
+    """
     return Run.declare(
         _model_system(config) if config.model is not None else _sde_system(config),
         config.run.integrator,
@@ -32,8 +38,34 @@ def build(config: Config) -> Run:
         tune=config.tune,
         average=config.average,
         start=config.start,
+        callbacks=_callbacks(config.callbacks or {}) if watched else (),
+        observables={name: _observable(name, spec) for name, spec in (config.observables or {}).items()},
         config=config,
     )
+
+
+def _callbacks(tables: Mapping[str, Mapping[str, Any]]) -> list[Any]:
+    """The callbacks of the tables [callbacks.NAME]."""
+    made = []
+    for name, table in tables.items():
+        where, given = f"callbacks.{name}", dict(table)
+        use = given.pop("use", name)
+        if not isinstance(use, str):
+            raise SdeflowError(f"'{where}.use': a name or file.py:Name was expected, given {use!r}")
+        found = find("callbacks", use)
+        if isinstance(found, type):
+            found = call(found, given, where, also=["use"])
+        elif given:
+            key = next(iter(given))
+            raise SdeflowError(f"callback '{use}' is a function of a snapshot, and takes no '{key}'")
+        made.append(found)
+    return made
+
+
+def _observable(name: str, spec: str) -> Any:
+    if ".py:" not in spec:
+        raise SdeflowError(f"'observables.{name}': a function as 'file.py:Name' was expected, given '{spec}'")
+    return from_file(spec, "observable")
 
 
 def _model_system(config: Config) -> BlockSystem:

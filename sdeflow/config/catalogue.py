@@ -10,12 +10,14 @@ from sdeflow.entries import GROUPS as GROUPS
 from sdeflow.entries import Group as Group
 from sdeflow.entries import entries as entries
 from sdeflow.entries import find as find
-from sdeflow.errors import SdeflowError, attempt, did_you_mean
+from sdeflow.errors import Incompatible, SdeflowError, attempt, did_you_mean
 from sdeflow.system.integrator import Integrator, why_not
 from sdeflow.system.system import System
 
+Scheme = str | Integrator | type[Integrator]
 
-def integrator_named(integrator: str | Integrator | type[Integrator]) -> Integrator:
+
+def integrator_named(integrator: Scheme) -> Integrator:
     """An integrator from its name, its class or itself; raises SdeflowError for anything else."""
     found = find("integrators", integrator) if isinstance(integrator, str) else integrator
     if isinstance(found, type) and issubclass(found, Integrator):
@@ -37,6 +39,30 @@ def integrators_for(system: System, *, reference: bool = True) -> list[str]:
             if why_not(integrator_named(name), system) is None:
                 able.append(name)
     return able
+
+
+def compatible(integrator: Scheme, system: System) -> Integrator:
+    """The integrator; raises Incompatible, naming those that would do, where it refuses the system.
+
+    'auto' is baoab where every block has a momentum and a force as it is: of all schemes it takes the largest
+    steps for a gradient. Else it is Euler-Maruyama where none has a momentum, and expint_shared where some
+    have; and alternating where particles take inner steps.
+    """
+    scheme = integrator_named(_fitting(system) if integrator == "auto" else integrator)
+    if refusal := why_not(scheme, system):
+        would_do = ", ".join(integrators_for(system)) or "none of the catalogue"
+        raise Incompatible(
+            f"integrator '{scheme.name}' cannot take this system: {refusal}. These can: {would_do}"
+        )
+    return scheme.fitted(system)
+
+
+def _fitting(system: System) -> str:
+    if any(b.inner is not None for b in system.blocks):
+        return "alternating"
+    if not any(b.kinetic for b in system.blocks):
+        return "euler_maruyama"
+    return "baoab" if why_not(integrator_named("baoab"), system) is None else "expint_shared"
 
 
 def problem_files() -> dict[str, Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import FunctionType
@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
-from sdeflow.config.catalogue import integrator_named, integrators_for
+from sdeflow.config.catalogue import Scheme, compatible
+from sdeflow.config.device import resolve_device, resolve_dtype
 from sdeflow.config.schema import Config, RunSection
 from sdeflow.engine.engine import (
     Engine,
@@ -22,20 +23,18 @@ from sdeflow.engine.engine import (
     traced,
     worth_compiling,
 )
-from sdeflow.errors import Incompatible, SdeflowError
+from sdeflow.errors import SdeflowError
 from sdeflow.model.forces import held_out_forces
 from sdeflow.model.model import Model
 from sdeflow.options import Average, Batch, Evaluate, RunOptions, Save, Tune
-from sdeflow.state import Axes, Replicas
+from sdeflow.state import Axes, Replicas, reserved
 from sdeflow.system.average import average_axes
 from sdeflow.system.grid import Grid
-from sdeflow.system.integrator import Integrator, evaluations, why_not
+from sdeflow.system.integrator import Integrator, evaluations
 from sdeflow.system.published import Declaration
 from sdeflow.system.start import Origin, Start
 from sdeflow.system.system import BlockSystem, System
 from sdeflow.system.varying import spread
-
-Scheme = str | Integrator | type[Integrator]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +44,8 @@ class Run(RunOptions):
     grid     numbers of blocks, with `replicas` at each combination
     average  what is kept beside the parameters; it changes no other number
     start    what takes the place of what is drawn at the start: another run, or tensors by name
+    callbacks    what looks on at its snapshots, and may stop it (sdeflow.callbacks); a list, or one
+    observables  functions of (theta, x, y) by name, recorded beside the model's own
     config   the configuration that this came from, None for a run declared in Python
     begun    the steps that it was begun with, where that was with fewer: schedules that do not say how far
              they go are over these
@@ -61,6 +62,8 @@ class Run(RunOptions):
     tune: Tune = field(default_factory=Tune)
     average: Average | None = None
     start: Start | Origin | None = None
+    callbacks: Any = ()
+    observables: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     dtype: torch.dtype = torch.float32
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     engine: Engine = field(default_factory=Engine)
@@ -82,6 +85,8 @@ class Run(RunOptions):
                 raise SdeflowError(
                     f"{name} must be an sdeflow.{expected.__name__}, given {type(value).__name__}"
                 )
+        object.__setattr__(self, "callbacks", _callbacks(self.callbacks))
+        _refuse_observables(self.observables, self.system)
         if self.grid is not None:
             object.__setattr__(self, "system", spread(self.system, self.grid, self.replicas))
         if isinstance(self.system, BlockSystem):
@@ -140,6 +145,8 @@ class Run(RunOptions):
         tune: Tune | None = None,
         average: Average | None = None,
         start: Start | Origin | None = None,
+        callbacks: Any = (),
+        observables: Mapping[str, Callable[..., Any]] | None = None,
         config: Config | None = None,
     ) -> Run:
         """A run with its scheme, device, dtype, engine and noise source given by name.
@@ -163,7 +170,9 @@ class Run(RunOptions):
             tune=Tune() if tune is None else tune,
             average=average,
             start=start,
-            dtype=_dtype(options.dtype),
+            callbacks=callbacks,
+            observables={} if observables is None else observables,
+            dtype=resolve_dtype(options.dtype),
             device=device,
             engine=engine,
             config=config,
@@ -225,7 +234,7 @@ class Run(RunOptions):
         if self.config is not None:
             keys = flattened(self.config.with_schedules_over(self.horizon).tables())
             apart = ("run.steps", "run.device", "run.engine", "save.checkpoint", "save.keep")
-            return {key: value for key, value in keys.items() if key not in apart}
+            return {k: v for k, v in keys.items() if k not in apart and not k.startswith("callbacks.")}
         settings: dict[str, Any] = {
             "system": str(self.system),
             "model": _fingerprint(self.system),
@@ -244,6 +253,7 @@ class Run(RunOptions):
         if self.batch is not None and self.batch.stages is not None:
             settings["batch.stages"] = self.batch.stages
         settings |= {} if self.average is None else {"average": repr(self.average)}
+        settings |= {"observables": sorted(self.observables)} if self.observables else {}
         return settings if self.start is None else settings | {"start": str(self.start)}
 
     @property
@@ -275,61 +285,41 @@ def _fingerprint(system: System) -> str:
     return f"{kind.__name__} {digest.hexdigest()[:16]}"
 
 
+def _callbacks(given: Any) -> tuple[Callable[[Any], Any], ...]:
+    """Those that were given, one or several; raises SdeflowError for what is not called with a snapshot."""
+    found = tuple(given) if isinstance(given, list | tuple) else (given,)
+    for one in found:
+        if isinstance(one, type) or not callable(one):
+            what = f"the class {one.__name__}: make one of it" if isinstance(one, type) else repr(one)
+            raise SdeflowError(
+                "callbacks takes functions of a snapshot, or objects such as EarlyStopping('loss'), "
+                f"given {what}"
+            )
+    return found
+
+
+def _refuse_observables(given: Any, system: System) -> None:
+    """Raises SdeflowError for observables that are no functions by name, or have no model."""
+    if not isinstance(given, Mapping) or not all(map(callable, given.values())):
+        raise SdeflowError(f"observables takes functions of (theta, x, y) by name, given {given!r}")
+    for name in given:
+        if not isinstance(name, str) or not name.isidentifier():
+            raise SdeflowError(f"observable {name!r}: a name of letters, digits and underscores was expected")
+        if reserved(name):
+            raise SdeflowError(f"observable '{name}': the trajectory uses the name itself, choose another")
+    if given and system.model_forces is None:
+        raise SdeflowError(
+            f"observables ({', '.join(given)}) are functions of a model's parameters and particles, and this "
+            "system has no model: compute them from the trajectory"
+        )
+
+
 def flattened(tables: Mapping[str, Any], at: str = "") -> dict[str, Any]:
     """Nested tables as one, by dotted key."""
     flat: dict[str, Any] = {}
     for key, value in tables.items():
         flat |= flattened(value, f"{at}{key}.") if isinstance(value, Mapping) else {f"{at}{key}": value}
     return flat
-
-
-def compatible(integrator: Scheme, system: System) -> Integrator:
-    """The integrator; raises Incompatible, naming those that would do, where it refuses the system.
-
-    'auto' is baoab where every block has a momentum and a force as it is: of all schemes it takes the largest
-    steps for a gradient. Else it is Euler-Maruyama where none has a momentum, and expint_shared where some
-    have; and alternating where particles take inner steps.
-    """
-    scheme = integrator_named(_fitting(system) if integrator == "auto" else integrator)
-    if refusal := why_not(scheme, system):
-        would_do = ", ".join(integrators_for(system)) or "none of the catalogue"
-        raise Incompatible(
-            f"integrator '{scheme.name}' cannot take this system: {refusal}. These can: {would_do}"
-        )
-    return scheme.fitted(system)
-
-
-def _fitting(system: System) -> str:
-    if any(b.inner is not None for b in system.blocks):
-        return "alternating"
-    if not any(b.kinetic for b in system.blocks):
-        return "euler_maruyama"
-    return "baoab" if why_not(integrator_named("baoab"), system) is None else "expint_shared"
-
-
-def resolve_device(device: str | torch.device) -> torch.device:
-    """'auto' is CUDA where there is one; raises SdeflowError for CUDA where there is none."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise SdeflowError(f"device must be 'auto', 'cpu' or 'cuda', given '{device}'") from error
-    if chosen.type not in ("cpu", "cuda"):
-        raise SdeflowError(f"device must be 'auto', 'cpu' or 'cuda', given '{device}'")
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise SdeflowError(
-            "device 'cuda' was asked for, but there is no CUDA device here: give 'cpu' or 'auto'"
-        )
-    return chosen
-
-
-def _dtype(dtype: str) -> torch.dtype:
-    chosen = getattr(torch, dtype, None)
-    if chosen not in (torch.float32, torch.float64):
-        raise SdeflowError(f"dtype must be float32 or float64, given {dtype}")
-    assert isinstance(chosen, torch.dtype)
-    return chosen
 
 
 def _system(system: object) -> System:

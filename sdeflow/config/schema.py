@@ -14,6 +14,9 @@ title = "...", cpu_note = "..." (what is made for a CPU: a run on one says it, w
 [tune]       until, share: how h, eta and gamma that are 'auto' are chosen
 [start]      run, without, replica: another run, from whose last state this one begins
 [average]    decay: of an exponential moving average of the parameters; without it none is kept
+[callbacks.NAME]  what looks on at snapshots: NAME, or use = another name or file.py:Name; the rest are its
+             arguments; path is relative to the file
+[observables]     name = file.py:Name, a function of (theta, x, y): recorded beside the model's own
 [grid]       gamma, eta, h, temperature: lists of values for all blocks, or as system.BLOCK.h for one, with
              `replicas` of each combination
 [variants.NAME]   tables that replace parts of the above under `--variant NAME`
@@ -86,6 +89,8 @@ class Config(_Strict):
     tune: Tune | None = None
     average: Average | None = None
     start: Start | None = None
+    callbacks: dict[str, dict[str, Any]] | None = None
+    observables: dict[str, str] | None = None
 
     @classmethod
     def of(cls, tables: Mapping[str, Any]) -> Config:
@@ -170,7 +175,7 @@ def parse_config(
     for table in overrides:
         tables = merged(tables, _absolute_files(table, Path.cwd()))
     _refuse_nonfinite(tables, "")
-    for name in ("model", "system", *_TABLES):
+    for name in ("model", "system", "callbacks", "observables", *_TABLES):
         if not isinstance(tables.get(name, {}), dict):
             raise SdeflowError(f"{path.name}: '{name}' must be a table, [{name}], given {tables[name]!r}")
     try:
@@ -226,18 +231,31 @@ def assigned(assignment: str) -> tuple[str, Any]:
 
 
 def _absolute_files(tables: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The tables with what is relative to `folder` made absolute: every 'file.py:Name', and `start.run`."""
+    """The tables with what is relative to `folder` made absolute: every 'file.py:Name', and paths."""
     result = dict(tables)
-    for section, key in (("model", "use"), ("system", "use"), ("run", "integrator")):
-        table = result.get(section)
-        spec = table.get(key) if isinstance(table, dict) else None
-        if isinstance(table, dict) and isinstance(spec, str) and ".py:" in spec:
-            file, _, name = spec.rpartition(":")
-            result[section] = table | {key: f"{(folder / Path(file).expanduser()).resolve()}:{name}"}
-    start = result.get("start")
-    if isinstance(start, dict) and isinstance(start.get("run"), str | Path):
-        result["start"] = start | {"run": str((folder / Path(start["run"]).expanduser()).resolve())}
+    parts = [("model", "use"), ("system", "use"), ("run", "integrator"), ("start", "run")]
+    for section, key in parts:
+        result |= _absolute(result, section, key, folder)
+    if isinstance(named := result.get("observables"), dict):
+        for name in named:
+            result |= _absolute(result, "observables", name, folder)
+    if isinstance(callbacks := result.get("callbacks"), dict):
+        for name in callbacks:
+            for key in ("use", "path"):
+                callbacks = callbacks | _absolute(callbacks, name, key, folder)
+        result["callbacks"] = callbacks
     return result
+
+
+def _absolute(tables: Mapping[str, Any], section: str, key: str, folder: Path) -> dict[str, Any]:
+    """A table with a key made absolute, in a mapping; nothing where there is none or it is no file."""
+    table = tables.get(section)
+    value = table.get(key) if isinstance(table, dict) else None
+    is_path = key in ("run", "path") and isinstance(value, str | Path)
+    if not isinstance(table, dict) or not (is_path or (isinstance(value, str) and ".py:" in value)):
+        return {}
+    file, colon, name = (str(value), "", "") if is_path else str(value).rpartition(":")
+    return {section: table | {key: f"{(folder / Path(file).expanduser()).resolve()}{colon}{name}"}}
 
 
 def _refuse_nonfinite(value: Any, where: str) -> None:

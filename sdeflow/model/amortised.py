@@ -132,4 +132,4 @@ class Amortised(Model):
         return self.plain.log_joint(self.own(theta), latents, y) + entropy
 
     def observables(self, theta: Parameters, x: Tensor, y: Data) -> dict[str, Tensor]:
-        return self.plain.observables(self.own(theta), self.latents(theta, x, y), y)
+        return self.plain.observed(self.own(theta), self.latents(theta, x, y), y)

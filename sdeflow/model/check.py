@@ -51,7 +51,7 @@ def check_model(model: Model, layout: ParameterLayout, theta: Tensor, x: Tensor,
         _compare(what, torch.cat([scores[key].reshape(-1) for key in layout.shapes]), value, theta)
 
     what = f"{name}.observables"
-    for key, scalar in _mapping(what, attempt(what, model.observables, *arguments)).items():
+    for key, scalar in _mapping(what, attempt(what, model.observed, *arguments)).items():
         expect_shape(f"{what}['{key}']", torch.as_tensor(scalar), (), "a scalar")
         if reserved(key):
             raise SdeflowError(f"{what}['{key}'] has a name that the trajectory uses: choose another")

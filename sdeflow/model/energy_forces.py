@@ -13,8 +13,9 @@ alpha feels z_p with the other sign.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -72,6 +73,12 @@ class EnergyForces(ModelField):
         return EnergyForces(
             self.model.to(dtype, device), self.n_particles, self.n_prior_particles, _layout=layout
         )
+
+    def observing(self, functions: Mapping[str, Callable[..., Any]]) -> EnergyForces:
+        part = copy(self)
+        part.posterior = self.posterior.observing(functions)
+        part.model = cast(EnergyModel, part.posterior.model)
+        return part
 
     def minibatch(self, index: Tensor) -> EnergyForces:
         part = copy(self)

@@ -138,7 +138,7 @@ class EnergyPrior(NeuralEnergy):
         return self.plain.init_x(generator, data, particles)
 
     def observables(self, theta: Parameters, x: Tensor, y: Data) -> dict[str, Tensor]:
-        return self.plain.observables(part(theta, BETA), x, y)
+        return self.plain.observed(part(theta, BETA), x, y)
 
 
 def silu_perceptron(widths: Sequence[int], constant: bool = True) -> nn.Sequential:

@@ -85,6 +85,10 @@ class ModelField(ForceField):
     n_data: int
     n_particles: int
 
+    @abstractmethod
+    def observing(self, functions: Mapping[str, Callable[..., Any]]) -> ModelField:
+        """The same forces with functions of (theta, x, y) as further observables of the model, by name."""
+
     @property
     def definition(self) -> Model:
         return self.model

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from math import log, pi, prod
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from torch.utils._pytree import tree_map
 from sdeflow.errors import SdeflowError, attempt, expect_shape, numbers
 from sdeflow.model.check import check_model
 from sdeflow.model.force_field import ModelField
-from sdeflow.model.model import Data, Model, ParameterLayout, Parameters, data_size
+from sdeflow.model.model import Data, Model, ParameterLayout, Parameters, data_size, observing
 from sdeflow.seeds import derive_key, generator
 from sdeflow.state import State
 
@@ -66,6 +67,11 @@ class ModelForces(ModelField):
 
     def to(self, dtype: torch.dtype, device: torch.device) -> ModelForces:
         return ModelForces(self.model.to(dtype, device), self.n_particles, _layout=self.parameters)
+
+    def observing(self, functions: Mapping[str, Callable[..., Any]]) -> ModelForces:
+        part = copy(self)
+        part.model = observing(self.model, functions)
+        return part
 
     def minibatch(self, index: Tensor) -> ModelForces:
         part = copy(self)
@@ -155,7 +161,7 @@ class ModelForces(ModelField):
         return self.model.draw_prior(self.parameters.views(theta), self._shaped(xi)).view_as(xi)
 
     def _own(self, theta: Parameters, x: Tensor, y: Data) -> dict[str, Tensor]:
-        own = self.model.observables(theta, x, y)
+        own = self.model.observed(theta, x, y)
         return {name: torch.as_tensor(value) for name, value in own.items()}
 
     def _named_theta(self, seed: int) -> dict[str, Tensor]:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
-from types import FunctionType
+from types import FunctionType, MappingProxyType
 from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from sdeflow.errors import SdeflowError
+from sdeflow.errors import SdeflowError, attempt, expect_shape
 
 Parameters = Mapping[str, Tensor]
 Data = Any  # a tensor, or a tuple or dict of tensors; each has the data along its first axis
@@ -74,6 +74,8 @@ class Model(ABC):
     real_images: Any = None
     image_shape: tuple[int, int, int] | None = None
 
+    _functions: Mapping[str, Callable[..., Any]] = MappingProxyType({})
+
     @abstractmethod
     def log_joint(self, theta: Parameters, x: Tensor, y: Data) -> Tensor:
         """l_i(theta, x_ij) for a batch: x [B, N, *latent_shape], y `data` or a part of it; gives [B, N].
@@ -97,9 +99,35 @@ class Model(ABC):
         """More scalars to record beside the loss, by name; evaluated where a snapshot is taken."""
         return {}
 
+    def observed(self, theta: Parameters, x: Tensor, y: Data) -> dict[str, Tensor]:
+        """Its observables, and those that it was given as functions (`observing`)."""
+        found = self.observables(theta, x, y)
+        if not self._functions:
+            return found
+        found = dict(found)
+        for name, function in self._functions.items():
+            if name in found:
+                raise SdeflowError(
+                    f"{type(self).__name__} has an observable '{name}' of its own: choose another name"
+                )
+            value = torch.as_tensor(attempt(what := f"observable '{name}'", function, theta, x, y))
+            expect_shape(what, value, (), "a scalar")
+            found[name] = value
+        return found
+
     def to(self, dtype: torch.dtype, device: torch.device) -> Self:
         """A copy with every tensor and module attribute on `device`, its floating-point ones as `dtype`."""
         return moved(self, dtype, device)
+
+
+def observing(model: Model, functions: Mapping[str, Callable[..., Any]]) -> Model:
+    """The model with functions of (theta, x, y) as further observables; one around another with that so."""
+    own: Any = copy.copy(model)
+    if isinstance(plain := getattr(model, "plain", None), Model):
+        own.plain = observing(plain, functions)
+    else:
+        own._functions = dict(functions)
+    return own
 
 
 T = TypeVar("T")

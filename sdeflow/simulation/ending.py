@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from sdeflow.config.run import Run
+    from sdeflow.simulation.onlookers import Stopped
     from sdeflow.state import State
     from sdeflow.system.system import System
     from sdeflow.trajectory.checkpoint import Metadata
@@ -138,7 +139,7 @@ NAMED = 8
 class Solution:
     """A finished run: the trajectory, the full last state, and how it ended.
 
-    retcode   'success', 'diverged' or 'interrupted'; `message` tells more
+    retcode   'success', 'stopped' by a callback, 'diverged' or 'interrupted'; `message` tells more
     diverged  the replicas that did
     """
 
@@ -149,18 +150,24 @@ class Solution:
     diverged: frozenset[int] = frozenset()
 
 
-def ending_message(meta: Metadata, run: Run, error: Exception | None, folder: RunFolder | None) -> str:
+def ending_message(
+    meta: Metadata, run: Run, error: Exception | None, folder: RunFolder | None, stopped: Stopped | None
+) -> str:
     """How a run ended, in a sentence, and what can be done."""
+    if meta.retcode == "stopped":
+        return f"after {meta.step} of {run.steps} steps by {stopped}"
     if meta.retcode == "interrupted":
         again = "" if folder is None else f"; to go on: {resuming(folder.path)}"
         return f"stopped after {meta.step} of {run.steps} steps{again}"
     if error is not None:
-        kind = type(error).__name__
-        return f"the run failed after {meta.step} of {run.steps} steps with {kind}: {error}"
+        kind = "" if isinstance(error, SdeflowError) else f" with {type(error).__name__}"
+        return f"the run failed after {meta.step} of {run.steps} steps{kind}: {error}"
     if meta.retcode == "diverged":
         good = "" if folder is None or folder.new else f" The last checkpoint is of step {folder.meta.step}."
         fix = f"Likely fix: a smaller step h, or a more stable integrator than {run.integrator.name}."
-        return f"{diverged_where(meta, run)}. {fix}{good}"
+        early = stopped is not None and not meta.all_diverged(run.replica_count)
+        others = f" Stopped after {meta.step} of {run.steps} steps by {stopped}." if early else ""
+        return f"{diverged_where(meta, run)}. {fix}{good}{others}"
     return f"{meta.step} steps"
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
+from sdeflow.callbacks.callback import About
 from sdeflow.errors import SdeflowError
+from sdeflow.simulation.onlookers import Onlookers
 from sdeflow.system.average import AVERAGE, averaged
 from sdeflow.terminal import human
 from sdeflow.trajectory.dataset import final_state, to_dataset
@@ -23,6 +27,8 @@ from sdeflow.trajectory.segments import free_space
 from sdeflow.trajectory.stored import MOMENTA, momenta
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from sdeflow.config.run import Run
     from sdeflow.simulation.ending import Stop
     from sdeflow.simulation.prepare import Prepared
@@ -52,6 +58,17 @@ class Keeper:
             buffer=None if folder is None else BUFFER,
             taken=taken,
         )
+
+    def onlookers(
+        self, meta: Metadata, record: Mapping[str, NDArray[Any]] = MappingProxyType({})
+    ) -> Onlookers:
+        """The callbacks of the run from `meta.step` on; `record` is what was observed before."""
+        run, folder = self.run, self.folder
+        name = "" if folder is None else sha256(f"{meta.history[0]} {folder.path}".encode()).hexdigest()[:16]
+        path, there = (None, bool) if folder is None else (folder.path, lambda: not folder.new)
+        about = About(meta.step, self.attributes(meta), name, path, there)
+        several = run.replica_count > 1 or run.grid is not None
+        return Onlookers(run.callbacks, about, run.steps, record, several=several)
 
     def require_room(self) -> None:
         """Raises SdeflowError where the disk has no room for the snapshots to come."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sdeflow.errors import SdeflowError
 from sdeflow.model.model import Model
-from sdeflow.state import PARAMETERS
+from sdeflow.state import parameters_of
 from sdeflow.system.average import AVERAGE
 from sdeflow.trajectory.layout import CONFIG, FINAL
 from sdeflow.trajectory.stored import stored
@@ -71,14 +71,6 @@ def load(run: str | Path, replica: int = 0) -> Loaded:
     return Loaded(
         Path(run), parameters_of(state), average or None, state.get("X"), state, int(end.about["steps_taken"])
     )
-
-
-def parameters_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The parameters in a state by name, by the names that a model gives them."""
-    own = {
-        name: value for name, value in state.items() if name.partition(".")[0] in PARAMETERS and "." in name
-    }
-    return {name.removeprefix("theta."): value for name, value in own.items()}
 
 
 def built_of(run: Path) -> Run:

@@ -50,6 +50,8 @@ class Prepared:
 
     def __init__(self, run: Run, origin: Origin | None = None) -> None:
         system, self._run = run.system.to(run.dtype, run.device), run
+        if isinstance(system, BlockSystem):
+            system = system.observing(run.observables)
         self.warm_up, self.held_out, self.warning = None, None, ""
         self._scheduled = {
             b.name: OwnTime(b.schedules["h"], b.steps) for b in system.blocks if "h" in b.schedules

@@ -8,6 +8,7 @@ from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
 
+from sdeflow.callbacks.callback import identity
 from sdeflow.config.build import build
 from sdeflow.config.run import Run
 from sdeflow.config.schema import load_config
@@ -24,13 +25,15 @@ from sdeflow.trajectory.folder import RunFolder
 from sdeflow.trajectory.layout import CONFIG
 from sdeflow.trajectory.opening import open_run
 from sdeflow.trajectory.provenance import stamp
+from sdeflow.trajectory.segments import observed
 
 
 def resume(folder: str | Path, steps: int = 0, *, progress: Progress | None = None) -> Solution:
     """Goes on with a run that `sdeflow run` made, to where it was to end and `steps` further.
 
     The trajectory is that of a run in one piece, to the bit on the same machine; schedules over the run's
-    steps go over those that it was begun with, and further steps have their last value. Raises SdeflowError
+    steps go over those that it was begun with, and further steps have their last value. One that a callback
+    stopped has ended: it goes on where it has further steps, or that callback no longer. Raises SdeflowError
     for what is no run folder, has a writer, diverged, or whose config.toml has changed; Damaged for a file
     that is not what was written.
     """
@@ -46,7 +49,7 @@ def resume(folder: str | Path, steps: int = 0, *, progress: Progress | None = No
                 f"{path} has no {CONFIG}: a run from Python goes on with simulate(..., out=..., resume=True)"
             )
         again = {"run": {"steps": meta.steps + steps, "device": meta.environment["device"]}}
-        return build(load_config(path / CONFIG, overrides=[again]))
+        return build(load_config(path / CONFIG, overrides=[again]), watched=True)
 
     return resume_from(declare, path, progress=progress)
 
@@ -68,7 +71,8 @@ def resume_from(
         meta = folder.meta
         run = replace(declare(meta), begun=meta.begun)
         _refuse_another(run, meta, out)
-        if meta.whole and meta.steps == run.steps:
+        ended = meta.steps == run.steps and not _goes_on(meta, run)
+        if meta.whole and ended:
             return Solution(open_run(out), state, meta.retcode, meta.message, frozenset(meta.diverged))
         if meta.step == 0 and not meta.ended and run.start is None:
             folder.close()
@@ -76,18 +80,24 @@ def resume_from(
         require_memory(run, folder=True)
         prepared = prepare(run)
         prepared.restore(state, meta.step)
-        if meta.ended and meta.steps == run.steps:
+        if meta.ended and ended:
             dataset = Keeper(run, prepared, folder, taken=meta.snapshots).join(meta, prepared.state)
             return Solution(dataset, prepared.state, meta.retcode, meta.message, frozenset(meta.diverged))
         del state  # so that it can be freed when there is a next one
         meta = _resumed(meta, run, folder.damage)
         keeper = Keeper(run, prepared, folder, taken=meta.snapshots)
         keeper.require_room()  # before the folder changes
-        folder.resume(meta, prepared.state, run.toml)
-        folder.log(f"resumed at step {meta.step:,} of {run.steps:,}")
-        return solve_from(run, prepared, folder.meta, keeper, progress)
+        with keeper.onlookers(meta, observed(meta.files(folder.path)) if run.callbacks else {}) as onlookers:
+            folder.resume(meta, prepared.state, run.toml)
+            folder.log(f"resumed at step {meta.step:,} of {run.steps:,}")
+            return solve_from(run, prepared, folder.meta, keeper, onlookers, progress)
     finally:
         folder.close()
+
+
+def _goes_on(meta: Metadata, run: Run) -> bool:
+    """Whether a run that a callback stopped is to go on: where that is no longer among its callbacks."""
+    return meta.retcode == "stopped" and meta.stopped not in map(identity, run.callbacks)
 
 
 def with_engine_of(meta: Metadata, run: Run, engine: str, noise: str) -> Run:
@@ -152,6 +162,7 @@ def _resumed(meta: Metadata, run: Run, damage: str) -> Metadata:
         code=run.code,
         retcode="running",
         message="",
+        stopped="",
         history=(*meta.history, stamp(f"resumed at step {meta.step}")),
         warnings=(*meta.warnings, *found),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -11,7 +11,9 @@ from typing import Any, cast
 import torch
 import xarray as xr
 
-from sdeflow.config.run import Run, Scheme
+from sdeflow.callbacks.callback import Snapshot
+from sdeflow.config.catalogue import Scheme
+from sdeflow.config.run import Run
 from sdeflow.config.schema import RunSection
 from sdeflow.errors import DivergenceWarning, Interrupted
 from sdeflow.options import Average, Batch, EngineName, Evaluate, NoiseName, Save, Tune
@@ -38,6 +40,8 @@ def simulate(
     tune: Tune | None = None,
     average: Average | None = None,
     start: Start | str | Path | xr.Dataset | Mapping[str, Any] | None = None,
+    callbacks: Callable[[Snapshot], Any] | Sequence[Callable[[Snapshot], Any]] = (),
+    observables: Mapping[str, Callable[..., Any]] | None = None,
     dtype: str | torch.dtype = RunSection.dtype,
     device: str | torch.device = RunSection.device,
     engine: str = RunSection.engine,
@@ -60,6 +64,10 @@ def simulate(
     start        what the run begins from: the last state of a run folder, or what an `sdeflow.Start` takes of
                  it; the last snapshot of a trajectory with all data, particles and parameters; or tensors of
                  a part of the state by name ('X', 'theta.weight'), with the rest as without it
+    callbacks    what is called at each snapshot with an `sdeflow.Snapshot`, and stops the run where it gives
+                 True or a text that says why: functions, or EarlyStopping, CSV, TensorBoard, WandB
+    observables  functions of (theta, x, y) by name, as Model.observables is one: a scalar each, recorded
+                 beside the model's own
     evaluate     when the loss on the model's held-out data is measured (default: never)
     engine       'eager', 'fused' or 'compiled'; 'auto' is compiled for a long run, and else fused where there
                  is a kernel for it; see sdeflow.engine.engine. A resumed run keeps what it was begun by
@@ -68,8 +76,9 @@ def simulate(
     out          a run folder to write; the trajectory is then read from it when it is asked for
     resume       goes on with the run in `out` where there is one, to the same numbers as in one piece
 
-    Raises SdeflowError where something does not fit. A trajectory that diverges is returned as far as it
-    got; `attrs['retcode']` says so, and a DivergenceWarning is given. An interrupted or failing run is
+    Raises SdeflowError where something does not fit. A trajectory that a callback stops is returned as far as
+    it got; `attrs['retcode']` is 'stopped', and `attrs['message']` says by which and why. So is one that
+    diverges, and a DivergenceWarning is given. An interrupted or failing run is
     written to `out` as far as it got, and then raises RunError, or for Ctrl-C, SIGTERM and SIGHUP
     `sdeflow.errors.Interrupted`, a KeyboardInterrupt whose `dataset` is the trajectory as far as it got.
     """
@@ -94,6 +103,8 @@ def simulate(
         tune=tune,
         average=average,
         start=None if start is None else as_start(start),
+        callbacks=callbacks,
+        observables=observables,
     )
     folder = None if out is None else Path(out)
     with progress_bar() if progress else nullcontext() as report:

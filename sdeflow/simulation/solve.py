@@ -12,6 +12,7 @@ from sdeflow.errors import RunError, SdeflowError, StabilityWarning
 from sdeflow.simulation.ending import Solution, Stop, ending_message
 from sdeflow.simulation.keeper import Keeper
 from sdeflow.simulation.memory import require_memory
+from sdeflow.simulation.onlookers import Onlookers
 from sdeflow.simulation.prepare import Prepared, prepare, threads, threads_for
 from sdeflow.simulation.time_loop import TimeLoop
 from sdeflow.system.start import Origin, Start
@@ -74,7 +75,8 @@ def _solve_once(run: Run, out: Path | None, overwrite: bool, progress: Progress 
             keeper.log(words)
         for warning in meta.warnings:
             keeper.log(f"warning: {warning}")
-        return solve_from(run, prepared, meta, keeper, progress)
+        with keeper.onlookers(meta) as onlookers:
+            return solve_from(run, prepared, meta, keeper, onlookers, progress)
     finally:
         if folder is not None:
             folder.close()
@@ -88,14 +90,23 @@ def _origin(start: Start | Origin, out: Path | None) -> Origin:
 
 
 def solve_from(
-    run: Run, prepared: Prepared, meta: Metadata, keeper: Keeper, progress: Progress | None
+    run: Run,
+    prepared: Prepared,
+    meta: Metadata,
+    keeper: Keeper,
+    onlookers: Onlookers,
+    progress: Progress | None = None,
 ) -> Solution:
-    """Solves a run from `prepared.state`, the state after `meta.step` steps."""
+    """Solves a run from `prepared.state`, the state after `meta.step` steps.
+
+    onlookers   its callbacks, which have been told of it
+    """
     with Stop() as stop, threads(meta.environment["threads"]):
-        loop = TimeLoop(run, prepared, meta, keeper, stop, progress)
+        loop = TimeLoop(run, prepared, meta, keeper, stop, onlookers, progress)
         loop.to_the_end()
-        meta = replace(loop.meta, message=ending_message(loop.meta, run, loop.error, keeper.folder))
-        dataset, state, meta = keeper.finish(meta, loop.hand_over(), stop)
+        message = ending_message(loop.meta, run, loop.error, keeper.folder, onlookers.stopped)
+        dataset, state, meta = keeper.finish(replace(loop.meta, message=message), loop.hand_over(), stop)
+    onlookers.retcode = meta.retcode
     if loop.verdict:
         warnings.warn(loop.verdict, StabilityWarning, stacklevel=5)
     if loop.error is not None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sdeflow.config.run import Run
     from sdeflow.simulation.ending import Stop
     from sdeflow.simulation.keeper import Keeper
+    from sdeflow.simulation.onlookers import Onlookers
     from sdeflow.simulation.prepare import Prepared
     from sdeflow.state import State
     from sdeflow.terminal import Progress
@@ -46,13 +47,14 @@ class TimeLoop:
         meta: Metadata,
         keeper: Keeper,
         stop: Stop,
+        onlookers: Onlookers,
         progress: Progress | None = None,
     ) -> None:
         self._at = meta.step, prepared.hand_over()
         self._run, self._begun_from = run, meta
         self._prepared, self._warm_up = prepared, prepared.warm_up
         self._keeper, self._recorder = keeper, keeper.recorder
-        self._stop, self._progress = stop, progress
+        self._stop, self._onlookers, self._progress = stop, onlookers, progress
         self.diverged = dict(meta.diverged)
         self.retcode = "running"
         self.error: Exception | None = None
@@ -87,6 +89,7 @@ class TimeLoop:
             seconds=self._begun_from.seconds + time.perf_counter() - self._began,
             evaluate_seconds=self._evaluate_seconds,
             retcode=self.retcode,
+            stopped=stopped.who if (stopped := self._onlookers.stopped) and self.retcode == "stopped" else "",
             warnings=(*self._begun_from.warnings, *filter(None, [self.verdict])),
         )
 
@@ -98,7 +101,8 @@ class TimeLoop:
         try:
             self._all_steps()
             if self.retcode == "running":
-                self.retcode = "diverged" if self.diverged else "success"
+                early = "success" if self.step == self._run.steps else "stopped"
+                self.retcode = "diverged" if self.diverged else early
             if self._warm_up is not None and self._loss is not None:
                 self.verdict = self._warm_up.verdict(self._loss)
         except KeyboardInterrupt:
@@ -112,6 +116,8 @@ class TimeLoop:
 
     def _all_steps(self) -> None:
         for target in self._recorder.when.after(self._recorder.taken):
+            if self._onlookers.stopped:
+                return
             while self.step < target:
                 if self._stop.asked:
                     self.retcode = "interrupted"
@@ -206,6 +212,10 @@ class TimeLoop:
             self._note(past_bound(observed, self._run.bound))
         going = [replica for replica in range(self._recorder.replicas) if replica not in self.diverged]
         self._loss = float(observed["loss"][going].mean()) if "loss" in observed and going else None
+        if self._onlookers.callbacks:
+            with self._stop.stepping():
+                system, time_ = self._recorder.system, self._recorder.times[-1][""]
+                self._onlookers.show(system, z, n, time_, self.meta.seconds, observed)
 
     def _keep_if_due(self, *, full: bool, compared: bool) -> None:
         """Keeps where it is time or there is no room for another snapshot.

@@ -60,7 +60,7 @@ class Point:
 
     @property
     def state(self) -> str:
-        """'waiting', 'running', 'stopped', or how it ended."""
+        """'waiting', 'running', 'interrupted', or how it ended."""
         try:
             meta = newest(self.folder)
         except FileNotFoundError:
@@ -69,7 +69,7 @@ class Point:
             return "damaged"
         if meta.whole:
             return meta.retcode
-        return "running" if busy(self.folder) else "stopped"
+        return "running" if busy(self.folder) else "interrupted"
 
 
 class Sweep:

@@ -18,7 +18,7 @@ from sdeflow.sweep.plan import POINTS, Point, Sweep, busy
 from sdeflow.trajectory import durable
 from sdeflow.trajectory.layout import LOCK
 
-ENDED = ("success", "diverged")
+ENDED = ("success", "stopped", "diverged")
 """States of runs that are not begun again."""
 
 
@@ -74,7 +74,7 @@ class _Taking:
         if point.state in ENDED:
             return Ended(point, point.state)
         if self._stopped.is_set():
-            return Ended(point, "stopped")
+            return Ended(point, "interrupted")
         beside = self._sweep.folder / POINTS / point.folder.name
         config, log = (beside.with_name(beside.name + end) for end in (".toml", ".log"))
         durable.write(config, point.config.toml().encode())
@@ -84,8 +84,9 @@ class _Taking:
             code = -1 if process is None else process.wait()
         with self._guard:
             self._going.discard(process)
-        state = point.state
-        return Ended(point, state if state in ENDED else "stopped" if code == 130 else "failed", _last(log))
+        if (state := point.state) in ENDED:
+            return Ended(point, state)
+        return Ended(point, "interrupted" if code == 130 else "failed", _last(log))
 
     def _started(self, command: list[str], said: int) -> subprocess.Popen[bytes] | None:
         with self._guard:

@@ -218,6 +218,13 @@ class BlockSystem:
     def definition(self) -> Any:
         return self.force_field.definition
 
+    def observing(self, functions: Mapping[str, Callable[..., Any]]) -> BlockSystem:
+        """The same system with functions of (theta, x, y) as further observables of its model, by name."""
+        own = copy(self)
+        if functions and self.model_forces is not None:
+            own.force_field = self.model_forces.observing(functions)
+        return own
+
     def minibatch(self, index: Tensor) -> BlockSystem:
         """The system of a minibatch: data `index` [R, b], with theta's force scaled by D/b.
 

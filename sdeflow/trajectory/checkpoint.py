@@ -47,6 +47,7 @@ class Metadata:
     retcode       'running' until the run has ended, then how; `message` tells more
     diverged      by replica, which variable left the finite numbers, and by which step
     history       what was done to the run, one line each
+    stopped       which callback has stopped the run, '' for none
     start         what the run began from (run, step, checksum, anew), where that is not its seed alone
     """
 
@@ -66,11 +67,12 @@ class Metadata:
     warnings: tuple[str, ...] = ()
     start: dict[str, Any] = field(default_factory=dict)
     begun: int = 0
+    stopped: str = ""
 
     @property
     def ended(self) -> bool:
         """Whether the run has come to its end, with nothing left but to join its segments."""
-        return self.retcode in ("success", "diverged")
+        return self.retcode in ("success", "diverged", "stopped")
 
     @property
     def whole(self) -> bool:

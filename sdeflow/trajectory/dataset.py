@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -70,7 +70,7 @@ def to_dataset(
     for name, values in recorder.values().items():
         dims = recorder.whole[name].dims if name in recorder.whole else ()
         size = recorder.norms.get(name.removesuffix("_norm"))
-        name = name.replace(AVERAGE, "average_")
+        name = recorded_name(name)
         about: dict[str, Any] = {"long_name": _long_name(name), "units": "1"}
         if name == "loss":
             about["evaluated_on"] = (
@@ -114,6 +114,11 @@ def to_dataset(
     return xr.Dataset(variables, coords, dict(attrs))
 
 
+def recorded_name(name: str) -> str:
+    """The name in a trajectory of what is recorded."""
+    return name.replace(AVERAGE, "average_")
+
+
 def _layouts(system: System) -> Mapping[str, ParameterLayout]:
     """How named parameters lie in variables of the system, by the name of the axis."""
     return {} if system.model_forces is None else system.model_forces.layouts
@@ -121,9 +126,33 @@ def _layouts(system: System) -> Mapping[str, ParameterLayout]:
 
 def final_state(system: System, z: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The full state by name, parameters by their own ('theta.weight'); one replica has no axis."""
+    return dict(Copies(system, z))
+
+
+class Copies(Mapping[str, Tensor]):
+    """What `final_state` gives, each a copy on the host that is made when it is first asked for."""
+
+    def __init__(self, system: System, z: Mapping[str, Tensor]) -> None:
+        self._views, self._made = _by_name(system, z), dict[str, Tensor]()
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._made:
+            value = self._views[name]
+            self._made[name] = (value[0] if len(value) == 1 else value).contiguous().cpu().clone()
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._views)
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+
+def _by_name(system: System, z: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Views of the state by name, [R, ...]."""
     named: dict[str, Tensor] = {}
     for name, value in z.items():
         if not name.startswith(TUNING):
             own, stem = name.removeprefix(AVERAGE), name.replace(KEPT, "force.")
             named |= {stem + part: view for part, view in parts(system, own, value).items()}
-    return {k: (v[0] if len(v) == 1 else v).contiguous().cpu().clone() for k, v in named.items()}
+    return named

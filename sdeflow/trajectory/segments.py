@@ -55,6 +55,18 @@ def join(files: Counted, path: Path, attrs: Mapping[str, Any]) -> None:
                 raise RunError(f"{path} does not hold the {name} that was written to it")
 
 
+def observed(files: Counted) -> dict[str, NDArray[Any]]:
+    """The numbers of each snapshot in the files by name, [T], of several replicas [T, R]; read at once."""
+    pieces: dict[str, list[NDArray[Any]]] = {}
+    for path, count in files:
+        with netCDF4.Dataset(path) as file:
+            file.set_auto_maskandscale(False)
+            for name, variable in file.variables.items():
+                if variable.dimensions in ((TIME,), (TIME, "replica")):
+                    pieces.setdefault(name, []).append(np.asarray(variable[:count]))
+    return {name: np.concatenate(parts) for name, parts in pieces.items()}
+
+
 def _lay_out(out: netCDF4.Dataset, files: Counted) -> None:
     """Gives a new file the dimensions and variables of the files, with room for all their snapshots."""
     with netCDF4.Dataset(files[0][0]) as first:

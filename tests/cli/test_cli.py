@@ -272,7 +272,7 @@ def test_interruption_keeps_what_was_recorded_and_exits_130(cli: Cli, stop_befor
 def test_interruption_before_the_first_step_writes_nothing(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("sdeflow.config.build.build", interrupted)
@@ -332,9 +332,9 @@ def test_list_has_a_line_for_each_name(cli: Cli, monkeypatch: pytest.MonkeyPatch
     """At 80 columns a name is a line, and what schemes need and systems are stands there whole."""
     monkeypatch.setenv("COLUMNS", "80")
     lines = cli("list").out.splitlines()
-    groups = ("integrators", "systems", "optimizers", "models")
+    groups = ("integrators", "systems", "optimizers", "callbacks", "models")
     names = sum(len(entry_points(group=f"sdeflow.{group}")) for group in groups) + len(problem_files())
-    assert len(lines) == names + 5 * 3 + 1  # of each table a title, a head and a line between
+    assert len(lines) == names + 6 * 3 + 1  # of each table a title, a head and a line between
     problems = lines.index(next(line for line in lines if line.startswith("Problems")))
     assert not any("…" in line for line in lines[:problems])
 

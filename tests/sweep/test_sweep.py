@@ -218,7 +218,7 @@ def test_a_sweep_that_is_interrupted_goes_on(here: Path, cli: Cli) -> None:
     assert process.returncode == 130, err
     assert "stopped; to go on: sdeflow sweep s" in err
     assert [p.state for p in Sweep.open(Path("s")).points][2] == "waiting"
-    assert "stopped" in [p.state for p in Sweep.open(Path("s")).points]
+    assert "interrupted" in [p.state for p in Sweep.open(Path("s")).points]
     assert cli("sweep", "s", "-q", "--jobs", 2).code == 0
     equal_to_the_runs_alone(cli)
 
@@ -231,7 +231,7 @@ def test_a_run_that_is_killed_takes_no_other_with_it(here: Path, cli: Cli) -> No
     _, err = process.communicate(timeout=300)
     assert process.returncode == 1
     assert err.count("seed=0: failed") == 1, err
-    assert [p.state for p in Sweep.open(Path("s")).points] == ["stopped", "success", "success"]
+    assert [p.state for p in Sweep.open(Path("s")).points] == ["interrupted", "success", "success"]
     assert cli("sweep", "s", "-q").code == 0
     equal_to_the_runs_alone(cli)
 
