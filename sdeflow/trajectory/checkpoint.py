@@ -123,7 +123,9 @@ def _read(path: Path, *, with_state: bool = True) -> tuple[str, str, State]:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys() if with_state}  # noqa: SIM118
         return metadata["sdeflow"], metadata["sha256"], state
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+    except (OSError, RuntimeError, SafetensorError, KeyError, ValueError, TypeError) as error:
+        if not path.exists():  # its writer has just replaced it
+            raise FileNotFoundError(path) from None
         raise Damaged(f"{path} is damaged: {error}") from error
 
 

@@ -295,3 +295,19 @@ def test_a_loop_of_links_is_refused(tmp_path: Path) -> None:
             SdeflowError, match="cannot be the name of a folder: Too many levels of symbolic links"
         ):
             simulate(toy(), "expint", out=out, **WHOLE)
+
+
+def test_a_checkpoint_that_its_writer_replaces_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may go between the look whether it is there and its opening."""
+    path = tmp_path / "checkpoint"
+    path.write_bytes(b"whatever")
+
+    def gone(*_: object, **__: object) -> None:
+        path.unlink()
+        raise RuntimeError("unable to open file")
+
+    monkeypatch.setattr(checkpoint, "safe_open", gone)
+    with pytest.raises(FileNotFoundError):
+        checkpoint.peek(path)
