@@ -21,7 +21,6 @@ class Motion:
     'auto', and what is not given, is chosen in the run's warm-up by the curvature that the block sees. h,
     gamma and temperature may be schedules (`sdeflow.Schedule`): a table with `kind`, or in Python a function
     of the step n = 0, 1, ...; then none of the block's numbers is 'auto'. eta, the momentum's law, stays.
-
     temperature    a factor on the system's own T, which is not 0; 10 falling to 1 anneals
     precondition   'rmsprop' divides the force by the root of its running mean square; for parameters at T = 0
     optimizer      what moves parameters at T = 0 without a momentum, in place of gradient descent: a name, a
