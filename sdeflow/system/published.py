@@ -63,13 +63,13 @@ class Declaration(ABC):
 class SystemDeclaration(Declaration):
     """A system of parameters theta and particles X.
 
-    model        what to learn
-    particles    N, particles a datum
-    theta, x     the blocks' numbers, as `Motion` or a mapping with h, eta, gamma; an overdamped block
-                 needs h alone, and leaves the others aside so that systems can be exchanged
-    h            the reference step of the common clock (default: theta's own)
-    inner_steps  K, the steps that particles take while theta takes one, where the system has such; others
-                 leave it aside
+    model       what to learn
+    particles   N, particles a datum
+    theta, x    the blocks' numbers, as `Motion` or a mapping with h, eta, gamma; an overdamped block
+                needs h alone, and leaves the others aside so that systems can be exchanged
+    h           the reference step of the common clock (default: theta's own)
+    inner_steps K, the steps that particles take while theta takes one, where the system has such; others
+                leave it aside
 
     Raises SdeflowError for a missing or impossible number.
     """
