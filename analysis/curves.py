@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
+from matplotlib.figure import Figure
 
 from sdeflow.errors import SdeflowError
 from sdeflow.state import PARAMETERS
@@ -15,11 +17,19 @@ from sdeflow.trajectory.opening import open_run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 
 LARGEST = 1e100
 """Of a run that diverges, the largest number that a log axis is drawn for."""
+
+
+class Picture(Figure):
+    """A figure that Jupyter shows as the value of a cell, also where pyplot has drawn none of its own yet."""
+
+    def _repr_png_(self) -> bytes:
+        png = BytesIO()
+        self.savefig(png, format="png")
+        return png.getvalue()
 
 
 def opened(path: str | Path) -> xr.Dataset:
@@ -73,9 +83,7 @@ def curve(
 
 def draw(runs: Mapping[str, xr.Dataset]) -> Figure:
     """Two panels: theta and the loss against steps, the loss on a log scale where it is positive."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    figure = Picture(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for label, run in runs.items():
         curve(left, parameter_curve(run), label)

@@ -270,11 +270,17 @@ class _Blocks:
 pgd = SystemDeclaration(
     "pgd", overdamped("0"), overdamped("1"), "Kuntz, Lim, Johansen 2023, arXiv:2204.12965"
 )
+"""Particle gradient descent: theta goes down E, particles move by Langevin dynamics under their scores."""
 ipla = SystemDeclaration("ipla", overdamped("1/N"), overdamped("1"), "Akyildiz et al. 2023, arXiv:2303.13429")
+"""Interacting particle Langevin algorithm: pgd with noise in theta, sqrt(2/N) dB."""
 mpgd = SystemDeclaration("mpgd", kinetic("0"), kinetic("1"), "Lim et al. 2024, arXiv:2312.07335")
+"""Momentum particle descent: pgd with a momentum for theta, damped, and underdamped Langevin particles."""
 mpgd_theta = SystemDeclaration("mpgd-theta", kinetic("0"), overdamped("1"), "Lim et al. 2024, ablation")
+"""Only theta has a momentum."""
 mpgd_x = SystemDeclaration("mpgd-x", overdamped("0"), kinetic("1"), "Lim et al. 2024, ablation")
+"""Only the particles have momenta."""
 kiplmc = SystemDeclaration("kiplmc", kinetic("1/N"), kinetic("1"), "Oliva, Akyildiz 2024, arXiv:2407.05790")
+"""Kinetic interacting particle Langevin Monte Carlo: mpgd with noise in theta's momentum."""
 short_run = SystemDeclaration(
     "short_run",
     overdamped("0"),
@@ -282,9 +288,11 @@ short_run = SystemDeclaration(
     "Nijkamp et al. 2020, arXiv:1912.01909",
     Inner(20, fresh=True),
 )
+"""Particles begin anew at each step of theta, from the prior, and take 20 Langevin steps."""
 abp = SystemDeclaration(
     "abp", overdamped("0"), overdamped("1"), "Han, Lu, Zhu, Wu 2017, arXiv:1606.08571", Inner(5)
 )
+"""Alternating back-propagation: particles go on from where they are, 5 Langevin steps a step of theta."""
 soul = SystemDeclaration(
     "soul",
     overdamped("0"),
@@ -292,10 +300,14 @@ soul = SystemDeclaration(
     "De Bortoli, Durmus, Pereyra, Vidal 2021, arXiv:1906.12281",
     Inner(5, average=True),
 )
+"""Stochastic optimisation by unadjusted Langevin: theta's force is the mean over the inner steps."""
 vi = AmortisedDeclaration("vi", overdamped("0"), "Kingma, Welling 2014, arXiv:1312.6114")
+"""Variational inference: an encoder draws the particles, and both networks maximise the ELBO."""
 ebipla = EnergySystemDeclaration(
     "ebipla", overdamped("1/N"), overdamped("1"), "Marks, Wang, Akyildiz 2025, arXiv:2510.12311"
 )
+"""Energy-based ipla: prior particles Z stand for the learned prior beside the posteriors' X."""
 kinetic_ebipla = EnergySystemDeclaration(
     "kinetic_ebipla", kinetic("1/N"), kinetic("1"), "sdeflow; after Marks et al. 2025, arXiv:2510.12311"
 )
+"""ebipla with momenta for all blocks."""
