@@ -25,8 +25,9 @@ from sdeflow.analysis.prior_check import check_prior
 from sdeflow.analysis.reconstruction import langevin, misfit
 from sdeflow.analysis.samples import Learned, continued
 from sdeflow.config.run import resolve_device
+from sdeflow.data.splitting import FOLDS, fold
 from sdeflow.engine.minibatch import evenly
-from sdeflow.errors import SdeflowError, attempt, did_you_mean, expect_count, expect_positive
+from sdeflow.errors import SdeflowError, attempt, expect_count, expect_positive
 from sdeflow.model.energy import ALPHA, EnergyModel, Prior, part
 from sdeflow.model.model import Data, data_size
 from sdeflow.seeds import generator
@@ -39,9 +40,6 @@ MOVED = 100
 
 FEW, LONE = 10, 2
 """Effective chains of log Z, and of a datum's evidence, below which their errors mean little."""
-
-FOLDS = ("validation", "test")
-"""Halves of the held-out data."""
 
 OWN = "of the model"
 """How evaluation.nc calls the prior where no other is put in its place."""
@@ -89,8 +87,8 @@ class Options:
             if expect_count(name, getattr(self, name)) < 2:
                 raise SdeflowError(f"{name} must be at least 2, given {getattr(self, name)}")
         expect_positive("langevin_h", self.langevin_h)
-        if self.fold not in ("", *FOLDS):
-            raise SdeflowError(f"fold cannot be '{self.fold}': {did_you_mean(self.fold, FOLDS)}")
+        if self.fold:
+            fold(0, self.fold)  # refuses one that is none
         if self.prior:
             components_of(self.prior)
         if self.prior and self.along:
@@ -153,13 +151,13 @@ class Subject:
 
     def _index(self, count: int) -> Tensor:
         """Of so many data those that are scored, [B]."""
-        fold = self.options.fold
-        if fold and (not self.held_out or count < len(FOLDS)):
+        name = self.options.fold
+        if name and (not self.held_out or count < len(FOLDS)):
             raise SdeflowError(
-                f"fold = '{fold}' is half of the held-out data, at least {len(FOLDS)} were expected, and "
+                f"fold = '{name}' is half of the held-out data, at least {len(FOLDS)} were expected, and "
                 f"{type(self.found.model).__name__} has {count * self.held_out}: leave --fold out"
             )
-        every = torch.arange(count)[FOLDS.index(fold) :: len(FOLDS)] if fold else torch.arange(count)
+        every = torch.from_numpy(fold(count, name)) if name else torch.arange(count)
         return every[evenly(len(every), self.options.data)]
 
     @property

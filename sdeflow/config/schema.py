@@ -31,6 +31,7 @@ from typing import Any, Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from sdeflow.entries import data_file
 from sdeflow.errors import SdeflowError, did_you_mean
 from sdeflow.options import Average, Batch, EngineName, Evaluate, Grid, NoiseName, RunOptions, Save, Tune
 from sdeflow.system.schedule import SCHEDULED, written_out
@@ -214,7 +215,10 @@ def override(assignment: str) -> dict[str, Any]:
 
 
 def _absolute_files(tables: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The tables with what is relative to `folder` made absolute: every 'file.py:Name', and `start.run`."""
+    """The tables with what is relative to `folder` made absolute.
+
+    Every 'file.py:Name', `start.run`, and in [model] paths that end as files of data do.
+    """
     result = dict(tables)
     for section, key in (("model", "use"), ("system", "use"), ("run", "integrator")):
         table = result.get(section)
@@ -222,10 +226,23 @@ def _absolute_files(tables: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         if isinstance(table, dict) and isinstance(spec, str) and ".py:" in spec:
             file, _, name = spec.rpartition(":")
             result[section] = table | {key: f"{(folder / Path(file).expanduser()).resolve()}:{name}"}
+    model = result.get("model")
+    if isinstance(model, dict):
+        result["model"] = {
+            key: _absolute_data(value, folder) if isinstance(value, str) else value
+            for key, value in model.items()
+        }
     start = result.get("start")
     if isinstance(start, dict) and isinstance(start.get("run"), str | Path):
         result["start"] = start | {"run": str((folder / Path(start["run"]).expanduser()).resolve())}
     return result
+
+
+def _absolute_data(text: str, folder: Path) -> str:
+    if (found := data_file(text)) is None:
+        return text
+    path, key = found
+    return str((folder / Path(path).expanduser()).resolve()) + (f":{key}" if key else "")
 
 
 def _refuse_nonfinite(value: Any, where: str) -> None:

@@ -139,8 +139,7 @@ def data_size(model: Model) -> int:
         numbers = isinstance(part, list | int | float) or hasattr(part, "__array__")
         if numbers and not isinstance(part, Tensor):
             what = f"{type(model).__name__}.data holds {type(part).__name__}"
-            array = "data.to_numpy()" if hasattr(part, "to_numpy") else "data"  # torch reads no DataFrame
-            raise SdeflowError(f"{what}, and a tensor was expected: torch.as_tensor({array})")
+            raise SdeflowError(f"{what}, and a tensor was expected: give it sdeflow.data.read(data)")
     sizes = {len(part) if isinstance(part, Tensor) and part.ndim > 0 else None for part in parts}
     if len(sizes) != 1 or None in sizes or 0 in sizes:
         raise SdeflowError(
