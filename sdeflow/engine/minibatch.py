@@ -2,7 +2,7 @@
 
 A step gathers the particles of its batch, steps them, and scatters them back; other particles stay. The
 gradient in theta is scaled by D/b and nothing else is. A model may make of its data what a step sees of them,
-by uniform numbers that depend on the seed and the visit alone (`Model.at_access`).
+by uniform numbers that depend on the seed, the epoch and the datum alone (`Model.at_access`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 from sdeflow.engine.catch_up import CatchUp
 from sdeflow.engine.compiled import CompiledSteps
 from sdeflow.errors import SdeflowError, attempt
+from sdeflow.noise.uniform import uniform_of
 from sdeflow.options import Batch
 from sdeflow.seeds import generator
 from sdeflow.state import Replicas, State
@@ -34,8 +35,8 @@ VISITED = "visited"
 class MiniBatches:
     """Advances a model's system by minibatches: `z = batches(z, n)` is step n, a `Stepper`.
 
-    The order of the data depends on (seed, epoch) only; uniform numbers for them on the place in the order
-    too. Raises SdeflowError for a batch larger than the data and for a system without data.
+    The order of the data depends on (seed, epoch) only, and so do uniform numbers for a datum.
+    Raises SdeflowError for a batch larger than the data and for a system without data.
 
     every   steps from one snapshot to the next
     """
@@ -57,7 +58,7 @@ class MiniBatches:
                 f"integrator '{integrator.name}' takes no minibatches: it is a reference for whole data"
             )
         self.n_data, model = system.model_forces.n_data, system.model_forces.model
-        self._redrawn = None if model.at_access is None else model.data
+        self._redrawn, self._transforms = None if model.at_access is None else model.data, model.transforms
         if batch.size > self.n_data:
             raise SdeflowError(f"a batch of {batch.size} is larger than the data, D = {self.n_data}")
         self.integrator, self.batch, self.replicas = integrator, batch, replicas
@@ -100,14 +101,13 @@ class MiniBatches:
         return self._order[:, position]
 
     def uniform(self, n: int) -> Tensor | None:
-        """Numbers for what step n makes of its data, [R, b, ...] on [0, 1); None for data as they are."""
+        """Numbers for what step n makes of its data, [R, b, transforms, ...] on [0, 1); None for data as they
+        are."""
         if self._redrawn is None:
             return None
-        like, (epoch, position), device = self._redrawn, divmod(n, self.per_epoch), self.replicas.device
-        dtype = like.dtype if like.is_floating_point() else self.replicas.dtype
-        drawn = [generator(s, "data", epoch, position, device=device) for s in self.replicas.seeds]
-        shape = (self.batch.size, *like.shape[1:])
-        return torch.stack([torch.rand(shape, generator=g, dtype=dtype, device=device) for g in drawn])
+        shape, of = self._redrawn.shape[1:], self.replicas
+        many = len(self._transforms)
+        return uniform_of(of.seeds, n // self.per_epoch, self.index(n), shape, of.dtype, many)
 
     def check(self, z: State) -> None:
         """Tries the system on the first batch; raises SdeflowError for what does not fit."""

@@ -48,7 +48,10 @@ class ForceField(ABC):
 
     @abstractmethod
     def see(self, index: Tensor, uniform: Tensor | None = None) -> None:
-        """Changes the data of forces made by `minibatch`, in place; `uniform` is for `Model.at_access`."""
+        """Changes the data of forces made by `minibatch`, in place.
+
+        uniform   [R, b, transforms, ...] for those of `Model.at_access`
+        """
 
     @abstractmethod
     def start(self, seed: int) -> State:

@@ -78,7 +78,9 @@ class ModelForces(ModelField):
         self._batch = tree_map(lambda values: values[index], self.model.data)
         if uniform is not None:
             y, u = self._batch.flatten(0, 1), uniform.flatten(0, 1)
-            self._batch = self.model.at_access(y, u).view_as(self._batch)
+            for i, transform in enumerate(self.model.transforms):
+                y = transform(y, u[:, i]).view_as(y)
+            self._batch = y.view_as(self._batch)
 
     def start(self, seed: int) -> State:
         """Positions at the start of one replica, theta [p] and X [D, N, d], in float64."""

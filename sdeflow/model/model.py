@@ -34,8 +34,10 @@ class Model(ABC):
     (`sdeflow.simulation.held_out`); None where there are none.
 
     at_access: what a step by minibatches sees of its data, at_access(y, u) -> like y, made of data y [b, ...]
-    that are one tensor and of u like it, uniform on [0, 1) and drawn anew at each visit: dequantisation, say,
-    or flips. What is recorded is of the data as they are, and of `held_out`. None where steps see them too.
+    that are one tensor and of u like it, uniform on [0, 1): dequantisation, say, or flips. Or several such,
+    which follow one another, each with numbers of its own. The numbers of a datum depend on the seed and the
+    epoch, and not on the batch. What is recorded is of the data as they are, and of `held_out`. None where
+    steps see them too.
 
     A model may say how its data come about, for `sdeflow sample`, and one of images what they look like:
 
@@ -73,6 +75,12 @@ class Model(ABC):
     log_prior: Any = None
     real_images: Any = None
     image_shape: tuple[int, int, int] | None = None
+
+    @property
+    def transforms(self) -> tuple[Any, ...]:
+        """The functions of `at_access`, in order."""
+        given = self.at_access
+        return () if given is None else tuple(given) if isinstance(given, tuple | list) else (given,)
 
     @abstractmethod
     def log_joint(self, theta: Parameters, x: Tensor, y: Data) -> Tensor:

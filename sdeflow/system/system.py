@@ -228,7 +228,7 @@ class BlockSystem:
     def see(self, index: Tensor, uniform: Tensor | None = None) -> None:
         """Shows a minibatch's system, made by `minibatch`, other data, as many; in place.
 
-        uniform   numbers like the data, for a model that says what data are `at_access`
+        uniform   numbers for a model that says what data are `at_access`, [R, b, transforms, ...]
         """
         self.force_field.see(index, uniform)
 
