@@ -30,6 +30,7 @@ from sdeflow.engine.minibatch import evenly
 from sdeflow.errors import SdeflowError, attempt, expect_count, expect_positive
 from sdeflow.model.energy import ALPHA, EnergyModel, Prior, part
 from sdeflow.model.model import Data, data_size
+from sdeflow.model.rows import one_tensor
 from sdeflow.seeds import generator
 
 PILOTS, SIMULATED, CONSTANT_CHAINS = 32, 64, 1000
@@ -144,7 +145,7 @@ class Subject:
             check_prior(type(found.model).__name__, self.base, self.generator("check"))
         self.path = annealing.Path(self.base, self.model, self.theta)
         self.simulates = bool(found.model.sample_data) and not self.learns_energy
-        self.decodes = bool(found.model.decode) and isinstance(found.model.data, Tensor)
+        self.decodes = bool(found.model.decode) and one_tensor(found.model.data)
         self.tick: Tick = no_tick
         self.particles: Tensor | None = None
         self.notes: list[str] = []
@@ -271,7 +272,8 @@ def gap(subject: Subject, ladder: Ladder) -> Score:
     x = subject.base.sample(SIMULATED, g)
     name = f"{type(subject.found.model).__name__}.sample_data"
     y = subject.there(attempt(name, model.sample_data, theta, x.to(subject.found.state["X"]), g))
-    given, expected = ([v.shape[1:] for v in tree_leaves(data)] for data in (y, model.data))
+    one = part_of(model.data, slice(0, 1))
+    given, expected = ([v.shape[1:] for v in tree_leaves(data)] for data in (y, one))
     if given != expected or annealing.size(y) != SIMULATED:
         raise SdeflowError(
             f"{name} gives data of shapes {given} for a latent, and the model's have {expected}"

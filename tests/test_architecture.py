@@ -31,7 +31,7 @@ ALLOWED = {
     "trajectory": GROUND | {"options", "model", "system"},
     "simulation": GROUND
     | {"options", "terminal", "model", "system", "noise", "engine", "tuning", "config", "trajectory"},
-    "data": GROUND | {"terminal"},
+    "data": GROUND | {"terminal", "model"},
     "integrators": {"system"},
     "problems": {"errors", "model", "data"},
     "analysis": GROUND

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sdeflow.model.model import Data
+    from sdeflow.model.rows import Rows
 
 Array = NDArray[Any]
 AT_ONCE = 1000
@@ -27,40 +28,45 @@ AT_ONCE = 1000
 FINITE = "leave such rows out, or give read finite=False for a model that knows missing values"
 
 
-def read(source: Any, *, header: bool | None = None, finite: bool = True) -> Data:
+def read(source: Any, *, in_memory: bool = True, header: bool | None = None, finite: bool = True) -> Data:
     """Numbers as a tensor with the data along its first axis; of a tuple or a dict a tensor of each.
 
-    source   a path to a .npy or .csv, or to 'file.npz:KEY', where the key may be left out of one that holds a
-             single array; a tensor; an array of NumPy or a list; a pandas DataFrame [rows, columns] or Series
-             [rows], or what else has `to_numpy`; a map-style dataset of torch, whose items are tensors,
-             arrays, numbers, or tuples or dicts of these; or a tuple or dict of sources of one length
-    header   whether line 1 of a CSV holds names; None where it does if no cell of it is a number
-    finite   refuses NaN and infinity; False is for a model that knows of missing values
+    source      a path to a .npy or .csv, or to 'file.npz:KEY', where the key may be left out if there is a
+                single array; a tensor; an array of NumPy or a list; a pandas DataFrame [rows, columns] or
+                Series [rows], or what else has `to_numpy`; a map-style dataset of torch, whose items are
+                tensors, arrays, numbers, or tuples or dicts of these; or a tuple or dict of sources
+    in_memory   False leaves a .npy, a dataset and an array that is read when it is indexed where they are, as
+                `Rows`, of which minibatches read what they need; so does True an array that is memory-mapped
+    header      whether line 1 of a CSV holds names; None where it does if no cell of it is a number
+    finite      refuses NaN and infinity; False is for a model that knows of missing values
 
     Numbers keep their type: reals of 16 to 64 bits, whole numbers (but for unsigned ones of 16 and 32 bits,
     which become int64) and truth values. A CSV gives float64, [rows, columns], split at commas, or where line
     1 has none at semicolons or tabs. An array in memory is shared with the tensor and not copied, where torch
     can. Raises SdeflowError for what is no array of numbers, saying where.
     """
-    data = _read(source, "data", header, finite)
+    data = _read(source, "data", in_memory, header, finite)
     _refuse_other_lengths(data)
     return data
 
 
-def _read(source: Any, what: str, header: bool | None, finite: bool) -> Data:
+def _read(source: Any, what: str, in_memory: bool, header: bool | None, finite: bool) -> Data:
     if isinstance(source, str | Path):
-        return _file(source, header, finite)
+        return _file(source, in_memory, header, finite)
+    how = (in_memory, header, finite)
     if isinstance(source, Mapping):
-        return {key: _read(part, f"{what}[{key!r}]", header, finite) for key, part in source.items()}
+        return {key: _read(part, f"{what}[{key!r}]", *how) for key, part in source.items()}
     if isinstance(source, tuple):
-        return tuple(_read(part, f"{what}[{i}]", header, finite) for i, part in enumerate(source))
+        return tuple(_read(part, f"{what}[{i}]", *how) for i, part in enumerate(source))
+    if isinstance(source, np.memmap) or (not in_memory and _is_array_elsewhere(source)):
+        return _mapped(source, what, finite)
     if hasattr(source, "to_numpy"):
         return _tensor(_of_table(source, what), what, finite, names=getattr(source, "columns", None))
     if hasattr(source, "requires_grad"):  # a tensor
         return _checked(source.detach(), what, finite)
     if isinstance(source, list) or hasattr(source, "__array__"):
         return _tensor(_array(source, what), what, finite)
-    return _dataset(source, what, finite)
+    return _dataset(source, what, in_memory, finite)
 
 
 def _array(source: Any, what: str) -> Array:
@@ -126,7 +132,7 @@ def _checked(tensor: Tensor, what: str, finite: bool, names: Any = None) -> Tens
 def _refuse_other_lengths(data: Data) -> None:
     from torch.utils._pytree import tree_leaves
 
-    lengths = [len(leaf) for leaf in tree_leaves(data)]
+    lengths = [len(leaf) for leaf in tree_leaves(data)]  # of tensors and of Rows
     if len(set(lengths)) != 1:
         raise SdeflowError(
             f"the parts of the data have lengths {lengths}, and one entry a datum was expected"
@@ -136,7 +142,7 @@ def _refuse_other_lengths(data: Data) -> None:
 # Files ---------------------------------------------------------------------------------------------
 
 
-def _file(source: str | Path, header: bool | None, finite: bool) -> Tensor:
+def _file(source: str | Path, in_memory: bool, header: bool | None, finite: bool) -> Data:
     spec = data_file(str(source))
     if spec is None:
         raise SdeflowError(
@@ -146,14 +152,47 @@ def _file(source: str | Path, header: bool | None, finite: bool) -> Tensor:
     path, key = Path(spec[0]).expanduser(), spec[1]
     if not path.is_file():
         raise SdeflowError(f"there is no file {path}")
-    if path.suffix == ".csv":
-        return _tensor(_table(path, header, finite), str(path), finite)
-    return _tensor(_stored(path, key), str(source), finite)
-
-
-def _stored(path: Path, key: str) -> Array:
-    """The array of an .npy, or one of an .npz."""
+    if not in_memory and path.suffix != ".npy":
+        raise SdeflowError(
+            f"{path} can be read whole alone: save its array by numpy.save, and give that .npy"
+        )
     try:
+        if path.suffix == ".csv":
+            return _tensor(_table(path, header, finite), str(path), finite)
+        if in_memory:
+            return _tensor(_stored(path, key), str(source), finite)
+        return _mapped(_stored(path, key, in_memory=False), str(path), finite)
+    except MemoryError:
+        raise SdeflowError(
+            f"{path} does not fit in memory: read a .npy by batches, read(..., in_memory=False)"
+        ) from None
+
+
+def _is_array_elsewhere(source: Any) -> bool:
+    """Whether it is an array of another kind, which is read when it is indexed."""
+    here = isinstance(source, np.ndarray) or hasattr(source, "requires_grad") or hasattr(source, "to_numpy")
+    return not here and hasattr(source, "shape") and hasattr(source, "dtype")
+
+
+def _mapped(array: Any, what: str, finite: bool) -> Rows:
+    """The rows of an array that is memory-mapped, or read when it is indexed."""
+    from sdeflow.model.rows import Rows
+
+    if not len(array.shape) or not array.shape[0]:
+        raise SdeflowError(f"{what} has the shape {array.shape}: at least one datum was expected")
+
+    def some(index: Array) -> Tensor:
+        return _tensor(np.asarray(array[index]), what, finite=False)
+
+    return Rows(some, len(array), what, finite=finite)
+
+
+def _stored(path: Path, key: str, in_memory: bool = True) -> Array:
+    """The array of an .npy, which may be memory-mapped, or one of an .npz."""
+    try:
+        if not in_memory:
+            mapped: Array = np.load(path, mmap_mode="r", allow_pickle=False)
+            return mapped
         with path.open("rb") as file:  # which np.load leaves open where it fails
             found = np.load(file, allow_pickle=False)
             if path.suffix == ".npy":
@@ -240,7 +279,7 @@ def _wrong_cell(path: Path, delimiter: str, names: list[str], finite: bool) -> S
 # Datasets of torch ---------------------------------------------------------------------------------
 
 
-def _dataset(source: Any, what: str, finite: bool) -> Data:
+def _dataset(source: Any, what: str, in_memory: bool, finite: bool) -> Data:
     """The items of a map-style dataset, joined along a new first axis."""
     name = type(source).__name__
     if not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
@@ -252,11 +291,30 @@ def _dataset(source: Any, what: str, finite: bool) -> Data:
 
     if not len(source):
         raise SdeflowError(f"{what}, a {name}, is empty: at least one datum was expected")
+    if not in_memory:
+        return _items(source, name, finite)
     parts = [
         items_of(source, range(i, min(i + AT_ONCE, len(source)))) for i in range(0, len(source), AT_ONCE)
     ]
     joined = tree_map(lambda *leaves: torch.cat(leaves), *parts) if len(parts) > 1 else parts[0]
     return tree_map(lambda leaf: _checked(leaf, f"{what}, of {name},", finite), joined)
+
+
+def _items(source: Any, name: str, finite: bool) -> Rows:
+    """The items of a dataset, to be read by batches; raises SdeflowError where they change."""
+    import torch
+    from torch.utils._pytree import tree_leaves
+
+    from sdeflow.model.rows import Rows
+
+    rows = Rows(lambda index: items_of(source, index.tolist()), len(source), name, finite=finite)
+    once, again = (tree_leaves(rows[[0]]) for _ in range(2))
+    if not all(torch.equal(a, b) or (a != a).any() for a, b in zip(once, again, strict=True)):
+        raise SdeflowError(
+            f"{name}[0] gives other values when it is asked again: leave what is random out, and give it to "
+            "the model as at_access, whose numbers a run that is resumed has again"
+        )
+    return rows
 
 
 def items_of(source: Any, index: Any) -> Data:

@@ -25,10 +25,12 @@ class ForceField(ABC):
     opposed      blocks of parameters that push particles one way and are pushed by them the other, with these
                  particles: no potential has such forces, and the two can swing around each other
     scale        D/b of a minibatch's b data, by which their sum stands for that of all; 1 of all data
+    stored       whether some of the data are not in memory
     """
 
     opposed: Mapping[str, str] = MappingProxyType({})
     scale: float = 1.0
+    stored: bool = False
 
     @property
     @abstractmethod
@@ -47,11 +49,16 @@ class ForceField(ABC):
         """The forces of a minibatch, data `index` [R, b]: X is [R, b, N, d], gradients of sums times D/b."""
 
     @abstractmethod
-    def see(self, index: Tensor, uniform: Tensor | None = None) -> None:
+    def see(self, index: Tensor, uniform: Tensor | None = None, fetched: Sequence[Any] | None = None) -> None:
         """Changes the data of forces made by `minibatch`, in place.
 
         uniform   [R, b, transforms, ...] for those of `Model.at_access`
+        fetched   what `fetch` gave for the index; None reads it now
         """
+
+    def fetch(self, index: Tensor) -> Sequence[Any]:
+        """Reads the data `index` [R, b] of those that are not in memory; in any thread."""
+        return ()
 
     @abstractmethod
     def start(self, seed: int) -> State:
@@ -120,7 +127,7 @@ class FunctionField(ForceField):
     def minibatch(self, index: Tensor) -> ForceField:
         raise SdeflowError("minibatches need a model's forces, and this system's are a function")
 
-    def see(self, index: Tensor, uniform: Tensor | None = None) -> None:
+    def see(self, index: Tensor, uniform: Tensor | None = None, fetched: Sequence[Any] | None = None) -> None:
         raise SdeflowError("minibatches need a model's forces, and this system's are a function")
 
     def start(self, seed: int) -> State:

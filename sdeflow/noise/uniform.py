@@ -1,4 +1,4 @@
-"""Uniform numbers by address, on any device the same: of a datum in an epoch, whatever else is drawn.
+"""Uniform numbers by address: of a datum in an epoch, whatever else is drawn, made of whole numbers alone.
 
 Philox4x32-10 gives four 32-bit words by a key and by the counter
 
