@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from sdeflow.entries import DATA_FILES, data_file
 from sdeflow.errors import SdeflowError, attempt, did_you_mean
+from sdeflow.machine import free_memory
+from sdeflow.terminal import human
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,7 +68,9 @@ def _read(source: Any, what: str, in_memory: bool, header: bool | None, finite: 
         return _checked(source.detach(), what, finite)
     if isinstance(source, list) or hasattr(source, "__array__"):
         return _tensor(_array(source, what), what, finite)
-    return _dataset(source, what, in_memory, finite)
+    from sdeflow.model.rows import Rows
+
+    return source if isinstance(source, Rows) else _dataset(source, what, in_memory, finite)
 
 
 def _array(source: Any, what: str) -> Array:
@@ -156,6 +160,11 @@ def _file(source: str | Path, in_memory: bool, header: bool | None, finite: bool
         raise SdeflowError(
             f"{path} can be read whole alone: save its array by numpy.save, and give that .npy"
         )
+    if in_memory and path.suffix == ".npy" and (size := path.stat().st_size) > (free := free_memory()):
+        raise SdeflowError(
+            f"{path} takes {human(size)}, and {human(free)} of memory are free: read it by batches, "
+            "read(..., in_memory=False)"
+        )
     try:
         if path.suffix == ".csv":
             return _tensor(_table(path, header, finite), str(path), finite)
@@ -163,9 +172,7 @@ def _file(source: str | Path, in_memory: bool, header: bool | None, finite: bool
             return _tensor(_stored(path, key), str(source), finite)
         return _mapped(_stored(path, key, in_memory=False), str(path), finite)
     except MemoryError:
-        raise SdeflowError(
-            f"{path} does not fit in memory: read a .npy by batches, read(..., in_memory=False)"
-        ) from None
+        raise SdeflowError(f"{path} does not fit in memory: a .npy can be read by batches") from None
 
 
 def _is_array_elsewhere(source: Any) -> bool:

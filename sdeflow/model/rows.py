@@ -15,6 +15,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from sdeflow.errors import SdeflowError
 
+_READING = threading.RLock()
+"""Held while data are read: what they come from may be behind several `Rows`, and not made for threads."""
+
 SEEN = 16
 """Rows that tell data from others, for a run that is resumed."""
 
@@ -37,7 +40,6 @@ class Rows:
         self._chosen: range | NDArray[np.int64] = range(count)  # of what `read` knows
         self._dtype: torch.dtype | None = None
         self._device = torch.device("cpu")
-        self._lock = threading.Lock()
         first = self.fetch(torch.zeros(1, dtype=torch.long))
         self._kind = tree_map(lambda v: torch.empty_like(v[0], device="meta"), first)
 
@@ -80,7 +82,7 @@ class Rows:
         """Reads data on the host, in page-locked memory where they go on to CUDA; in any thread."""
         at = self._at(index.cpu().numpy() if isinstance(index, Tensor) else index)
         rows, place = np.unique(at, return_inverse=True)
-        with self._lock, torch.no_grad():
+        with _READING, torch.no_grad():
             found = self._read(rows)
         every = at.size == len(rows) and bool((np.diff(at.reshape(-1)) > 0).all())
         where = None if every else torch.from_numpy(place.reshape(-1))
@@ -113,7 +115,7 @@ class Rows:
     def seen(self) -> bytes:
         """What tells these data from others, by their kind and a few of them."""
         few = np.unique(self._at(np.linspace(0, len(self) - 1, SEEN).astype(np.int64)))
-        with self._lock:
+        with _READING:
             leaves = tree_leaves(self._read(few))
         return b"".join([str(self.meta).encode(), *(v.numpy().tobytes() for v in leaves)])
 

@@ -17,12 +17,13 @@ import torch
 from commands import command
 from numpy.lib.format import open_memmap
 from small import assert_same
+from support import declared
 from torch import Tensor
 from torch.utils.data import Dataset
 
 import sdeflow
 from sdeflow import Batch, Evaluate, Model, Save, simulate
-from sdeflow.data import flip, read, split
+from sdeflow.data import flip, read, reading, split
 from sdeflow.engine.read_ahead import ReadAhead
 from sdeflow.errors import RunError, SdeflowError
 from sdeflow.model.amortised import Amortised
@@ -30,6 +31,8 @@ from sdeflow.model.energy_prior import EnergyPrior
 from sdeflow.model.rows import Rows
 from sdeflow.problems.decoder import Decoder
 from sdeflow.seeds import generator
+from sdeflow.simulation import held_out
+from sdeflow.simulation.memory import data_bytes, peak_bytes
 
 D, SIZE = 11, 3
 EPOCH = D // SIZE
@@ -120,6 +123,16 @@ def test_numbers_are_those_of_data_in_memory(way: str, tmp_path: Path) -> None:
             whole,
         )
         assert_same(run(read(Items(), in_memory=False), read(Items(HELD), in_memory=False), **chosen), whole)
+
+
+def test_held_out_data_alone_may_be_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a run without minibatches, in pieces of 2 of them: to rounding in the sum of the losses."""
+    monkeypatch.setattr(held_out, "AT_ONCE", 2)
+    chosen = {"batch": None, "evaluate": Evaluate(4, 2)}
+    whole = run(read(Y), read(HELD), **chosen)
+    found = run(read(Y), read(mapped(tmp_path, HELD), in_memory=False), **chosen)
+    assert_same(found.drop_vars("held_out_loss"), whole.drop_vars("held_out_loss"))
+    np.testing.assert_allclose(found.held_out_loss, whole.held_out_loss, rtol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["<f4", ">f8", "u1", "i4"])
@@ -269,6 +282,8 @@ def test_rows_are_read_by_any_index() -> None:
     assert len(chosen) == 3
     assert torch.equal(chosen[:], y[[7, 2, 9]])
     assert torch.equal(chosen.select([2, 0])[:], y[[9, 7]])
+    assert read(rows, in_memory=False) is rows
+    assert read({"y": rows, "n": np.arange(D)})["y"] is rows
     part = split(rows, 3, 3, seed=2)
     assert torch.equal(rows.select(part.test)[:], y[part.test])
     with pytest.raises(IndexError):
@@ -362,15 +377,33 @@ def test_a_number_that_is_none_ends_a_run_and_is_named(tmp_path: Path) -> None:
 
 
 def test_memory_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a file takes, and what is known only when it is read."""
+    path, csv = mapped(tmp_path), tmp_path / "y.csv"
+    np.savetxt(csv, Y, delimiter=",")
+
     def full(*_: Any, **__: Any) -> Any:
         raise MemoryError
 
-    path = mapped(tmp_path)
-    monkeypatch.setattr(np, "load", full)
-    with pytest.raises(
-        SdeflowError, match=r"y.npy does not fit in memory: read a .npy by batches, read\(..., in_"
-    ):
+    monkeypatch.setattr(np, "loadtxt", full)
+    with pytest.raises(SdeflowError, match=r"y.csv does not fit in memory: a .npy can be read by batches"):
+        read(csv)
+    size = path.stat().st_size
+    monkeypatch.setattr(reading, "free_memory", lambda: size)
+    assert torch.equal(read(path), torch.from_numpy(Y))
+    monkeypatch.setattr(reading, "free_memory", lambda: size - 1)
+    with pytest.raises(SdeflowError, match=r"y.npy takes 304 B, and 303 B of memory are free: read it"):
         read(path)
+    assert torch.equal(read(path, in_memory=False)[:], torch.from_numpy(Y))
+
+
+def test_memory_of_batches_is_counted(tmp_path: Path) -> None:
+    """Three batches in the file's precision and one in the run's: of 2 replicas, 3 data, 2 numbers."""
+    peaks = []
+    for data in (read(Y), read(mapped(tmp_path), in_memory=False)):
+        system = sdeflow.pgd(Line(data), particles=50, theta={"h": 0.1}, x={"h": 0.1})
+        chosen = declared(system, "euler_maruyama", batch=Batch(SIZE), replicas=2)
+        peaks.append(peak_bytes(chosen, folder=False) - data_bytes(chosen))
+    assert peaks[1] - peaks[0] == 2 * SIZE * 2 * (3 * 8 + 4)
 
 
 # The command line ----------------------------------------------------------------------------------
