@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
@@ -12,6 +10,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from sdeflow.data.csv_table import FINITE, csv_table
 from sdeflow.entries import DATA_FILES, data_file
 from sdeflow.errors import SdeflowError, attempt, did_you_mean
 from sdeflow.machine import free_memory
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 AT_ONCE = 1000
 """Items of a dataset that are joined at once."""
-
-FINITE = "leave such rows out, or give read finite=False for a model that knows missing values"
 
 
 def read(source: Any, *, in_memory: bool = True, header: bool | None = None, finite: bool = True) -> Data:
@@ -83,17 +80,14 @@ def _array(source: Any, what: str) -> Array:
 
 
 def _of_table(source: Any, what: str) -> Array:
-    """The array of a DataFrame or the like; one of columns of several kinds is of reals."""
+    """The array of a DataFrame or the like; of columns of several kinds it is of reals."""
     array = np.asarray(source.to_numpy())
     if array.dtype != object or not hasattr(source, "columns"):
         return array
     columns = []
-    for name in source.columns:
-        column = np.asarray(source[name].to_numpy())
+    for i, name in enumerate(source.columns):
         try:
-            if column.dtype.kind not in "fiubO":
-                raise ValueError(column.dtype)
-            columns.append(column.astype(np.float64))
+            columns.append(array[:, i].astype(np.float64))
         except (ValueError, TypeError):
             raise SdeflowError(
                 f"{what}: column {str(name)!r} holds what are no numbers, and numbers were expected: leave "
@@ -116,7 +110,7 @@ def _tensor(array: Array, what: str, finite: bool, names: Any = None) -> Tensor:
 
 def _checked(tensor: Tensor, what: str, finite: bool, names: Any = None) -> Tensor:
     """The tensor; raises SdeflowError where it has no data, or an entry that is no number."""
-    if tensor.is_complex() or tensor.is_sparse:
+    if tensor.is_complex() or str(tensor.layout) != "torch.strided":
         raise SdeflowError(f"{what} is a {tensor.layout} tensor of {tensor.dtype}: dense reals were expected")
     if not tensor.ndim or not len(tensor):
         shape = tuple(tensor.shape)
@@ -167,7 +161,7 @@ def _file(source: str | Path, in_memory: bool, header: bool | None, finite: bool
         )
     try:
         if path.suffix == ".csv":
-            return _tensor(_table(path, header, finite), str(path), finite)
+            return _tensor(csv_table(path, header, finite), str(path), finite)
         if in_memory:
             return _tensor(_stored(path, key), str(source), finite)
         return _mapped(_stored(path, key, in_memory=False), str(path), finite)
@@ -214,73 +208,6 @@ def _stored(path: Path, key: str, in_memory: bool = True) -> Array:
         if "allow_pickle" in str(error):
             error = ValueError("it holds Python objects, or is of another format")
         raise SdeflowError(f"{path} cannot be read as {path.suffix}: {error}") from None
-
-
-def _table(path: Path, header: bool | None, finite: bool) -> Array:
-    """The numbers of a CSV, float64 [rows, columns]."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            first = file.readline()
-            delimiter = next((sign for sign in ",;\t" if sign in first), ",")
-            file.seek(0)
-            names = next(csv.reader(file, delimiter=delimiter), [])
-            numbers = [_number(cell) is not None for cell in names]
-            if header is None and any(numbers) and not all(numbers):
-                i = numbers.index(False)
-                raise SdeflowError(
-                    f"{path}, line 1: column {i + 1} is {names[i]!r} and no number, though others of that "
-                    "line are: mend it, or say whether the line holds names, read(..., header=True) or False"
-                )
-            named = not any(numbers) if header is None else header
-            if not named:
-                file.seek(0)
-            try:
-                table = np.loadtxt(file, delimiter=delimiter, quotechar='"', comments=None, ndmin=2)
-            except ValueError as error:
-                raise _wrong_cell(path, delimiter, names if named else [], finite) or SdeflowError(
-                    f"{path}: {error}"
-                ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SdeflowError(f"{path} cannot be read as text: {error}") from None
-    if not table.size:
-        raise SdeflowError(f"{path} holds no numbers: rows of them were expected")
-    if finite and not np.isfinite(table).all():
-        raise _wrong_cell(path, delimiter, names if named else [], finite) or SdeflowError(
-            f"{path} holds numbers that are not finite"
-        )
-    return table
-
-
-def _number(cell: str) -> float | None:
-    try:
-        return None if "_" in cell else float(cell)
-    except ValueError:
-        return None
-
-
-def _wrong_cell(path: Path, delimiter: str, names: list[str], finite: bool) -> SdeflowError | None:
-    """The first thing that is wrong in a CSV, by its line and column; None where none is found."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.reader(file, delimiter=delimiter)
-        columns = len(names)
-        for i, row in enumerate(rows):
-            if not row or (names and i == 0):
-                continue
-            columns = columns or len(row)
-            at = f"{path}, line {rows.line_num}"
-            if len(row) != columns:
-                return SdeflowError(
-                    f"{at} has {len(row)} cells, and those before it {columns}: mend that line"
-                )
-            for k, cell in enumerate(row):
-                column = f"column {k + 1}" + (f" ({names[k]})" if names else "")
-                number = _number(cell)
-                if number is None:
-                    given = f"is {cell!r}" if cell.strip() else "is empty"
-                    return SdeflowError(f"{at}: {column} {given}, and a number was expected")
-                if finite and not isfinite(number):
-                    return SdeflowError(f"{at}: {column} is {number:g}: {FINITE}")
-    return None
 
 
 # Datasets of torch ---------------------------------------------------------------------------------

@@ -61,7 +61,8 @@ class MiniBatches:
                 f"integrator '{integrator.name}' takes no minibatches: it is a reference for whole data"
             )
         self.n_data, model = system.model_forces.n_data, system.model_forces.model
-        self._redrawn, self._transforms = None if model.at_access is None else model.data, model.transforms
+        self._transforms = len(system.model_forces.transforms)
+        self._redrawn = model.data if self._transforms else None
         if batch.size > self.n_data:
             raise SdeflowError(f"a batch of {batch.size} is larger than the data, D = {self.n_data}")
         self.integrator, self.batch, self.replicas = integrator, batch, replicas
@@ -110,13 +111,11 @@ class MiniBatches:
         return None if self._ahead is None else self._ahead(n, on_host)
 
     def uniform(self, n: int) -> Tensor | None:
-        """Numbers for what step n makes of its data, [R, b, transforms, ...] on [0, 1); None for data as they
-        are."""
+        """Numbers on [0, 1) for what step n makes of its data, [R, b, transforms, ...]; None without any."""
         if self._redrawn is None:
             return None
         shape, of = self._redrawn.shape[1:], self.replicas
-        many = len(self._transforms)
-        return uniform_of(of.seeds, n // self.per_epoch, self.index(n), shape, of.dtype, many)
+        return uniform_of(of.seeds, n // self.per_epoch, self.index(n), shape, of.dtype, self._transforms)
 
     def check(self, z: State) -> None:
         """Tries the system on the first batch; raises SdeflowError for what does not fit."""

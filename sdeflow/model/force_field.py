@@ -99,6 +99,12 @@ class ModelField(ForceField):
     def definition(self) -> Model:
         return self.model
 
+    @property
+    def transforms(self) -> tuple[Any, ...]:
+        """The functions of `Model.at_access`, in order."""
+        given = self.model.at_access
+        return () if given is None else tuple(given) if isinstance(given, tuple | list) else (given,)
+
 
 class FunctionField(ForceField):
     """A function forces(t, z, names) as forces, without data, parameters' names or a start of its own.

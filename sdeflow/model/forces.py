@@ -93,7 +93,7 @@ class ModelForces(ModelField):
             self._batch = tree_map(lambda values: values[index], self.model.data)
         if uniform is not None:
             y, u = self._batch.flatten(0, 1), uniform.flatten(0, 1)
-            for i, transform in enumerate(self.model.transforms):
+            for i, transform in enumerate(self.transforms):
                 y = transform(y, u[:, i]).view_as(y)
             self._batch = y.view_as(self._batch)
 

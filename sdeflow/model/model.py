@@ -78,12 +78,6 @@ class Model(ABC):
     real_images: Any = None
     image_shape: tuple[int, int, int] | None = None
 
-    @property
-    def transforms(self) -> tuple[Any, ...]:
-        """The functions of `at_access`, in order."""
-        given = self.at_access
-        return () if given is None else tuple(given) if isinstance(given, tuple | list) else (given,)
-
     @abstractmethod
     def log_joint(self, theta: Parameters, x: Tensor, y: Data) -> Tensor:
         """l_i(theta, x_ij) for a batch: x [B, N, *latent_shape], y `data` or a part of it; gives [B, N].

@@ -37,14 +37,15 @@ class Rows:
         self, read: Callable[[NDArray[np.int64]], Any], count: int, what: str, *, finite: bool = True
     ) -> None:
         self._read, self._what, self._finite = read, what, finite
-        self._chosen: range | NDArray[np.int64] = range(count)  # of what `read` knows
+        self._count = count
+        self._chosen: NDArray[np.int64] | None = None  # of what `read` knows; None for all
         self._dtype: torch.dtype | None = None
         self._device = torch.device("cpu")
         first = self.fetch(torch.zeros(1, dtype=torch.long))
         self._kind = tree_map(lambda v: torch.empty_like(v[0], device="meta"), first)
 
     def __len__(self) -> int:
-        return len(self._chosen)
+        return self._count
 
     @property
     def meta(self) -> Any:
@@ -64,23 +65,31 @@ class Rows:
 
     def select(self, index: Any) -> Rows:
         """Those of some indices, as data of their own; nothing is read."""
-        chosen = self._at(np.asarray(index))
+        chosen = self._at(index)
         if chosen.ndim != 1 or not len(chosen):
             raise SdeflowError(f"indices of some of the data were expected, given the shape {chosen.shape}")
         other = copy(self)
-        other._chosen = chosen
+        other._chosen, other._count = chosen, len(chosen)
         return other
 
     def _at(self, index: Any) -> NDArray[np.int64]:
-        """Indices as `read` takes them."""
-        return np.asarray(np.asarray(self._chosen)[index], dtype=np.int64)
+        """Indices as `read` takes them, of a slice, of numbers as a list has them, or of truth values."""
+        if isinstance(index, slice):
+            at = np.arange(*index.indices(self._count))
+        else:
+            at = np.asarray(index.cpu() if isinstance(index, Tensor) else index)
+            at = at.nonzero()[0] if at.dtype == bool else at.astype(np.int64)
+        if at.size and not (-self._count <= at.min() and at.max() < self._count):
+            raise IndexError(f"{self._what} has {self._count} data, asked for {at.min()} to {at.max()}")
+        at = np.where(at < 0, at + self._count, at)
+        return at if self._chosen is None else self._chosen[at]
 
     def __getitem__(self, index: Any) -> Any:
         return self.place(self.fetch(index))
 
     def fetch(self, index: Any) -> Any:
         """Reads data on the host, in page-locked memory where they go on to CUDA; in any thread."""
-        at = self._at(index.cpu().numpy() if isinstance(index, Tensor) else index)
+        at = self._at(index)
         rows, place = np.unique(at, return_inverse=True)
         with _READING, torch.no_grad():
             found = self._read(rows)

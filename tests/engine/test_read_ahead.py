@@ -276,7 +276,8 @@ def test_data_of_two_gigabytes_take_the_memory_of_a_batch(tmp_path: Path) -> Non
 
 def test_rows_are_read_by_any_index() -> None:
     rows, y = read(Counted(), in_memory=False), torch.from_numpy(Y)
-    for index in (slice(2, 9, 3), slice(None), [4, 1, 4], np.array([10]), torch.tensor([[3, 1], [1, 0]]), -1):
+    some = [slice(2, 9, 3), slice(None), [4, 1, 4], np.array([10]), torch.tensor([[3, 1], [1, 0]]), -1]
+    for index in (*some, torch.arange(D) % 3 == 0, slice(-2, None), [-1, 0]):
         assert torch.equal(rows[index], y[index]), index
     chosen = rows.select([7, 2, 9])
     assert len(chosen) == 3
@@ -286,8 +287,10 @@ def test_rows_are_read_by_any_index() -> None:
     assert read({"y": rows, "n": np.arange(D)})["y"] is rows
     part = split(rows, 3, 3, seed=2)
     assert torch.equal(rows.select(part.test)[:], y[part.test])
-    with pytest.raises(IndexError):
-        rows[D]
+    for index in (D, -D - 1, [0, D]):
+        with pytest.raises(IndexError, match="data has 11 data, asked for"):
+            rows[index]
+    assert [row.tolist() for row in rows] == Y.tolist()
     with pytest.raises(
         SdeflowError, match=r"indices of some of the data were expected, given the shape \(0,\)"
     ):
@@ -446,7 +449,7 @@ save = { every = 3 }
 """
 
 
-@pytest.mark.parametrize("system", ["ipla", "vi"])
+@pytest.mark.parametrize("system", ["ipla", pytest.param("vi", marks=pytest.mark.slow)])
 def test_commands_take_them(system: str, tmp_path: Path) -> None:
     """Runs, samples and scores of data on the disk are those of data in memory."""
     mapped(tmp_path)
