@@ -18,6 +18,7 @@ from sdeflow.analysis.scores import Score, Subject, pieces
 from sdeflow.engine.minibatch import evenly
 from sdeflow.errors import RunError, SdeflowError, did_you_mean, expect_count
 from sdeflow.model.model import Model
+from sdeflow.model.rows import Rows
 from sdeflow.terminal import Progress, duration, rate
 
 AGAINST = ("train", "test")
@@ -189,6 +190,7 @@ def real_images(model: Model, against: str) -> Tensor:
         found = model.data if against == "train" else model.held_out
     if found is None:
         raise SdeflowError(f"{name} has no held-out data: give --against train")
+    found = found[:] if isinstance(found, Rows) else found
     if not isinstance(found, Tensor) or found[:1].numel() != prod(shape):
         wanted = " × ".join(map(str, shape))
         raise SdeflowError(f"the data of {name} are no images {wanted}, as its image_shape says")

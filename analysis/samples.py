@@ -22,7 +22,8 @@ from sdeflow.model.amortised import Amortised
 from sdeflow.model.energy_forces import EnergyForces
 from sdeflow.model.force_field import ModelField
 from sdeflow.model.forces import ModelForces
-from sdeflow.model.model import Model
+from sdeflow.model.model import Model, Parameters
+from sdeflow.model.rows import Rows
 from sdeflow.noise.source import TorchNoise
 from sdeflow.seeds import generator
 from sdeflow.simulation.load import built_of, parameters_of, refuse_changed
@@ -69,6 +70,9 @@ def continued(
 
 
 SAMPLES, RECONSTRUCTIONS, VALUES = "samples.png", "reconstructions.png", "samples.nc"
+ENCODED = 1000
+"""Data that are encoded at once where they are not in memory."""
+
 CLOUDS = 4
 """Pictures of the prior particles over time."""
 
@@ -154,10 +158,17 @@ def decoder_of(found: Learned) -> Learned:
     model, xi = found.model, found.state["X"]
     assert isinstance(model, Amortised)
     with torch.no_grad():
-        latents = model.latents(found.theta, xi.view(*xi.shape[:2], *model.latent_shape), model.data)
+        latents = _encoded(model, found.theta, xi.view(*xi.shape[:2], *model.latent_shape))
     theta, forces = model.own(found.theta), ModelForces(model.plain, found.forces.n_particles)
     state = {"theta": forces.parameters.flatten(theta), "X": latents.reshape(xi.shape)}
     return Learned(found.system, found.scheme, forces, theta, state, encoded=found)
+
+
+def _encoded(model: Amortised, theta: Parameters, xi: Tensor) -> Tensor:
+    """The latents of all data; of data that are not in memory some at a time."""
+    at_once = ENCODED if isinstance(model.data, Rows) else len(xi)
+    parts = [slice(i, i + at_once) for i in range(0, len(xi), at_once)]
+    return torch.cat([model.latents(theta, xi[part], model.data[part]) for part in parts])
 
 
 def no_mixture(run: Path) -> SdeflowError:
@@ -260,7 +271,7 @@ def _images(run: Path, found: Learned, latents: Tensor) -> list[Path]:
 
 
 def _planar(run: Path, found: Learned, observed: Tensor, replica: int) -> Path:
-    data = found.model.data.flatten(1).numpy()
+    data = found.model.data[:].flatten(1).numpy()
     write_planar(run / SAMPLES, data, observed.flatten(1).numpy(), _latents(run, found, replica))
     return run / SAMPLES
 

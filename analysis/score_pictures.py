@@ -16,6 +16,7 @@ from sdeflow.analysis.pictures import grid, write_planar
 from sdeflow.analysis.scores import Subject
 from sdeflow.engine.minibatch import evenly
 from sdeflow.errors import attempt
+from sdeflow.model.rows import one_tensor
 from sdeflow.trajectory.opening import open_run
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def _samples(path: Path, subject: Subject) -> Path | None:
     """Images of latents of the prior, or observations, beside as many data."""
     model, found, g = subject.stated, subject.found, subject.generator("picture")
     images = model.image_shape is not None and subject.decodes
-    observed = model.sample_data is not None and isinstance(model.data, Tensor) and len(subject.y) >= FEW
+    observed = model.sample_data is not None and one_tensor(model.data) and len(subject.y) >= FEW
     if not images and not observed:
         return None
     n = IMAGES if images else POINTS

@@ -25,10 +25,12 @@ from sdeflow.analysis.prior_check import check_prior
 from sdeflow.analysis.reconstruction import langevin, misfit
 from sdeflow.analysis.samples import Learned, continued
 from sdeflow.config.device import resolve_device
+from sdeflow.data.splitting import FOLDS, fold
 from sdeflow.engine.minibatch import evenly
-from sdeflow.errors import SdeflowError, attempt, did_you_mean, expect_count, expect_positive
+from sdeflow.errors import SdeflowError, attempt, expect_count, expect_positive
 from sdeflow.model.energy import ALPHA, EnergyModel, Prior, part
 from sdeflow.model.model import Data, data_size
+from sdeflow.model.rows import one_tensor
 from sdeflow.seeds import generator
 
 PILOTS, SIMULATED, CONSTANT_CHAINS = 32, 64, 1000
@@ -39,9 +41,6 @@ MOVED = 100
 
 FEW, LONE = 10, 2
 """Effective chains of log Z, and of a datum's evidence, below which their errors mean little."""
-
-FOLDS = ("validation", "test")
-"""Halves of the held-out data."""
 
 OWN = "of the model"
 """How evaluation.nc calls the prior where no other is put in its place."""
@@ -89,8 +88,8 @@ class Options:
             if expect_count(name, getattr(self, name)) < 2:
                 raise SdeflowError(f"{name} must be at least 2, given {getattr(self, name)}")
         expect_positive("langevin_h", self.langevin_h)
-        if self.fold not in ("", *FOLDS):
-            raise SdeflowError(f"fold cannot be '{self.fold}': {did_you_mean(self.fold, FOLDS)}")
+        if self.fold:
+            fold(0, self.fold)  # refuses one that is none
         if self.prior:
             components_of(self.prior)
         if self.prior and self.along:
@@ -146,20 +145,20 @@ class Subject:
             check_prior(type(found.model).__name__, self.base, self.generator("check"))
         self.path = annealing.Path(self.base, self.model, self.theta)
         self.simulates = bool(found.model.sample_data) and not self.learns_energy
-        self.decodes = bool(found.model.decode) and isinstance(found.model.data, Tensor)
+        self.decodes = bool(found.model.decode) and one_tensor(found.model.data)
         self.tick: Tick = no_tick
         self.particles: Tensor | None = None
         self.notes: list[str] = []
 
     def _index(self, count: int) -> Tensor:
         """Of so many data those that are scored, [B]."""
-        fold = self.options.fold
-        if fold and (not self.held_out or count < len(FOLDS)):
+        name = self.options.fold
+        if name and (not self.held_out or count < len(FOLDS)):
             raise SdeflowError(
-                f"fold = '{fold}' is half of the held-out data, at least {len(FOLDS)} were expected, and "
+                f"fold = '{name}' is half of the held-out data, at least {len(FOLDS)} were expected, and "
                 f"{type(self.found.model).__name__} has {count * self.held_out}: leave --fold out"
             )
-        every = torch.arange(count)[FOLDS.index(fold) :: len(FOLDS)] if fold else torch.arange(count)
+        every = torch.from_numpy(fold(count, name)) if name else torch.arange(count)
         return every[evenly(len(every), self.options.data)]
 
     @property
@@ -273,7 +272,8 @@ def gap(subject: Subject, ladder: Ladder) -> Score:
     x = subject.base.sample(SIMULATED, g)
     name = f"{type(subject.found.model).__name__}.sample_data"
     y = subject.there(attempt(name, model.sample_data, theta, x.to(subject.found.state["X"]), g))
-    given, expected = ([v.shape[1:] for v in tree_leaves(data)] for data in (y, model.data))
+    one = part_of(model.data, slice(0, 1))
+    given, expected = ([v.shape[1:] for v in tree_leaves(data)] for data in (y, one))
     if given != expected or annealing.size(y) != SIMULATED:
         raise SdeflowError(
             f"{name} gives data of shapes {given} for a latent, and the model's have {expected}"

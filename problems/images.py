@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import avg_pool2d
 
+from sdeflow.data.transforms import dequantise as dequantised
 from sdeflow.errors import SdeflowError
 from sdeflow.model.model import Model, Parameters
 from sdeflow.problems.networks import Mixture, Network, convolutional, log_normal, of_normals, perceptron
@@ -90,7 +91,7 @@ class Images(Model):
             raise SdeflowError(f"dequantise must be 'once' or 'each_visit', given {dequantise!r}")
         self.data = _scaled(_pooled(pixels[:images], pool))
         if dequantise == "each_visit":
-            self.at_access = _dequantised
+            self.at_access = dequantised(1 / 256, -1, 1)
         else:
             self.data = _once(self.data, g)
         if held_out:
@@ -177,11 +178,6 @@ def _scaled(images: Tensor) -> Tensor:
     return images.flatten(1).div_(127.5).sub_(1)
 
 
-def _dequantised(pixels: Tensor, uniform: Tensor) -> Tensor:
-    """With U(0, 1/256) added, made of numbers uniform on [0, 1), in [-1, 1]."""
-    return (pixels + uniform / 256).clamp(-1, 1)
-
-
 def _once(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """The same in place, which a whole data set is worth."""
+    """Pixels with U(0, 1/256) added, in [-1, 1]; in place, which a whole data set is worth."""
     return pixels.add_(torch.rand(pixels.shape, generator=generator).div_(256)).clamp_(-1, 1)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import torch
+from numbers import Integral
+from typing import Any
 
-from sdeflow.errors import SdeflowError
+import torch
+from torch import Tensor
+
+from sdeflow.data import read, split
+from sdeflow.errors import SdeflowError, is_number
 from sdeflow.model.model import Parameters
 from sdeflow.problems.factor_analysis import LinearGaussian
 
 
 class PPCA(LinearGaussian):
-    """The linear-Gaussian model with one noise variance s2 for all coordinates; p = 4.
+    """The linear-Gaussian model with one noise variance s2 for all coordinates.
 
     With l_1 >= .. >= l_p and v_c the eigenvalues and eigenvectors of the data's covariance (over D, not
     D - 1), the MLE is
@@ -18,10 +23,12 @@ class PPCA(LinearGaussian):
         mu = mean y,    s2 = mean of l_(k+1) .. l_p,    W = [v_1 .. v_k] diag(l_c - s2)^(1/2)
         E* = (D/2) (p log 2 pi + sum_(c <= k) log l_c + (p - k) log s2 + p)
 
-    data     D; at the default, 40, s2 = 0.1943484772 and E* = 174.912703470 for k = 2
-    latent   k
+    data       D; at the default, 40, s2 = 0.1943484772 and E* = 174.912703470 for k = 2. Or data of your own,
+               [D, p], as `sdeflow.data.read` takes them
+    latent     k
+    held_out   a share of the data, or how many, chosen by `data_seed`, that are not learned
 
-    The data are waves in i, drawn by no generator:
+    By default the data are waves in i, of p = 4, drawn by no generator:
 
         y_i = (2 sin .9i + .3 cos 5i,  cos .9i + .5 sin 2.3i,  sin 2.3i - sin .9i + .2 cos 7i,
                .4 cos 3.1i + .3 sin 11i),    i = 0 .. D - 1
@@ -31,18 +38,17 @@ class PPCA(LinearGaussian):
     Source: Tipping, Bishop 1999, J. R. Stat. Soc. B 61.
     """
 
-    def __init__(self, data: int = 40, latent: int = 2) -> None:
-        if data < 6:
-            raise SdeflowError(f"data must be at least 6, given {data}")
-        i = torch.arange(data, dtype=torch.float64)
-        waves = (
-            2 * (0.9 * i).sin() + 0.3 * (5 * i).cos(),
-            (0.9 * i).cos() + 0.5 * (2.3 * i).sin(),
-            (2.3 * i).sin() - (0.9 * i).sin() + 0.2 * (7 * i).cos(),
-            0.4 * (3.1 * i).cos() + 0.3 * (11 * i).sin(),
-        )
-        super().__init__(torch.stack(waves, 1), latent)
+    def __init__(self, data: Any = 40, latent: int = 2, held_out: float = 0.0, data_seed: int = 0) -> None:
+        y = _waves(data) if is_number(data, Integral) else _table(data)
+        parts = split(y, validation=0, test=held_out, seed=data_seed)
+        super().__init__(y[parts.train], latent)
+        if held_out:
+            self.held_out = y[parts.test]
         self.mle = self._closed_form()
+        if not self.mle["log_noise"].isfinite():
+            raise SdeflowError(
+                f"the data lie in {latent} dimensions and leave no noise to learn: take fewer latents"
+            )
 
     def _closed_form(self) -> Parameters:
         k = self.latent_shape[0]
@@ -50,3 +56,25 @@ class PPCA(LinearGaussian):
         noise = values[:-k].mean()
         weight = vectors[:, -k:] * (values[-k:] - noise).sqrt()
         return {"weight": weight, "mean": self.data.mean(0), "log_noise": noise.log()}
+
+
+def _table(data: Any) -> Tensor:
+    """Data of one's own in float64; raises SdeflowError where they are no table."""
+    y = read(data)
+    if not isinstance(y, Tensor) or y.ndim != 2 or min(y.shape) < 2:
+        given = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
+        raise SdeflowError(f"a table [D, p] was expected, of at least 2 data and coordinates, given {given}")
+    return y.double()
+
+
+def _waves(data: int) -> Tensor:
+    if data < 6:
+        raise SdeflowError(f"data must be at least 6, given {data}")
+    i = torch.arange(data, dtype=torch.float64)
+    waves = (
+        2 * (0.9 * i).sin() + 0.3 * (5 * i).cos(),
+        (0.9 * i).cos() + 0.5 * (2.3 * i).sin(),
+        (2.3 * i).sin() - (0.9 * i).sin() + 0.2 * (7 * i).cos(),
+        0.4 * (3.1 * i).cos() + 0.3 * (11 * i).sin(),
+    )
+    return torch.stack(waves, 1)

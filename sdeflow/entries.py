@@ -7,6 +7,7 @@ Names come from entry points, so a third-party package joins the way the built-i
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -16,6 +17,17 @@ from sdeflow.errors import SdeflowError, did_you_mean
 
 Group = Literal["integrators", "systems", "models", "optimizers", "callbacks"]
 GROUPS: tuple[Group, ...] = get_args(Group)
+
+
+DATA_FILES = (".csv", ".npy", ".npz")
+"""What files of data end in."""
+
+
+def data_file(text: str) -> tuple[str, str] | None:
+    """The path and the key of 'file.csv', 'file.npy', 'file.npz' or 'file.npz:key'; None for other text."""
+    if found := re.fullmatch(r"(.+?\.npz):(.+)", text):
+        return found[1], found[2]
+    return (text, "") if text.endswith(DATA_FILES) else None
 
 
 def entries(group: Group) -> dict[str, EntryPoint]:

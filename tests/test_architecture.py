@@ -22,6 +22,7 @@ ALLOWED = {
     "entries": {"errors"},
     "options": {"errors"},
     "terminal": set[str](),
+    "machine": set[str](),
     "model": GROUND,
     "system": GROUND | {"options", "model"},
     "noise": GROUND | {"system"},
@@ -31,9 +32,9 @@ ALLOWED = {
     "trajectory": GROUND | {"options", "model", "system"},
     "callbacks": GROUND | {"trajectory"},
     "simulation": GROUND
-    | {"options", "terminal", "model", "system", "noise", "engine", "tuning", "config", "trajectory"}
-    | {"callbacks"},
-    "data": {"errors", "terminal"},
+    | {"options", "terminal", "machine", "model", "system", "noise", "engine", "tuning", "config"}
+    | {"trajectory", "callbacks"},
+    "data": GROUND | {"terminal", "machine", "model"},
     "integrators": {"system"},
     "problems": {"errors", "model", "data"},
     "analysis": GROUND

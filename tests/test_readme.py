@@ -48,6 +48,7 @@ ROOT = Path(__file__).parent.parent
 LONGEST = {
     "README.md": 200,
     "sdeflow/README.md": 125,
+    "sdeflow/data/README.md": 130,
     "sdeflow/simulation/README.md": 90,
     "sdeflow/sweep/README.md": 60,
     "sdeflow/tuning/README.md": 60,

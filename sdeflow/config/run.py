@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
-from types import FunctionType
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves
 
 from sdeflow.config.catalogue import Scheme, compatible
 from sdeflow.config.device import resolve_device, resolve_dtype
+from sdeflow.config.fingerprint import digests, fingerprint
 from sdeflow.config.schema import Config, RunSection
 from sdeflow.engine.engine import (
     Engine,
@@ -26,6 +23,7 @@ from sdeflow.engine.engine import (
 from sdeflow.errors import SdeflowError
 from sdeflow.model.forces import held_out_forces
 from sdeflow.model.model import Model
+from sdeflow.model.rows import one_tensor
 from sdeflow.options import Average, Batch, Evaluate, RunOptions, Save, Tune
 from sdeflow.state import Axes, Replicas, reserved
 from sdeflow.system.average import average_axes
@@ -112,6 +110,11 @@ class Run(RunOptions):
             raise SdeflowError("minibatches need a system made of blocks, with a model's forces")
         if forces := self.system.model_forces:
             self._refuse_redrawn(forces.model)
+            if forces.stored and self.batch is None:
+                raise SdeflowError(
+                    f"the data of {type(forces.model).__name__} are not in memory, and are read by "
+                    "minibatches: give batch.size, or read(..., in_memory=True), where there is room for all"
+                )
         if self.average is not None and not average_axes(self.system):
             raise SdeflowError("an average is of parameters, and this system has none: remove [average]")
         if self.evaluate is not None:
@@ -124,7 +127,7 @@ class Run(RunOptions):
 
     def _refuse_redrawn(self, model: Model) -> None:
         """Raises SdeflowError where a model makes its data anew at each visit, and this run cannot."""
-        if model.at_access is None or (self.batch is not None and isinstance(model.data, torch.Tensor)):
+        if model.at_access is None or (self.batch is not None and one_tensor(model.data)):
             return
         what = f"{type(model).__name__} makes its data anew at each visit (at_access), which needs"
         if self.batch is None:
@@ -237,7 +240,7 @@ class Run(RunOptions):
             return {k: v for k, v in keys.items() if k not in apart and not k.startswith("callbacks.")}
         settings: dict[str, Any] = {
             "system": str(self.system),
-            "model": _fingerprint(self.system),
+            "model": fingerprint(self.system),
             "integrator": self.integrator.name,
             "seed": self.seed,
             "replicas": self.replicas,
@@ -258,31 +261,8 @@ class Run(RunOptions):
 
     @property
     def code(self) -> dict[str, str]:
-        """SHA-256 of the files that the configuration names as file.py:Name, by path."""
-        specs = [value for value in self.settings.values() if isinstance(value, str) and ".py:" in value]
-        files = [Path(spec.rpartition(":")[0]) for spec in specs] if self.config is not None else []
-        return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
-
-
-def _fingerprint(system: System) -> str:
-    """The class of a system's model or SDE, and SHA-256 of its numbers and tensors."""
-    thing = system.definition
-    digest = hashlib.sha256()
-
-    def add(part: object) -> None:
-        for name, value in sorted(getattr(part, "__dict__", {}).items()):
-            for leaf in tree_leaves(value):
-                if isinstance(leaf, torch.Tensor):
-                    digest.update(f"{name}{leaf.dtype}{tuple(leaf.shape)}".encode())
-                    digest.update(leaf.detach().cpu().contiguous().numpy().data)
-                elif isinstance(leaf, int | float | str | bool):
-                    digest.update(f"{name}={leaf!r}".encode())
-                elif isinstance(leaf, Model):  # of a model around it
-                    add(leaf)
-
-    add(thing)
-    kind = thing if isinstance(thing, type | FunctionType) else type(thing)
-    return f"{kind.__name__} {digest.hexdigest()[:16]}"
+        """SHA-256 of the files that the configuration names, of code and of data, by path."""
+        return {} if self.config is None else digests(self.settings)
 
 
 def _callbacks(given: Any) -> tuple[Callable[[Any], Any], ...]:

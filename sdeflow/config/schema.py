@@ -35,6 +35,7 @@ from typing import Any, Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from sdeflow.entries import data_file
 from sdeflow.errors import SdeflowError, did_you_mean
 from sdeflow.options import Average, Batch, EngineName, Evaluate, NoiseName, RunOptions, Save, Tune
 from sdeflow.system.grid import Grid
@@ -231,7 +232,10 @@ def assigned(assignment: str) -> tuple[str, Any]:
 
 
 def _absolute_files(tables: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The tables with what is relative to `folder` made absolute: every 'file.py:Name', and paths."""
+    """The tables with what is relative to `folder` made absolute.
+
+    Every 'file.py:Name', paths, and in [model] what ends as files of data do.
+    """
     result = dict(tables)
     parts = [("model", "use"), ("system", "use"), ("run", "integrator"), ("start", "run")]
     for section, key in parts:
@@ -244,6 +248,11 @@ def _absolute_files(tables: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             for key in ("use", "path"):
                 callbacks = callbacks | _absolute(callbacks, name, key, folder)
         result["callbacks"] = callbacks
+    if isinstance(model := result.get("model"), dict):
+        result["model"] = {
+            key: _absolute_data(value, folder) if isinstance(value, str) else value
+            for key, value in model.items()
+        }
     return result
 
 
@@ -256,6 +265,13 @@ def _absolute(tables: Mapping[str, Any], section: str, key: str, folder: Path) -
         return {}
     file, colon, name = (str(value), "", "") if is_path else str(value).rpartition(":")
     return {section: table | {key: f"{(folder / Path(file).expanduser()).resolve()}{colon}{name}"}}
+
+
+def _absolute_data(text: str, folder: Path) -> str:
+    if (found := data_file(text)) is None:
+        return text
+    path, key = found
+    return str((folder / Path(path).expanduser()).resolve()) + (f":{key}" if key else "")
 
 
 def _refuse_nonfinite(value: Any, where: str) -> None:

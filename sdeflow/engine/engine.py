@@ -115,7 +115,9 @@ def traced(system: System) -> bool:
 
 
 def refuses_compiling(system: System, batch: Batch | None) -> str:
-    """Why steps by schedules cannot be compiled, '' where they can: what would look at their numbers."""
+    """Why steps cannot be compiled, '' where they can: they would read data, or look at scheduled numbers."""
+    if system.model_forces is not None and system.model_forces.stored:
+        return "its data are not in memory"
     late = batch is not None and batch.catch_up != "off"
     for b in system.blocks:
         for name in b.schedules:

@@ -2,20 +2,24 @@
 
 A step gathers the particles of its batch, steps them, and scatters them back; other particles stay. The
 gradient in theta is scaled by D/b and nothing else is. A model may make of its data what a step sees of them,
-by uniform numbers that depend on the seed and the visit alone (`Model.at_access`).
+by uniform numbers that depend on the seed, the epoch and the datum alone (`Model.at_access`). Of data that
+are not in memory those of a step are read while the one before it is computed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from sdeflow.engine.catch_up import CatchUp
 from sdeflow.engine.compiled import CompiledSteps
+from sdeflow.engine.read_ahead import ReadAhead
 from sdeflow.errors import SdeflowError, attempt
+from sdeflow.noise.uniform import uniform_of
 from sdeflow.options import Batch
 from sdeflow.seeds import generator
 from sdeflow.state import Replicas, State
@@ -34,8 +38,8 @@ VISITED = "visited"
 class MiniBatches:
     """Advances a model's system by minibatches: `z = batches(z, n)` is step n, a `Stepper`.
 
-    The order of the data depends on (seed, epoch) only; uniform numbers for them on the place in the order
-    too. Raises SdeflowError for a batch larger than the data and for a system without data.
+    The order of the data depends on (seed, epoch) only, and so do uniform numbers for a datum.
+    Raises SdeflowError for a batch larger than the data and for a system without data.
 
     every   steps from one snapshot to the next
     """
@@ -57,13 +61,16 @@ class MiniBatches:
                 f"integrator '{integrator.name}' takes no minibatches: it is a reference for whole data"
             )
         self.n_data, model = system.model_forces.n_data, system.model_forces.model
-        self._redrawn = None if model.at_access is None else model.data
+        self._transforms = len(system.model_forces.transforms)
+        self._redrawn = model.data if self._transforms else None
         if batch.size > self.n_data:
             raise SdeflowError(f"a batch of {batch.size} is larger than the data, D = {self.n_data}")
         self.integrator, self.batch, self.replicas = integrator, batch, replicas
         self.per_epoch = self.n_data // batch.size
         self._replica = torch.arange(replicas.count, device=replicas.device)[:, None]
-        self._epoch, self._order = -1, torch.empty(0)
+        # two epochs, as data may be read ahead into the next
+        self._order = order = lru_cache(maxsize=2)(partial(_order, replicas, self.n_data, batch.size))
+        self._placed = lru_cache(maxsize=2)(lambda epoch: order(epoch).to(replicas.device))
         self._of_data = (
             VISITED,
             *(name for b in system.blocks if b.of_data for name in (*b.variables, *b.kept.values())),
@@ -71,6 +78,8 @@ class MiniBatches:
         # One system for all steps, whose forces are shown the data of each: a compiled step is of one system.
         first = torch.zeros(replicas.count, batch.size, dtype=torch.long, device=replicas.device)
         self._part = system.minibatch(first)
+        forces = self._part.force_field
+        self._ahead = ReadAhead(forces.fetch) if forces.stored else None
         self._spec = integrator.noise_spec(system.h)
         self._noise = engine.source(self._part.channels, self._spec, replicas)
         self._catch_up = CatchUp(self._part, batch, engine, replicas)
@@ -90,24 +99,23 @@ class MiniBatches:
     def index(self, n: int) -> Tensor:
         """The data of step n, [R, b], ascending."""
         epoch, position = divmod(n, self.per_epoch)
-        if epoch != self._epoch:
-            seeds = self.replicas.seeds
-            orders = [torch.randperm(self.n_data, generator=generator(s, "epoch", epoch)) for s in seeds]
-            used = torch.stack(orders)[:, : self.per_epoch * self.batch.size]
-            # ascending within a batch: memory is read in order, and a batch of all data is the data
-            self._order = used.view(len(orders), self.per_epoch, -1).sort(-1).values.to(self.replicas.device)
-            self._epoch = epoch
-        return self._order[:, position]
+        return self._placed(epoch)[:, position]
+
+    def _fetched(self, n: int) -> Sequence[Any] | None:
+        """What is read for step n of data that are not in memory; None where all are."""
+
+        def on_host(n: int) -> Tensor:
+            epoch, position = divmod(n, self.per_epoch)
+            return self._order(epoch)[:, position]
+
+        return None if self._ahead is None else self._ahead(n, on_host)
 
     def uniform(self, n: int) -> Tensor | None:
-        """Numbers for what step n makes of its data, [R, b, ...] on [0, 1); None for data as they are."""
+        """Numbers on [0, 1) for what step n makes of its data, [R, b, transforms, ...]; None without any."""
         if self._redrawn is None:
             return None
-        like, (epoch, position), device = self._redrawn, divmod(n, self.per_epoch), self.replicas.device
-        dtype = like.dtype if like.is_floating_point() else self.replicas.dtype
-        drawn = [generator(s, "data", epoch, position, device=device) for s in self.replicas.seeds]
-        shape = (self.batch.size, *like.shape[1:])
-        return torch.stack([torch.rand(shape, generator=g, dtype=dtype, device=device) for g in drawn])
+        shape, of = self._redrawn.shape[1:], self.replicas
+        return uniform_of(of.seeds, n // self.per_epoch, self.index(n), shape, of.dtype, self._transforms)
 
     def check(self, z: State) -> None:
         """Tries the system on the first batch; raises SdeflowError for what does not fit."""
@@ -136,7 +144,8 @@ class MiniBatches:
         for k in range(n, n + count):
             late = [xi[0] for _, xi in self._catch_up.noise.normals(k)]
             system, uniform = self._part.at(k), self.uniform(k)
-            z = self._step(system, z, k, self.index(k), uniform, self._noise(k), late)
+            fetched = self._fetched(k)
+            z = self._step(system, z, k, self.index(k), uniform, self._noise(k), late, fetched)
         return z
 
     def _ask(self, z: State) -> None:
@@ -179,9 +188,10 @@ class MiniBatches:
         uniform: Tensor | None,
         noise: tuple[Noise, ...],
         late: Sequence[Tensor],
+        fetched: Sequence[Any] | None = None,
     ) -> State:
         """Step n of a system on data `index` [R, b]; `late` are the normals for catching up."""
-        part = self._show(z, index, uniform)
+        part = self._show(z, index, uniform, fetched)
         part = self._catch_up(part, n - part.pop(VISITED), late, n)
         part |= self.integrator.init(system, part)  # forces kept from another batch are of no use
         # a model's forces do not depend on time
@@ -192,10 +202,25 @@ class MiniBatches:
         at = (self._replica, index)
         return {k: v.index_put(at, part[k]) if k in self._of_data else part[k] for k, v in z.items()}
 
-    def _show(self, z: State, index: Tensor, uniform: Tensor | None = None) -> State:
+    def _show(
+        self,
+        z: State,
+        index: Tensor,
+        uniform: Tensor | None = None,
+        fetched: Sequence[Any] | None = None,
+    ) -> State:
         """Shows the forces data `index` [R, b]; gives the state with the particles of these alone."""
-        self._part.see(index, uniform)
+        self._part.see(index, uniform, fetched)
         return {k: v[self._replica, index] if k in self._of_data else v for k, v in z.items()}
+
+
+def _order(replicas: Replicas, n_data: int, size: int, epoch: int) -> Tensor:
+    """The data of the steps of an epoch, [R, steps, size], ascending in each; the rest of D/size has none."""
+    steps = n_data // size
+    orders = [torch.randperm(n_data, generator=generator(s, "epoch", epoch)) for s in replicas.seeds]
+    used = torch.stack(orders)[:, : steps * size]
+    # ascending within a batch: memory is read in order, and a batch of all data is the data
+    return used.view(len(orders), steps, size).sort(-1).values
 
 
 def evenly(n: int, most: int) -> Tensor:

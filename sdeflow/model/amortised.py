@@ -14,6 +14,7 @@ from torch.nn.functional import softplus
 
 from sdeflow.errors import SdeflowError
 from sdeflow.model.model import Data, Model, Parameters
+from sdeflow.model.rows import one_tensor
 
 PREFIX = "encoder."
 """Of the names of the encoder's parameters."""
@@ -51,7 +52,7 @@ class Amortised(Model):
         width: int = 32,
     ) -> None:
         name = type(plain).__name__
-        if not isinstance(plain.data, Tensor):
+        if not one_tensor(plain.data):
             raise SdeflowError(f"an encoder is of data that are one tensor, and {name} has another kind")
         if encoder not in ("mlp", "convolutional") or min(width, *hidden, 1) < 1:
             raise SdeflowError(
@@ -73,7 +74,7 @@ class Amortised(Model):
     def _new_encoder(self) -> nn.Sequential:
         latent = 2 * prod(self.latent_shape)
         if self._kind == "mlp":
-            widths = [self.data[0].numel(), *self._hidden]
+            widths = [prod(self.data.shape[1:]), *self._hidden]
             layers = [(nn.Linear(a, b), nn.LeakyReLU()) for a, b in pairwise(widths)]
             flat = [layer for pair in layers for layer in pair]
             return nn.Sequential(nn.Flatten(), *flat, nn.Linear(widths[-1], latent))

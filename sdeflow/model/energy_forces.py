@@ -62,7 +62,7 @@ class EnergyForces(ModelField):
         self.model: EnergyModel = model
         self.n_data, self.n_particles = self.posterior.n_data, particles
         self.n_prior_particles = prior_particles
-        self._all_data = self.n_data
+        self._all_data, self.stored = self.n_data, self.posterior.stored
 
     @property
     def layouts(self) -> dict[str, ParameterLayout]:
@@ -86,8 +86,11 @@ class EnergyForces(ModelField):
         part.n_data, part.scale = part.posterior.n_data, part.posterior.scale
         return part
 
-    def see(self, index: Tensor, uniform: Tensor | None = None) -> None:
-        self.posterior.see(index, uniform)
+    def fetch(self, index: Tensor) -> Sequence[Any]:
+        return self.posterior.fetch(index)
+
+    def see(self, index: Tensor, uniform: Tensor | None = None, fetched: Sequence[Any] | None = None) -> None:
+        self.posterior.see(index, uniform, fetched)
 
     def start(self, seed: int) -> State:
         joint = self.posterior.start(seed)

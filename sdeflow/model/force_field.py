@@ -25,10 +25,12 @@ class ForceField(ABC):
     opposed      blocks of parameters that push particles one way and are pushed by them the other, with these
                  particles: no potential has such forces, and the two can swing around each other
     scale        D/b of a minibatch's b data, by which their sum stands for that of all; 1 of all data
+    stored       whether some of the data are not in memory
     """
 
     opposed: Mapping[str, str] = MappingProxyType({})
     scale: float = 1.0
+    stored: bool = False
 
     @property
     @abstractmethod
@@ -47,8 +49,16 @@ class ForceField(ABC):
         """The forces of a minibatch, data `index` [R, b]: X is [R, b, N, d], gradients of sums times D/b."""
 
     @abstractmethod
-    def see(self, index: Tensor, uniform: Tensor | None = None) -> None:
-        """Changes the data of forces made by `minibatch`, in place; `uniform` is for `Model.at_access`."""
+    def see(self, index: Tensor, uniform: Tensor | None = None, fetched: Sequence[Any] | None = None) -> None:
+        """Changes the data of forces made by `minibatch`, in place.
+
+        uniform   [R, b, transforms, ...] for those of `Model.at_access`
+        fetched   what `fetch` gave for the index; None reads it now
+        """
+
+    def fetch(self, index: Tensor) -> Sequence[Any]:
+        """Reads the data `index` [R, b] of those that are not in memory; in any thread."""
+        return ()
 
     @abstractmethod
     def start(self, seed: int) -> State:
@@ -93,6 +103,12 @@ class ModelField(ForceField):
     def definition(self) -> Model:
         return self.model
 
+    @property
+    def transforms(self) -> tuple[Any, ...]:
+        """The functions of `Model.at_access`, in order."""
+        given = self.model.at_access
+        return () if given is None else tuple(given) if isinstance(given, tuple | list) else (given,)
+
 
 class FunctionField(ForceField):
     """A function forces(t, z, names) as forces, without data, parameters' names or a start of its own.
@@ -121,7 +137,7 @@ class FunctionField(ForceField):
     def minibatch(self, index: Tensor) -> ForceField:
         raise SdeflowError("minibatches need a model's forces, and this system's are a function")
 
-    def see(self, index: Tensor, uniform: Tensor | None = None) -> None:
+    def see(self, index: Tensor, uniform: Tensor | None = None, fetched: Sequence[Any] | None = None) -> None:
         raise SdeflowError("minibatches need a model's forces, and this system's are a function")
 
     def start(self, seed: int) -> State:

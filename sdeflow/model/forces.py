@@ -22,6 +22,7 @@ from sdeflow.errors import SdeflowError, attempt, expect_shape, numbers
 from sdeflow.model.check import check_model
 from sdeflow.model.force_field import ModelField
 from sdeflow.model.model import Data, Model, ParameterLayout, Parameters, data_size, observing
+from sdeflow.model.rows import Rows, stored
 from sdeflow.seeds import derive_key, generator
 from sdeflow.state import State
 
@@ -56,6 +57,8 @@ class ModelForces(ModelField):
         self.model = model
         self.n_data, self.n_particles = data_size(model), particles
         self.latent = prod(shape)
+        self._stored = stored(model.data)
+        self.stored = bool(self._stored)
         self.parameters = _layout or ParameterLayout(self._named_theta(seed=0))
         coordinates = self.n_data * particles * self.latent + self.parameters.size
         self._vmap = coordinates < VMAP_BELOW
@@ -80,11 +83,25 @@ class ModelForces(ModelField):
         part.scale = self.scale * self.n_data / part.n_data
         return part
 
-    def see(self, index: Tensor, uniform: Tensor | None = None) -> None:
-        self._batch = tree_map(lambda values: values[index], self.model.data)
+    def fetch(self, index: Tensor) -> Sequence[Data]:
+        return [rows.fetch(index) for rows in self._stored]
+
+    def see(
+        self, index: Tensor, uniform: Tensor | None = None, fetched: Sequence[Data] | None = None
+    ) -> None:
+        if self.stored:
+            read = iter(self.fetch(index) if fetched is None else fetched)
+            self._batch = tree_map(
+                lambda values: values.place(next(read)) if isinstance(values, Rows) else values[index],
+                self.model.data,
+            )
+        else:
+            self._batch = tree_map(lambda values: values[index], self.model.data)
         if uniform is not None:
             y, u = self._batch.flatten(0, 1), uniform.flatten(0, 1)
-            self._batch = self.model.at_access(y, u).view_as(self._batch)
+            for i, transform in enumerate(self.transforms):
+                y = transform(y, u[:, i]).view_as(y)
+            self._batch = y.view_as(self._batch)
 
     def start(self, seed: int) -> State:
         """Positions at the start of one replica, theta [p] and X [D, N, d], in float64."""
@@ -265,6 +282,8 @@ def _refuse_other_kind(model: Model) -> None:
     """Raises SdeflowError where held-out data have another structure, shape or dtype than the data."""
 
     def kind(data: Data) -> str:
+        if isinstance(data, Rows):
+            return kind(data.meta)
         if isinstance(data, Mapping):
             return ", ".join(f"{name}: {kind(part)}" for name, part in data.items())
         if isinstance(data, tuple | list):

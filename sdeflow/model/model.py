@@ -13,16 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from sdeflow.errors import SdeflowError, attempt, expect_shape
+from sdeflow.model.rows import Rows
 
 Parameters = Mapping[str, Tensor]
-Data = Any  # a tensor, or a tuple or dict of tensors; each has the data along its first axis
+Data = Any  # a tensor, or Rows, or a tuple or dict of them; each has the data along its first axis
 
 
 class Model(ABC):
     """A latent-variable model: l_i(theta, x) = log p_theta(x, y_i), with one latent x_i in R^d a datum.
 
-    `data` is a tensor (or a tuple or dict of tensors) whose first axis runs over the D latents. Where
-    all observations share one latent, D = 1: give the data a first axis of length 1.
+    `data` is a tensor (or a tuple or dict of tensors) whose first axis runs over the D latents, as
+    `sdeflow.data.read` makes them, or what it leaves on the disk. Where all observations share one latent,
+    D = 1: give the data a first axis of length 1.
     `latent_shape` is the shape of one x.
 
     Analytic scores are optional and replace automatic differentiation where they are defined:
@@ -34,8 +36,10 @@ class Model(ABC):
     (`sdeflow.simulation.held_out`); None where there are none.
 
     at_access: what a step by minibatches sees of its data, at_access(y, u) -> like y, made of data y [b, ...]
-    that are one tensor and of u like it, uniform on [0, 1) and drawn anew at each visit: dequantisation, say,
-    or flips. What is recorded is of the data as they are, and of `held_out`. None where steps see them too.
+    that are one tensor and of u like it, uniform on [0, 1): dequantisation, say, or flips. Or several such,
+    which follow one another, each with numbers of its own. The numbers of a datum depend on the seed and the
+    epoch, and not on the batch. What is recorded is of the data as they are, and of `held_out`. None where
+    steps see them too.
 
     A model may say how its data come about, for `sdeflow sample`, and one of images what they look like:
 
@@ -146,6 +150,8 @@ def moved(thing: T, dtype: torch.dtype, device: torch.device) -> T:
 def _moved(value: Any, dtype: torch.dtype, device: torch.device) -> Any:
     if isinstance(value, Tensor):
         return value.to(device, dtype if value.is_floating_point() else None)
+    if isinstance(value, Rows):
+        return value.to(dtype, device)
     if isinstance(value, nn.Module):
         return copy.deepcopy(value).to(device, dtype)
     if isinstance(value, tuple | list):
@@ -167,9 +173,9 @@ def data_size(model: Model) -> int:
         numbers = isinstance(part, list | int | float) or hasattr(part, "__array__")
         if numbers and not isinstance(part, Tensor):
             what = f"{type(model).__name__}.data holds {type(part).__name__}"
-            array = "data.to_numpy()" if hasattr(part, "to_numpy") else "data"  # torch reads no DataFrame
-            raise SdeflowError(f"{what}, and a tensor was expected: torch.as_tensor({array})")
-    sizes = {len(part) if isinstance(part, Tensor) and part.ndim > 0 else None for part in parts}
+            raise SdeflowError(f"{what}, and a tensor was expected: give it sdeflow.data.read(data)")
+    held = (part.ndim > 0 if isinstance(part, Tensor) else isinstance(part, Rows) for part in parts)
+    sizes = {len(part) if right else None for part, right in zip(parts, held, strict=True)}
     if len(sizes) != 1 or None in sizes or 0 in sizes:
         raise SdeflowError(
             f"{type(model).__name__}.data must be a tensor, or a tuple or dict of tensors, with one entry a "

@@ -122,7 +122,8 @@ def refuse_no_number(observed: Mapping[str, NDArray[np.floating]], system: Syste
     if loss is None or np.isfinite(loss).all():
         return
     data = [] if system.model_forces is None else tree_leaves(system.model_forces.model.data)
-    wrong = sum(int((~x.isfinite()).sum()) for x in data if x.is_floating_point())
+    real = (x for x in data if isinstance(x, Tensor) and x.is_floating_point())
+    wrong = sum(int((~x.isfinite()).sum()) for x in real)
     why = (
         f"the data hold {wrong:,} values that are NaN or infinite"
         if wrong

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,9 @@ from sdeflow.system.system import BlockSystem, System, initial_state
 
 PREFIX = "held_out."
 LOSS = "held_out_loss"
+
+AT_ONCE = 1000
+"""Held-out data that are read at once where they are not in memory, and nothing else says how many."""
 
 
 class HeldOut:
@@ -56,19 +59,29 @@ class HeldOut:
         self._scheme = scheme = scheme.fitted(self._moved)
         self.evaluate, self.n_data, self.n_particles = evaluate, forces.n_data, forces.n_particles
         self._replicas = replicas
-        size = min(at_once or forces.n_data, forces.n_data)
-        index = torch.arange(forces.n_data, device=replicas.device).expand(replicas.count, -1)
-        pieces = [slice(i, i + size) for i in range(0, forces.n_data, size)]
-        self._pieces = [(piece, forces.minibatch(index[:, piece])) for piece in pieces]
+        size = min(at_once or (AT_ONCE if forces.stored else forces.n_data), forces.n_data)
+        self._index = torch.arange(forces.n_data, device=replicas.device).expand(replicas.count, -1)
+        self._slices = [slice(i, i + size) for i in range(0, forces.n_data, size)]
+        # of data that are not in memory each piece is read when it is looked at
+        self._kept = None if forces.stored else [*self._pieces_of(forces)]
+        self._all = forces
         channels = [replace(c, key=f"{c.key}/held-out") for c in self.system.channels]
         self._noise = source(channels, scheme.noise_spec(system.h), replicas)
 
     def start(self) -> State:
         """The particles at the start of a run; raises SdeflowError where the model cannot take the data."""
         z = initial_state(self.system, self._replicas)
-        piece, forces = self._pieces[0]
+        piece, forces = next(iter(self._pieces))
         forces.check({"theta": z["theta"], "X": z["X"][:, piece]})
         return {PREFIX + name: z[name] for name in self.system.axes}
+
+    @property
+    def _pieces(self) -> Iterable[tuple[slice, ModelForces]]:
+        """The forces of one piece of the data after the other."""
+        return self._pieces_of(self._all) if self._kept is None else self._kept
+
+    def _pieces_of(self, forces: ModelForces) -> Iterator[tuple[slice, ModelForces]]:
+        return ((piece, forces.minibatch(self._index[:, piece])) for piece in self._slices)
 
     def cost(self, last: int) -> str:
         """What the evaluations of a run of `last` steps cost, in words."""

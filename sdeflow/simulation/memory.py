@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import suppress
-from math import inf, prod
-from pathlib import Path
+from math import prod
 
 import torch
 from torch import Tensor
@@ -14,6 +10,8 @@ from torch.utils._pytree import tree_leaves
 
 from sdeflow.config.run import Run
 from sdeflow.errors import SdeflowError
+from sdeflow.machine import free_memory
+from sdeflow.model.rows import Rows
 from sdeflow.system.average import average_axes, averaged
 from sdeflow.system.block import Block
 from sdeflow.terminal import human
@@ -33,41 +31,6 @@ def require_memory(run: Run, *, folder: bool) -> None:
             f"the run would hold about {human(needed + snapshots)} of memory at once, and "
             f"{human(free)}{' of the GPU' if on_gpu else ''} are free: {fix}"
         )
-
-
-def free_memory() -> float:
-    """Bytes that this process can still take, swap too; inf where that is not told."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        told = {
-            name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)
-        }
-        free: float = told["MemAvailable"] + told["SwapFree"]
-    except (OSError, KeyError, ValueError):  # no Linux: what the machine has
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else inf
-    return max(0, min([free, *_left_in_groups(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))]))
-
-
-def _left_in_groups(own: Path, root: Path) -> Iterator[int]:
-    """Bytes below the limit of each control group that a process is in, as a container or a job has one.
-
-    own    the file that names its groups, of version 1 or 2
-    root   where groups are folders
-    """
-    with suppress(OSError, ValueError):
-        for line in own.read_text(encoding="utf-8").splitlines():
-            _, controllers, path = line.split(":", 2)
-            if controllers not in ("", "memory"):
-                continue
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-            limit, usage, cached = names if controllers else ("memory.max", "memory.current", "inactive_file")
-            top = root / controllers
-            group = top / path.lstrip("/")
-            for folder in [group, *group.parents][: len(group.parts) - len(top.parts) + 1]:
-                with suppress(OSError, ValueError):  # no such folder in a container, or a limit of "max"
-                    stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-                    used = int((folder / usage).read_text()) - int(stat.get(cached, 0))
-                    yield int((folder / limit).read_text()) - used
 
 
 def recorder_of(run: Run) -> Recorder:
@@ -117,6 +80,15 @@ def data_bytes(run: Run) -> int:
     )
 
 
+def read_bytes(run: Run) -> int:
+    """Bytes of data that are read by minibatches: three batches, and one in the run's precision."""
+    forces = run.system.model_forces
+    rows = [] if forces is None else [v for v in tree_leaves(forces.model.data) if isinstance(v, Rows)]
+    items = [v[0] for each in rows for v in tree_leaves(each.meta)]
+    size = 0 if run.batch is None else run.replica_count * run.batch.size
+    return sum(size * v.numel() * (3 * v.element_size() + run.dtype.itemsize) for v in items)
+
+
 def peak_bytes(run: Run, *, folder: bool = True) -> int:
     """The most bytes that a run on the host holds at once, but for a model's own intermediate values.
 
@@ -134,4 +106,5 @@ def peak_bytes(run: Run, *, folder: bool = True) -> int:
     )
     share = 1.0 if run.batch is None else run.batch.size / run.n_data
     step = 2 * state + int(share * (state + normals))
+    step += read_bytes(run)
     return data_bytes(run) + max(start, step, 4 * state if folder else 0)

@@ -1,6 +1,7 @@
-"""Data that a model makes anew at each visit, out of uniform numbers that depend on seed and visit alone.
+"""Data that a model makes anew at each visit, by uniform numbers of seed, epoch and datum alone.
 
-Oracle: pgd's theta, which at T = 0 moves by the sum of the data that the step saw.
+Oracles: pgd's theta, which at T = 0 moves by the sum of the data that the step saw; uniform numbers of the
+words of `philox.py`, which are compared with published ones.
 """
 
 from __future__ import annotations
@@ -12,17 +13,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from philox import philox
 from small import FLOAT64, LIGHT, assert_same
+from support import declared
 from torch import Tensor
 
 import sdeflow
 from sdeflow import Batch, Model, Save, simulate
 from sdeflow.config.catalogue import find
+from sdeflow.data import dequantise, flip
+from sdeflow.engine.minibatch import MiniBatches
 from sdeflow.errors import SdeflowError
 from sdeflow.model.amortised import Amortised
 from sdeflow.model.energy_prior import EnergyPrior
+from sdeflow.noise.uniform import uniform_of
 from sdeflow.problems.decoder import Decoder
-from sdeflow.seeds import generator
+from sdeflow.seeds import derive_key, generator
 
 DATA, SIZE, EPOCH = 7, 2, 3
 STEPS = 3 * EPOCH + 2
@@ -54,39 +60,100 @@ def run(model: Model | None = None, **options: Any) -> Any:
     return simulate(system, "euler_maruyama", **(chosen | options))
 
 
+def words(seed: int, epoch: int, datum: int, stage: int = 0, groups: int = 1) -> Tensor:
+    """Those of a datum's uniform numbers, [groups, 4]."""
+    counter = torch.tensor([[g, datum & 2**32 - 1, datum >> 32, stage] for g in range(groups)]).mT
+    return philox(counter, derive_key(seed, "data", epoch) & 2**64 - 1).mT
+
+
+def double(high: Tensor, low: Tensor) -> Tensor:
+    return ((high >> 5) * 2**26 + (low >> 6)).double() / 2**53
+
+
 @pytest.mark.parametrize("catch_up", ["off", "one_step", "substeps"])
 def test_a_step_sees_what_is_made_of_its_data(catch_up: Any) -> None:
-    """By the order of the epoch and uniform numbers of (seed, epoch, place), written out; to 1e-12."""
+    """By the order of the epoch and uniform numbers of (seed, epoch, datum), written out; to 1e-12."""
     theta = run(batch=Batch(SIZE, catch_up)).theta.values
     for replica, seed in enumerate((0, 1)):
         for n in range(STEPS):
             epoch, place = divmod(n, EPOCH)
             order = torch.randperm(DATA, generator=generator(seed, "epoch", epoch))
             index = order[place * SIZE : (place + 1) * SIZE].sort().values
-            u = torch.rand(SIZE, 2, generator=generator(seed, "data", epoch, place), dtype=torch.float64)
+            w = torch.stack([words(seed, epoch, i)[0] for i in index.tolist()])
+            u = torch.stack([double(w[:, 0], w[:, 1]), double(w[:, 2], w[:, 3])], 1)
             expected = (Seen().data[index] + 10 * u**2).sum(0) * DATA / SIZE
             moved = theta[n + 1, replica] - theta[n, replica]
             np.testing.assert_allclose(moved, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_numbers_are_new_at_each_visit_and_uniform() -> None:
-    """6,000 of them: their mean and variance within 5 standard errors, no two visits alike."""
-    from sdeflow.config.run import Run
-    from sdeflow.engine.minibatch import MiniBatches
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_numbers_are_those_of_their_address(dtype: torch.dtype) -> None:
+    """To the bit, also of data past 2^32, of several transforms, and where they do not fill a group."""
+    data = torch.tensor([[0, 7, 2**33 + 5], [1, 2, 3]])
+    drawn = uniform_of([3, 4], 6, data, (2, 5), dtype, stages=2)
+    assert (drawn.shape, drawn.dtype) == ((2, 3, 2, 2, 5), dtype)
+    for r, i, stage in np.ndindex(2, 3, 2):
+        w = words(3 + r, 6, int(data[r, i]), stage, groups=5)
+        if dtype == torch.float32:
+            expected = (w >> 8).double() / 2**24
+        else:
+            expected = torch.stack([double(w[:, 0], w[:, 1]), double(w[:, 2], w[:, 3])], 1)
+        assert torch.equal(drawn[r, i, stage].flatten().double(), expected.flatten()[:10])
 
-    model = Seen()
-    model.data = torch.zeros(10, 30)
-    system = sdeflow.pgd(model, particles=1, theta={"h": 1.0}, x={"h": 0.1})
-    declared = Run.declare(system, "euler_maruyama", sdeflow.config.schema.RunSection(), batch=Batch(5))
-    batches = MiniBatches(system, declared.integrator, Batch(5), declared.all_replicas, declared.engine)
-    drawn = torch.stack([batches.uniform(n) for n in range(40)]).flatten(1).double()  # type: ignore[misc]
-    assert len(drawn.unique(dim=0)) == 40
-    assert torch.equal(batches.uniform(3), batches.uniform(3))
+
+def batches(size: int, model: Model | None = None, replicas: int = 2) -> MiniBatches:
+    system = sdeflow.pgd(model or Seen(), particles=1, theta={"h": 1.0}, x={"h": 0.1})
+    run = declared(system, "euler_maruyama", batch=Batch(size), replicas=replicas)
+    return MiniBatches(system, run.integrator, Batch(size), run.all_replicas, run.engine)
+
+
+def by_datum(size: int, epoch: int) -> dict[tuple[int, int], Tensor]:
+    """The numbers of an epoch by replica and datum."""
+    of, found = batches(size), {}
+    for n in range(epoch * of.per_epoch, (epoch + 1) * of.per_epoch):
+        drawn = of.uniform(n)
+        assert drawn is not None
+        for r, row in enumerate(of.index(n).tolist()):
+            found |= {(r, datum): drawn[r, i] for i, datum in enumerate(row)}
+    return found
+
+
+def test_a_datum_has_the_same_numbers_in_an_epoch_whatever_the_batch() -> None:
+    whole = by_datum(DATA, 4)
+    assert len(whole) == 2 * DATA
+    for size in (1, 2, 3):
+        assert all(torch.equal(u, whole[key]) for key, u in by_datum(size, 4).items())
+    assert not any(torch.equal(u, whole[key]) for key, u in by_datum(DATA, 5).items())
+
+
+def test_numbers_are_uniform_and_no_two_alike() -> None:
+    """12,000 of data, epochs, replicas and transforms: mean and variance within 5 standard errors."""
+    many = torch.arange(10).expand(2, -1)
+    drawn = torch.stack(
+        [uniform_of([0, 1], epoch, many, (30,), torch.float32, 2) for epoch in range(10)]
+    ).double()
+    assert len(drawn.flatten(0, 3).unique(dim=0)) == 400
     n = drawn.numel()
     assert abs(float(drawn.mean()) - 0.5) < 5 / (12 * n) ** 0.5
     assert abs(float(drawn.var()) - 1 / 12) < 5 / (180 * n) ** 0.5
     assert float(drawn.min()) >= 0
     assert float(drawn.max()) < 1
+
+
+def test_transforms_follow_one_another_with_numbers_of_their_own() -> None:
+    """Both are additions here, so a step sees the data and both; the first is the one alone."""
+    moved = {}
+    for name, chosen in {"a": shifted, "b": halved, "none": None, "both": (shifted, halved)}.items():
+        moved[name] = run(Seen(chosen), steps=1, batch=Batch(DATA), replicas=1).theta.values[1]
+    w = torch.stack([words(0, 0, i, 1)[0] for i in range(DATA)])
+    u = torch.stack([double(w[:, 0], w[:, 1]), double(w[:, 2], w[:, 3])], 1)
+    expected = moved["a"] + (u / 2).sum(0).numpy()
+    np.testing.assert_allclose(moved["both"], expected, rtol=1e-12)
+    assert abs(moved["b"] - moved["none"] - (u / 2).sum(0).numpy()).min() > 1e-3
+
+
+def halved(y: Tensor, u: Tensor) -> Tensor:
+    return y + u / 2
 
 
 def test_a_run_in_pieces_is_the_run(stop_before: Any, tmp_path: Path) -> None:
@@ -119,6 +186,21 @@ def test_what_is_recorded_is_of_the_data_as_they_are() -> None:
     assert float(mine.loss[-1]) == pytest.approx(float(expected), rel=1e-12)
     plain = run(Seen(None), steps=1, save=Save(1, "all", "all"), batch=Batch(DATA), replicas=1)
     assert abs(float(plain.theta[-1, 0]) - float(mine.theta[-1, 0])) > 0.1
+
+
+def test_flips_and_dequantisation() -> None:
+    """By hand, for images and for vectors; half of 400 images are turned, within 5 standard errors."""
+    g = torch.Generator().manual_seed(0)
+    y = torch.rand(400, 2, 3, 4, generator=g)
+    u = torch.rand(y.shape, generator=g)
+    turned = flip((2, 3, 4))(y, u)
+    chosen = u[:, 0, 0, 0] < 0.5
+    assert torch.equal(turned[chosen], y[chosen][..., [3, 2, 1, 0]])
+    assert torch.equal(turned[~chosen], y[~chosen])
+    assert torch.equal(flip([2, 3, 4])(y.flatten(1), u.flatten(1)), turned.flatten(1))
+    assert abs(int(chosen.sum()) - 200) < 5 * 10
+    assert torch.equal(dequantise(0.5)(y, u), y + u / 2)
+    assert torch.equal(dequantise(0.5, 0.25, 1)(y, u), (y + u / 2).clamp(0.25, 1))
 
 
 @pytest.mark.parametrize("wrap", [EnergyPrior, Amortised])

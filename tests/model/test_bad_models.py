@@ -249,7 +249,7 @@ class OfNumPy(Hierarchical):
 
 
 class Frame:
-    """What pandas and others have of a table: an array of it, which torch.as_tensor does not read."""
+    """What pandas and others have of a table: an array of it."""
 
     def __array__(self, *_: Any, **__: Any) -> Any:
         return self.to_numpy()
@@ -268,11 +268,14 @@ def test_values_that_are_no_tensors_are_told() -> None:
 @pytest.mark.parametrize(
     ("data", "sentence"),
     [
-        (np.zeros((4, 1)), r"data holds ndarray, and a tensor was expected: torch.as_tensor\(data\)$"),
-        ([[0.0], [1.0]], r"data holds list, and a tensor was expected: torch.as_tensor\(data\)$"),
-        ([0.0, 1.0], r"data holds float, and a tensor was expected: torch.as_tensor\(data\)$"),
-        (Frame(), r"data holds Frame, and a tensor was expected: torch.as_tensor\(data.to_numpy\(\)\)$"),
-        ((Frame(), Frame()), r"data holds Frame, .*torch.as_tensor\(data.to_numpy\(\)\)$"),
+        (
+            np.zeros((4, 1)),
+            r"data holds ndarray, and a tensor was expected: give it sdeflow.data.read\(data\)$",
+        ),
+        ([[0.0], [1.0]], r"data holds list, and a tensor was expected: give it sdeflow.data.read\(data\)$"),
+        ([0.0, 1.0], r"data holds float, and a tensor was expected: give it sdeflow.data.read\(data\)$"),
+        (Frame(), r"data holds Frame, and a tensor was expected: give it sdeflow.data.read\(data\)$"),
+        ((Frame(), Frame()), r"data holds Frame, .*give it sdeflow.data.read\(data\)$"),
         (torch.zeros(4, 1, device="meta"), "data holds no numbers: a tensor of it is on device 'meta'"),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 import torch
 from support import declared, toy
 
+from sdeflow import machine
 from sdeflow.errors import SdeflowError
 from sdeflow.options import Save
 from sdeflow.simulation import memory
@@ -94,7 +95,7 @@ def test_limits_of_control_groups(
         path = tmp_path / "groups" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    assert list(memory._left_in_groups(tmp_path / "own", tmp_path / "groups")) == expected
+    assert list(machine._left_in_groups(tmp_path / "own", tmp_path / "groups")) == expected
 
 
 def test_of_a_gpu_its_own_memory_counts(monkeypatch: pytest.MonkeyPatch) -> None:
