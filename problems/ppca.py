@@ -18,8 +18,8 @@ class PPCA(LinearGaussian):
         mu = mean y,    s2 = mean of l_(k+1) .. l_p,    W = [v_1 .. v_k] diag(l_c - s2)^(1/2)
         E* = (D/2) (p log 2 pi + sum_(c <= k) log l_c + (p - k) log s2 + p)
 
-    data     D; at the default, 40, s2 = 0.1943484772 and E* = 174.912703470 for k = 2
-    latent   k
+    data     D, the number of latents; at the default, 40, s2 = 0.1943484772 and E* = 174.912703470 for k = 2
+    latent   k, coordinates of a latent
 
     The data are waves in i, drawn by no generator:
 
