@@ -13,7 +13,7 @@ import warnings
 
 import typer
 
-from sdeflow.cli import commands, comparisons, starting, telling, tuning  # noqa: F401 (their commands join the app)
+from sdeflow.cli import commands, comparisons, plots, starting, telling, tuning  # noqa: F401 (their commands join the app)
 from sdeflow.cli.app import app
 from sdeflow.errors import SdeflowError
 from sdeflow.terminal import STOP_SIGNALS, shown
