@@ -96,7 +96,7 @@ def figures(panels: Sequence[Panel]) -> list[Figure]:
 def _on(axis: Axes, panel: Panel) -> None:
     panel.draw(axis)
     for line in axis.get_lines():
-        if len(line.get_xdata()) == 1:  # the start, of which a line shows nothing
+        if np.size(line.get_xdata()) == 1:  # the start, of which a line shows nothing
             line.set_marker(".")
     axis.set_title(panel.title, fontsize="medium")
     axis.set_xlabel("steps")

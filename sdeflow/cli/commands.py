@@ -10,7 +10,7 @@ import typer
 
 from sdeflow import __version__
 from sdeflow.cli import app as cli
-from sdeflow.cli import images
+from sdeflow.cli import completion, images
 from sdeflow.cli.app import app, configured
 from sdeflow.errors import SdeflowError
 from sdeflow.terminal import shown
@@ -51,7 +51,10 @@ def run(
     start: Annotated[
         Path | None,
         typer.Option(
-            "--from", metavar="RUN", help="Begin from the last state of this run, in a folder of its own."
+            "--from",
+            metavar="RUN",
+            help="Begin from the last state of this run, in a folder of its own.",
+            autocompletion=completion.runs,
         ),
     ] = None,
     out: Annotated[
@@ -111,7 +114,7 @@ def run(
 
 @app.command()
 def resume(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    folder: cli.RunArgument,
     steps: Annotated[int, typer.Option(help="Steps to add to those that the run was to take.")] = 0,
     quiet: cli.QuietOption = False,
 ) -> None:
@@ -203,7 +206,7 @@ def fetch(
 
 @app.command()
 def sample(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    folder: cli.RunArgument,
     n: Annotated[int, typer.Option("--n", help="Samples of the prior.")] = 64,
     steps: Annotated[
         int, typer.Option(help="Steps that the particles of a learned prior take from the run's last.")
@@ -228,7 +231,12 @@ def sample(
 @app.command()
 def evaluate(
     ctx: typer.Context,
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run that has ended.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN", help="The folder of a run that has ended.", autocompletion=completion.runs
+        ),
+    ],
     data: Annotated[int, typer.Option(help="Score so many data at most, spread evenly.")] = 1000,
     fold: Annotated[
         str,

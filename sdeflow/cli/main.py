@@ -32,7 +32,7 @@ def main() -> None:
             stream.reconfigure(errors="replace")
     warnings.showwarning = _warn
     try:
-        app()
+        app(prog_name="sdeflow")  # by which a shell completes it, also as python -m sdeflow
     except SdeflowError as error:
         typer.echo(shown(f"sdeflow: {error}"), err=True)
         sys.exit(error.exit_code)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sdeflow.cli import app as cli
 from sdeflow.cli.app import app, names_in
 from sdeflow.errors import SdeflowError
 from sdeflow.terminal import shown
@@ -23,9 +24,7 @@ HOST, PORT, REFRESH = "127.0.0.1", 8765, 5
 
 @app.command()
 def plot(
-    folder: Annotated[
-        Path, typer.Argument(metavar="RUN", help="The folder of a run, also while it goes on.")
-    ],
+    folder: cli.RunArgument,
     out: Annotated[
         Path | None,
         typer.Option(help="PNG, SVG or PDF, or a page (default: RUN/plot.png or RUN/plot.html)."),
@@ -42,7 +41,7 @@ def plot(
         int | None, typer.Option(min=0, max=65535, help=f"Of --follow (default: {PORT}); 0 for a free one.")
     ] = None,
 ) -> None:
-    """Draw a run: parameters, losses, energies, forces, and particles of some data, against steps."""
+    """Draw a run, also while it goes on: parameters, losses, energies, forces, and particles of some data."""
     from sdeflow.trajectory.opening import open_run
 
     some = None if data is None else _indices(data)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from sdeflow.cli import app as cli
+from sdeflow.cli import completion
 from sdeflow.cli.app import app, configured
 from sdeflow.errors import SdeflowError
 
@@ -14,7 +15,8 @@ from sdeflow.errors import SdeflowError
 @app.command("list")
 def list_catalogue(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME...]", help="Names to tell all about.")
+        list[str] | None,
+        typer.Argument(metavar="[NAME...]", help="Names to tell all about.", autocompletion=completion.names),
     ] = None,
     long: Annotated[bool, typer.Option("--long", help="With sources, variants and whole titles.")] = False,
 ) -> None:
@@ -31,7 +33,11 @@ def list_catalogue(
 def cite(
     names: Annotated[
         list[str],
-        typer.Argument(metavar="NAME...", help="Names from 'sdeflow list', TOML files or run folders."),
+        typer.Argument(
+            metavar="NAME...",
+            help="Names from 'sdeflow list', TOML files or run folders.",
+            autocompletion=completion.names,
+        ),
     ],
 ) -> None:
     """BibTeX for what a run used."""
@@ -43,9 +49,7 @@ def cite(
 @app.command()
 def show(
     ctx: typer.Context,
-    problem: Annotated[
-        str | None, typer.Argument(help="A TOML file, or the name of a packaged problem.")
-    ] = None,
+    problem: cli.OptionalProblem = None,
     integrator: cli.IntegratorOption = None,
     system: cli.SystemOption = None,
     variant: cli.VariantOption = None,
