@@ -17,7 +17,7 @@ from sdeflow.state import LONG_NAMES, PARAMETERS, reserved
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-COORDINATES, DATA, PARTICLES, POINTS = 6, 3, 50, 1000
+COORDINATES, DATA, PARTICLES, POINTS = 6, 3, 50, 500
 """The most parameters that are drawn one by one, else their norm is; data where none are named, particles of
 each, and snapshots, spread evenly."""
 
@@ -169,6 +169,8 @@ def _cloud(values: xr.DataArray, axis: Axes) -> None:
     steps, lines = first["step"].to_numpy(), first.to_numpy()
     axis.plot(steps, lines, color="C0", lw=0.6, alpha=0.4)
     axis.plot(steps, lines.mean(1), color="C1", lw=1.6)
+    if values.sizes["latent"] > 1:
+        axis.set_ylabel("first coordinate")
 
 
 def _few(values: xr.DataArray) -> xr.DataArray:

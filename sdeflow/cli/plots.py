@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock
@@ -94,7 +95,7 @@ class Followed:
 
     def __init__(self, folder: Path, data: Sequence[int] | None) -> None:
         self.folder, self._data = folder, data
-        self._lock, self._files, self._text = Lock(), "", ""
+        self._lock, self._files, self._text = Lock(), list[int](), ""
         self.text()
 
     def text(self) -> str:
@@ -104,14 +105,21 @@ class Followed:
         from sdeflow.trajectory.opening import open_run
 
         with self._lock:
-            paths = [self.folder / name for name in (TRAJECTORY, CHECKPOINT)]
-            files = str([path.stat().st_mtime_ns for path in paths if path.exists()])
+            files = [_written(self.folder / name) for name in (TRAJECTORY, CHECKPOINT)]
             if files != self._files:
                 with open_run(self.folder) as run:
                     going_on = run.attrs["retcode"] == RUNNING
                     self._text = page(run, self._data, REFRESH if going_on else 0)
                 self._files = files
             return self._text
+
+
+def _written(path: Path) -> int:
+    """When a file was written; 0 where it is not there."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def server_of(followed: Followed, port: int) -> ThreadingHTTPServer:
@@ -127,11 +135,12 @@ def server_of(followed: Followed, port: int) -> ThreadingHTTPServer:
             except SdeflowError as error:  # of a run that was removed, say: it may be there again
                 self.send_error(503, explain=str(error))
                 return
-            self.send_response(200)
-            self.send_header("Content-Type", "text/html; charset=utf-8")
-            self.send_header("Cache-Control", "no-store")
-            self.end_headers()
-            self.wfile.write(text.encode())
+            with suppress(ConnectionError):  # of a browser that has gone
+                self.send_response(200)
+                self.send_header("Content-Type", "text/html; charset=utf-8")
+                self.send_header("Cache-Control", "no-store")
+                self.end_headers()
+                self.wfile.write(text.encode())
 
         def log_message(self, *_: object) -> None:
             """Nothing: the terminal has the address alone."""

@@ -57,6 +57,7 @@ def test_curves_are_the_run_s_numbers(run: xr.Dataset) -> None:
     for particle, line in enumerate(lines):
         np.testing.assert_array_equal(line.get_ydata(), own.isel(particle=particle))
     np.testing.assert_allclose(mean.get_ydata(), own.mean("particle"), rtol=1e-12)
+    assert found["particles of datum 2"].get_ylabel() == "first coordinate"
 
 
 def test_few_parameters_are_drawn_one_by_one() -> None:
