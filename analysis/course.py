@@ -55,7 +55,8 @@ def series(run: xr.Dataset) -> list[Panel]:
     found += [(name.replace("_", " "), {"": v}) for name, v in lines.items() if not reserved(name)]
     for title, prefix in (BLOCKS | NUMBERS).items():
         of = {name.removeprefix(prefix): v for name, v in lines.items() if name.startswith(prefix)}
-        if title in BLOCKS or any(float(v.max()) > 1.01 * float(v.min()) for v in of.values()):
+        changes = (bool((v.max("time") > 1.01 * v.min("time")).any()) for v in of.values())
+        if title in BLOCKS or any(changes):
             found.append((title, of))
     parameters = [Panel(title, partial(_curves, of, False)) for title, of in _parameters(run)]
     return [*parameters, *(Panel(title, partial(_curves, of, True)) for title, of in found if of)]

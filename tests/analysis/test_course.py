@@ -81,6 +81,9 @@ def test_held_out_loss_is_drawn_where_it_was_measured() -> None:
 def test_numbers_are_drawn_where_they_change() -> None:
     h = {"kind": "linear", "from": 0.02, "to": 0.01}
     assert "step h" not in axes(simulate(tiny(), steps=4))
+    constant = {"gamma_x": (("time", "replica"), np.tile([0.1, 0.5], (3, 1)))}
+    grid = xr.Dataset(constant, {"step": ("time", [0, 1, 2])})
+    assert series(grid) == []  # which differs by replica alone
     falling = pgd(Hierarchical(data=3), particles=2, theta={"h": h}, x={"h": 0.1})
     found = simulate(falling, steps=4, save=Save(every=1))
     (line,) = (one for one in axes(found)["step h"].lines if one.get_label() == "theta")
