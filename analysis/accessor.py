@@ -7,7 +7,7 @@ Importing this module registers it. xarray does so when it first opens a file, b
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -114,11 +114,17 @@ class Accessor:
 
         return energy_along(self._run, self._model() if model is None else model, estimator)
 
-    def plot(self) -> Figure:
-        """theta and the loss against steps: a matplotlib figure, to show or to save."""
-        from sdeflow.analysis.curves import draw
+    def plot(self, data: Sequence[int] | None = None) -> Figure:
+        """Parameters, loss, energies, forces and particles against steps: a matplotlib figure, as of
+        `sdeflow plot`.
 
-        return draw({str(self._run.attrs.get("title", "")): self._run})
+        data   whose particles are drawn (default: three of those that were saved)
+
+        Raises SdeflowError for data whose particles were not saved, and where there is nothing to draw.
+        """
+        from sdeflow.analysis.course import figure
+
+        return figure(self._run, data)
 
     def to_arviz(self) -> Any:
         """An arviz.InferenceData whose chains are the replicas and whose draws are the snapshots.

@@ -21,14 +21,15 @@ class Density(Model):
     R^points, from N(0, 10^2) at the start, that another maps to means and diagonal variances,
     p(x) = 1/K sum_k N(x; mu(u_k), diag v(u_k)) with v = softplus(.) + 1e-5.
 
-    data           D, from `data_seed`
-    latent         d
+    data           D, the number of latents
+    latent         d, coordinates of a latent
     hidden         widths of the hidden layers of both networks
     sigma          standard deviation of y about g
-    pseudo_points  K
+    pseudo_points  K, components of the prior
     points         dimension of the pseudo-points
     test           fresh data, with other draws, to which the distance W1 of as many samples is recorded
     held_out       so many of the fresh data, the last of them, for a loss on data that were not learned
+    data_seed      seed of the data
 
     Source: Lim et al. 2024, arXiv:2312.07335, density estimation.
     """

@@ -115,9 +115,10 @@ class FactorAnalysis(LinearGaussian):
 
     data       D, the number of latents
     observed   p, coordinates of an observation; fewer than about 2 k + 1 do not determine W and psi
-    latent     k
+    latent     k, coordinates of a latent
+    data_seed  seed of the data
 
-    The data are drawn from `data_seed`: W and mu of normals, psi from 0.1 to 1. Parameters start at mean 0,
+    The data are drawn with W and mu of normals, psi from 0.1 to 1. Parameters start at mean 0,
     noise 1 and W from N(0, 1/4). Raises SdeflowError where EM does not end, as where a psi tends to 0.
     """
 

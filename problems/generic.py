@@ -13,6 +13,10 @@ class OrnsteinUhlenbeck:
     """Ornstein-Uhlenbeck process.
 
     dx = -rate (x - mean) dt + sigma dW; stationary law N(mean, sigma^2 / (2 rate)).
+
+    rate    of the way back to the mean, positive
+    mean    where the drift is 0
+    sigma   coefficient of the noise
     """
 
     def __init__(self, rate: float = 1.0, mean: float = 0.0, sigma: float = 1.0) -> None:
@@ -31,6 +35,9 @@ class DoubleWell:
     """Overdamped Langevin dynamics in a double well.
 
     dx = -V'(x) dt + sqrt(2 T) dW with V(x) = barrier (x^2 - 1)^2; stationary density ~ exp(-V/T).
+
+    barrier       height of V between the wells at -1 and 1
+    temperature   T
     """
 
     def __init__(self, barrier: float = 1.0, temperature: float = 0.5) -> None:

@@ -19,10 +19,11 @@ class Hierarchical(Model):
 
     data         D, the number of latents
     latent       d, coordinates of a latent; (D, d) = (1, 100) is one latent behind 100 observations
-    scale        s
-    theta_true   the theta that the data are drawn with, from `data_seed`
+    scale        s, standard deviation of a latent
+    theta_true   the theta that the data are drawn with
     mle          shift the data so that the MLE is exactly this (default: leave them as drawn)
     x_start      particles start from N(x_start, 1); theta starts at 0
+    data_seed    seed of the data
 
     Source: Lim et al. 2024, arXiv:2312.07335, toy experiments; Kuntz et al. 2023, arXiv:2204.12965.
     """

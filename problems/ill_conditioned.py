@@ -30,6 +30,7 @@ class IllConditioned(Model):
     condition   largest over smallest 1/s_c^2
     distance    the data are drawn with theta_c = distance s_c, so that all coordinates begin alike in nats;
                 theta starts at 0, particles from N(0, s_c^2)
+    data_seed   seed of the data
     """
 
     def __init__(

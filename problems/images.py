@@ -37,11 +37,14 @@ class Images(Model):
     decoder         'convolutional', from a quarter of the side up, for CIFAR-10 8 x 8 to 32 x 32, with
                     `width` = ngf, no biases, leaky ReLUs, tanh at the end; or 'mlp', of `hidden` layers with
                     leaky ReLUs, tanh at the end
+    width           ngf, channels of a convolutional decoder
+    hidden          widths of the hidden layers of an mlp
     dequantise      'once', from `data_seed`; or 'each_visit', anew for each minibatch: then what is recorded
                     is of pixels without that noise. Held-out images get theirs once
     pseudo_points   K of the prior: 0 is N(0, I); else a mixture over K learned pseudo-points u_k that an
                     MLP of 3 x 512 maps to means and diagonal variances softplus(.) + 1e-5,
                     p(x) = 1/K sum_k N(x; mu(u_k), diag v(u_k)), with u_k from N(0, 10^2) at the start
+    data_seed       seed of the dequantisation
 
     Source: Lim et al. 2024, arXiv:2312.07335, image experiments. Ours, as not published: the tanh, the
     dimension of latents and pseudo-points (the same), sigma, and the number of pseudo-points.

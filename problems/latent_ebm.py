@@ -25,12 +25,13 @@ class LatentEBM(NeuralEnergy):
                     points in the plane of mean 0 and mean square 1 a coordinate; 'digits': images of 8 x 8
     points          how many data
     held_out        as many more that are not learned, for comparisons with samples of the model
-    latent          d
+    latent          d, coordinates of a latent
     energy_hidden   widths of f's hidden layers
     gain            factor on f's first layer at its start: the larger, the finer its features
     decoder         'identity': g(x) = x, nothing to learn; 'affine'; or 'mlp'
     decoder_hidden  widths of an mlp's hidden layers
     sigma           standard deviation of an observation about g
+    data_seed       seed of the points
 
     Source of the model class: Pang et al. 2020, arXiv:2006.08205; of its training here: Marks, Wang,
     Akyildiz 2025, arXiv:2510.12311.

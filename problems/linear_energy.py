@@ -20,11 +20,12 @@ class LinearEnergy(EnergyModel):
     observations, beta the mean of the differences. Posterior of x_i: variance v = 1/(1 + m/s^2) a coordinate,
     mean v (alpha + (y_i1 + y_i2 - beta)/s^2), with m = 2 observations a datum; 1 without an offset.
 
-    data         D
-    latent       d
-    noise        s
+    data         D, the number of latents
+    latent       d, coordinates of a latent
+    noise        s, standard deviation of an observation
     offset       whether there are second observations, and with them a parameter of the likelihood
-    alpha_true   the alpha that the data are drawn with, from `data_seed`; parameters start at 0
+    alpha_true   the alpha that the data are drawn with; parameters start at 0
+    data_seed    seed of the data
 
     Source: the linear-Gaussian case of Marks, Wang, Akyildiz 2025, arXiv:2510.12311.
     """

@@ -26,9 +26,11 @@ class TwoModes(Model):
     Between the modes lies a barrier of about |m_i|^2/(2v) - log 2, on average d t^2/(2 s^2) - log 2; it
     varies the less the larger d. Which mode a particle is in is told by the sign of <x, y_i - mean y>.
 
-    data, latent     D and d
-    prior, noise     t and s
-    data_seed        the data are drawn with theta = 1 in all coordinates; theta starts at 0
+    data        D, the number of latents
+    latent      d, coordinates of a latent
+    prior       t, standard deviation of a latent
+    noise       s, standard deviation of an observation
+    data_seed   seed of the data, which are drawn with theta = 1 in all coordinates; theta starts at 0
 
     Particles start in the mode +m_i at the MLE, from N(m_i, v I/4).
     """

@@ -79,8 +79,10 @@ def _numbers(options: type[Options]) -> dict[str, tuple[Any, tuple[Any, ...]]]:
 class RunOptions(Options):
     """How many steps, from which seeds.
 
-    seed    replica i of a run with seed s is the run of one replica with seed s + i
-    bound   a loss or kinetic energy past it counts as diverged
+    steps      [steps] of the reference clock
+    seed       of the start and of the noise; replica i of a run with seed s is the run of one with seed s + i
+    replicas   independent copies that move together
+    bound      a loss or kinetic energy past it counts as diverged
     """
 
     table: ClassVar = "run"
@@ -122,14 +124,15 @@ class Steps(Sequence[int]):
 class Save(Options):
     """What to save.
 
-    every       steps between snapshots; the start and the last step are always among them
-    data        data whose particles are saved: 'all', that many spread evenly, or a list of indices
-    particles   particles saved of each, likewise
-    theta_max   longest parameter vector that is saved whole; of a longer one only the norm is
-    checkpoint  seconds at least between checkpoints of a run with a folder; more where that keeps them to
+    every       [steps] between snapshots; the start and the last step are always among them
+    data        [data] whose particles are saved: 'all', that many spread evenly, or a list of indices
+    particles   [particles] saved of each, likewise
+    theta_max   [coordinates] of the longest parameter vector that is saved whole; of a longer one only the
+                norm is
+    checkpoint  [seconds] at least between checkpoints of a run with a folder; more where that keeps them to
                 5% of its time, and in a long run, of which 0.5% (at most 5 minutes) may be lost; 0 for one
                 after every chunk of steps
-    keep        moments of the run whose parameters are kept in a file each, whatever their length, for
+    keep        [moments] of the run whose parameters are kept in a file each, whatever their length, for
                 `sdeflow evaluate --along`: at snapshots, spread evenly up to the last step; 0 for none
     """
 
@@ -185,11 +188,12 @@ class Save(Options):
 class Batch(Options):
     """How data are subsampled.
 
-    size       b, data a step; D // b steps are an epoch, in each of which a datum is seen at most once
+    size       b, [data] a step; D // b steps are an epoch, in each of which a datum is seen at most once
     catch_up   what is done for a datum that was missed k times, before its step, with k at most `cap`:
                'off': nothing; 'one_step': one step of size k h; 'substeps': k steps of size h; 'srock': one
                stabilised step of size k h, in `stages` (sdeflow.engine.stabilised).
                theta is held, and each (sub)step and stage costs one more evaluation of the score
+    cap        [steps] that are made up for at most
     stages     of 'srock'; the curvature that they bear grows with their square. Where it is not given it is
                1 and twice the root of `cap`: enough where Euler-Maruyama's own steps of size h are stable
     """
@@ -226,8 +230,8 @@ class Batch(Options):
 class Evaluate(Options):
     """When the loss on held-out data is measured.
 
-    every   steps of the run between evaluations; the start and the last step are always among them
-    steps   steps that held-out particles take at each, from where the last evaluation left them
+    every   [steps] of the run between evaluations; the start and the last step are always among them
+    steps   [steps] that held-out particles take at each, from where the last evaluation left them
     """
 
     table: ClassVar = "evaluate"
@@ -248,8 +252,8 @@ class Evaluate(Options):
 class Tune(Options):
     """How numbers that are 'auto' are chosen (sdeflow.tuning).
 
-    until   the step at which adaptation ends; 0 for the start alone. Where it is not given it is half of the
-            run; for parameters that prior particles oppose, whose curvature goes on growing, there is none
+    until   [steps] after which adaptation ends; 0 for the start alone. Where it is not given it is half of
+            the run; for parameters that prior particles oppose, whose curvature keeps growing, there is none
     share   of the largest stable step that is taken. Where it is not given it is 0.65 while curvature may
             still grow, and 0.8 when it is steady
     """

@@ -18,6 +18,7 @@ import pytest
 from commands import program
 
 import sdeflow
+from sdeflow.cli.cite import references
 
 ROOT = Path(__file__).parent.parent
 
@@ -122,3 +123,18 @@ def test_an_editable_install_wins_over_a_clone_beside_the_script(tmp_path: Path)
             [python, *call], cwd=tmp_path, env=clean, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
+
+
+def test_the_citation_is_of_this_version() -> None:
+    """CITATION.cff says what pyproject.toml and the package's own reference do."""
+    lines = (ROOT / "CITATION.cff").read_text(encoding="utf-8").splitlines()
+    pairs = (line.partition(":")[::2] for line in lines if not line.startswith(" "))
+    cited = {key: value.strip().strip('"') for key, value in pairs}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert cited["version"] == project["version"] == sdeflow.__version__
+    assert cited["license"] == project["license"]
+    assert [line.removeprefix("  - ") for line in lines if line.startswith("  - ")][1:] == project["keywords"]
+    (own,) = (r for r in references() if r.key == "sdeflow")
+    assert f"title = {{{cited['title']}}}" in own.bibtex.replace("{SDE}", "SDE")
+    assert "  - name: The sdeflow authors" in lines
+    assert "{{The sdeflow authors}}" in own.bibtex

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,7 +19,7 @@ body { margin: 0 auto; max-width: 68rem; padding: 1.5rem 1rem 4rem; color: var(-
 h1 { font-size: 1.5rem; margin: 0 0 .25rem; } h2 { font-size: 1.1rem; margin: 2.2rem 0 .5rem; }
 p.sub, figcaption, footer { color: var(--soft); font-size: .9rem; }
 figure { margin: 0; } figure svg, img { display: block; width: 100%; height: auto; }
-.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(16rem, 100%), 1fr)); gap: .5rem; }
+.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: .5rem; }
 figure.small svg { max-width: 32rem; }
 table { border-collapse: collapse; font-size: .9rem; width: 100%; }
 th, td { text-align: right; padding: .35rem .5rem; vertical-align: bottom;
@@ -40,13 +40,17 @@ pre { background: #f5f7f9; padding: .8rem; font-size: .8rem; white-space: pre-wr
 """
 
 
-def document(title: str, parts: Sequence[str]) -> str:
-    """A page of these parts, as HTML text."""
+SHOWN = ("source", "versions", "git_commit", "device", "platform", "noise_source", "engine", "dtype", "seed")
+
+
+def document(title: str, parts: Sequence[str], refresh: int = 0) -> str:
+    """A page of these parts, as HTML text; a browser loads it anew after `refresh` seconds, never at 0."""
     body = "\n".join(parts)
+    again = f'<meta http-equiv="refresh" content="{refresh}">\n' if refresh else ""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+        f"{again}<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
 
 
@@ -71,6 +75,15 @@ def svg(figure: Figure) -> str:
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]
+
+
+def provenance(attrs: Mapping[str, Any], more: Sequence[tuple[str, str]] = ()) -> str:
+    """What made the numbers, from the attributes of a run, with more pairs of name and value."""
+    pairs = [(name, str(attrs[name])) for name in (*SHOWN, "system") if str(attrs.get(name, ""))]
+    lines = "".join(f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in (*pairs, *more))
+    config = str(attrs.get("config", ""))
+    shown = f"<h2>Configuration</h2><pre>{escape(config)}</pre>" if config else ""
+    return f"<h2>Where it comes from</h2><dl>{lines}</dl>{shown}"
 
 
 def table(rows: Sequence[dict[str, str]]) -> str:

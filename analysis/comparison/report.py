@@ -249,21 +249,14 @@ def to_digits(value: float, *errors: float) -> list[str]:
     return [f"{value:.{digits}f}", *(f"{error:.{digits}f}" if error > 0 else "" for error in errors)]
 
 
-SHOWN = ("source", "versions", "git_commit", "device", "platform", "noise_source", "engine", "dtype", "seed")
-
-
 def _provenance(entries: Sequence[Entry]) -> str:
     """What made the numbers, from the attributes of the runs."""
     every = [dict(entry.dataset.attrs) for entry in entries if entry.dataset is not None]
     if not every:
         return ""
-    pairs = [(name, str(every[0][name])) for name in (*SHOWN, "system") if str(every[0].get(name, ""))]
-    pairs.append(("time taken", duration(sum(float(attrs["seconds"]) for attrs in every))))
-    pairs += [("warning", warning) for warning in sorted({str(attrs["warnings"]) for attrs in every} - {""})]
-    lines = "".join(f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in pairs)
-    config = str(every[0]["config"])
-    shown = f"<h2>Configuration</h2><pre>{escape(config)}</pre>" if config else ""
-    return f"<h2>Where it comes from</h2><dl>{lines}</dl>{shown}"
+    more = [("time taken", duration(sum(float(attrs["seconds"]) for attrs in every)))]
+    more += [("warning", warning) for warning in sorted({str(attrs["warnings"]) for attrs in every} - {""})]
+    return html.provenance(every[0], more)
 
 
 def _counted(entries: Sequence[Entry], name: str) -> str:

@@ -9,21 +9,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sdeflow.cli import completion
+
 if TYPE_CHECKING:
     from sdeflow.config.schema import Config
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Interacting-particle SDE systems for training latent-variable models.",
     epilog="Exit codes: 0 ok, 1 runtime, 2 usage or configuration, 3 diverged, 130 interrupted.",
 )
 
-ProblemArgument = Annotated[str, typer.Argument(help="A TOML file, or the name of a packaged problem.")]
-IntegratorOption = Annotated[str | None, typer.Option(help="A name from 'sdeflow list', or file.py:Name.")]
-SystemOption = Annotated[str | None, typer.Option(help="A name from 'sdeflow list', or file.py:Name.")]
+PROBLEM = typer.Argument(
+    help="A TOML file, or the name of a packaged problem.", autocompletion=completion.problems
+)
+ProblemArgument = Annotated[str, PROBLEM]
+OptionalProblem = Annotated[str | None, PROBLEM]
+RunArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", help="The folder of a run.", autocompletion=completion.runs)
+]
+NAMED = "A name from 'sdeflow list', or file.py:Name."
+IntegratorOption = Annotated[str | None, typer.Option(help=NAMED, autocompletion=completion.integrators)]
+SystemOption = Annotated[str | None, typer.Option(help=NAMED, autocompletion=completion.systems)]
 VariantOption = Annotated[str | None, typer.Option(help="One of the problem's [variants.NAME].")]
 SetOption = Annotated[
     list[str] | None,

@@ -10,7 +10,7 @@ import typer
 
 from sdeflow import __version__
 from sdeflow.cli import app as cli
-from sdeflow.cli import images
+from sdeflow.cli import completion, images
 from sdeflow.cli.app import app, configured
 from sdeflow.cli.ended import tell
 from sdeflow.errors import SdeflowError
@@ -51,7 +51,10 @@ def run(
     start: Annotated[
         Path | None,
         typer.Option(
-            "--from", metavar="RUN", help="Begin from the last state of this run, in a folder of its own."
+            "--from",
+            metavar="RUN",
+            help="Begin from the last state of this run, in a folder of its own.",
+            autocompletion=completion.runs,
         ),
     ] = None,
     out: Annotated[
@@ -111,7 +114,7 @@ def run(
 
 @app.command()
 def resume(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    folder: cli.RunArgument,
     steps: Annotated[int, typer.Option(help="Steps to add to those that the run was to take.")] = 0,
     quiet: cli.QuietOption = False,
 ) -> None:
@@ -145,7 +148,7 @@ def fetch(
 
 @app.command()
 def sample(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    folder: cli.RunArgument,
     n: Annotated[int, typer.Option("--n", help="Samples of the prior.")] = 64,
     steps: Annotated[
         int, typer.Option(help="Steps that the particles of a learned prior take from the run's last.")
@@ -170,7 +173,12 @@ def sample(
 @app.command()
 def evaluate(
     ctx: typer.Context,
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run that has ended.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN", help="The folder of a run that has ended.", autocompletion=completion.runs
+        ),
+    ],
     data: Annotated[int, typer.Option(help="Score so many data at most, spread evenly.")] = 1000,
     fold: Annotated[
         str,
@@ -229,63 +237,3 @@ def evaluate(
         found = evaluate_run(folder, options, moves, asked, looks, silent if quiet else say)
     if not quiet:
         tell_scores(found, folder / EVALUATION)
-
-
-@app.command("list")
-def list_catalogue(
-    names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME...]", help="Names to tell all about.")
-    ] = None,
-    long: Annotated[bool, typer.Option("--long", help="With sources, variants and whole titles.")] = False,
-) -> None:
-    """The catalogue: integrators, systems, optimizers, callbacks, models and packaged problems."""
-    from sdeflow.cli.catalogue import show_catalogue, show_entry
-
-    for name in names or []:
-        show_entry(name)
-    if not names:
-        show_catalogue(long=long)
-
-
-@app.command()
-def cite(
-    names: Annotated[
-        list[str],
-        typer.Argument(metavar="NAME...", help="Names from 'sdeflow list', TOML files or run folders."),
-    ],
-) -> None:
-    """BibTeX for what a run used."""
-    from sdeflow.cli.cite import bibtex
-
-    typer.echo(bibtex(names))
-
-
-@app.command()
-def show(
-    ctx: typer.Context,
-    problem: cli.ProblemArgument,
-    integrator: cli.IntegratorOption = None,
-    system: cli.SystemOption = None,
-    variant: cli.VariantOption = None,
-    steps: cli.StepsOption = None,
-    replicas: cli.ReplicasOption = None,
-    dtype: cli.DtypeOption = None,
-    engine: cli.EngineOption = None,
-    noise: cli.NoiseOption = None,
-    eval_every: cli.EvalEveryOption = None,
-    settings: cli.SetOption = None,
-) -> None:
-    """What a problem is: blocks and equations, shapes, and the memory and disk that a run takes."""
-    import tomllib
-
-    from sdeflow.cli.show import describe
-    from sdeflow.config.build import build
-    from sdeflow.config.catalogue import problem_file
-    from sdeflow.config.schema import variant_tables
-    from sdeflow.data.cache import fetching
-
-    path = problem_file(problem)
-    config = configured(path, ctx.params)
-    with fetching(offline=True):  # a question fetches nothing
-        built = build(config, watched=True)
-    describe(config, built, list(variant_tables(tomllib.loads(path.read_text(encoding="utf-8-sig")))))

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from sdeflow.cli import app as cli
+from sdeflow.cli import completion
 from sdeflow.cli.app import app, configured, names_in
 from sdeflow.errors import Incompatible, SdeflowError
 from sdeflow.terminal import progress_bar, shown
@@ -20,14 +21,22 @@ def stability(
     ctx: typer.Context,
     problem: cli.ProblemArgument,
     integrators: Annotated[
-        str, typer.Option(help="Names, separated by commas (default: all that can but torchsde's).")
+        str,
+        typer.Option(
+            help="Names, separated by commas (default: all that can but torchsde's).",
+            autocompletion=completion.integrators,
+        ),
     ] = "",
     system: cli.SystemOption = None,
     variant: cli.VariantOption = None,
     settings: cli.SetOption = None,
     at: Annotated[
         Path | None,
-        typer.Option(metavar="RUN", help="Linearise at the end of this run, not the equilibrium."),
+        typer.Option(
+            metavar="RUN",
+            help="Linearise at the end of this run, not the equilibrium.",
+            autocompletion=completion.runs,
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Where the map of friction and step is drawn, SVG.")
@@ -60,7 +69,9 @@ def stability(
 def compare(
     ctx: typer.Context,
     problem: cli.ProblemArgument,
-    integrators: Annotated[str, typer.Option(help="Names, separated by commas.")],
+    integrators: Annotated[
+        str, typer.Option(help="Names, separated by commas.", autocompletion=completion.integrators)
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the runs, compare.nc and report.html.")],
     system: cli.SystemOption = None,
     variant: cli.VariantOption = None,
@@ -102,7 +113,12 @@ def compare(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs of one problem.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...", help="Folders of runs of one problem.", autocompletion=completion.runs
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for compare.nc and report.html.")] = Path("report"),
     quiet: cli.QuietOption = False,
 ) -> None:

@@ -13,7 +13,7 @@ import warnings
 
 import typer
 
-from sdeflow.cli import commands, comparisons, sweeps, tuning  # noqa: F401 (their commands join the app)
+from sdeflow.cli import commands, comparisons, plots, starting, sweeps, telling, tuning  # noqa: F401 (their commands join the app)
 from sdeflow.cli.app import app
 from sdeflow.errors import SdeflowError
 from sdeflow.terminal import STOP_SIGNALS, shown
@@ -32,7 +32,7 @@ def main() -> None:
             stream.reconfigure(errors="replace")
     warnings.showwarning = _warn
     try:
-        app()
+        app(prog_name="sdeflow")  # by which a shell completes it, also as python -m sdeflow
     except SdeflowError as error:
         typer.echo(shown(f"sdeflow: {error}"), err=True)
         sys.exit(error.exit_code)

@@ -46,7 +46,7 @@ def call(
     checked = {
         key: value
         if key not in named or is_dataclass(value)
-        else typed(_annotation(function, named[key]), value, f"{where}.{key}")
+        else typed(annotation_of(function, named[key]), value, f"{where}.{key}")
         for key, value in table.items()
     }
     return attempt(getattr(function, "__name__", where), function, **checked, **built)
@@ -63,7 +63,7 @@ def typed(annotation: Any, value: Any, where: str) -> Any:
         raise SdeflowError("; ".join(explain(error, lambda path: known, where))) from None
 
 
-def _annotation(function: Any, parameter: inspect.Parameter) -> Any:
+def annotation_of(function: Any, parameter: inspect.Parameter) -> Any:
     """The annotation of a parameter; Any where there is none, or none that can be resolved at run time."""
     if not isinstance(parameter.annotation, str):
         return Any if parameter.annotation is parameter.empty else parameter.annotation

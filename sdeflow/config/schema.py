@@ -1,25 +1,5 @@
-"""The TOML schema of a problem, and its errors.
-
-title = "...", cpu_note = "..." (what is made for a CPU: a run on one says it, with what a step costs)
-[model]      use = name or file.py:Name; the rest are the model's own arguments, but for
-             energy_prior, a table with hidden and gain: a neural energy in place of the prior N(0, I)
-[system]     use = name or file.py:Name
-             of a model: particles, optionally h, and a table [system.BLOCK] with h, eta, gamma and
-             temperature, a factor, a block; all but eta may be tables with `kind` (system/schedule.py)
-             of a plain SDE: h, paths, start; the rest are the SDE's own arguments
-[run]        integrator, steps, seed, replicas, dtype, device, engine, noise, bound
-[batch]      size, catch_up, cap, stages; without it every step sees all data
-[save]       every, data, particles, theta_max, checkpoint
-[evaluate]   every, steps: when a loss on the model's held-out data is measured; without it never
-[tune]       until, share: how h, eta and gamma that are 'auto' are chosen
-[start]      run, without, replica: another run, from whose last state this one begins
-[average]    decay: of an exponential moving average of the parameters; without it none is kept
-[callbacks.NAME]  what looks on at snapshots: NAME, or use = another name or file.py:Name; the rest are its
-             arguments; path is relative to the file
-[observables]     name = file.py:Name, a function of (theta, x, y): recorded beside the model's own
-[grid]       gamma, eta, h, temperature: lists of values for all blocks, or as system.BLOCK.h for one, with
-             `replicas` of each combination
-[variants.NAME]   tables that replace parts of the above under `--variant NAME`
+"""The TOML schema of a problem, and its errors. `Config` says what tables there are; every key with its type
+and default stands in README.md beside this file, which `sdeflow show --full --markdown` makes.
 """
 
 from __future__ import annotations
@@ -48,7 +28,10 @@ class _Strict(BaseModel):
 
 
 class Named(_Strict):
-    """A model or a system by name, with its arguments in the same table."""
+    """A model or a system by name, with its arguments in the same table.
+
+    use   a name from 'sdeflow list', or file.py:Name, relative to the file that says so
+    """
 
     model_config = ConfigDict(extra="allow")
     use: str
@@ -59,14 +42,24 @@ class Named(_Strict):
 
 
 class NamedModel(Named):
-    """A model, and the numbers of the energy that takes the place of its prior, where one does."""
+    """A model, and the numbers of the energy that takes the place of its prior, where one does.
+
+    energy_prior   a neural energy that is learned in place of the prior N(0, I)
+    """
 
     energy_prior: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunSection(RunOptions):
-    """How to run: numbers, and names of what takes the steps."""
+    """How to run: numbers, and names of what takes the steps.
+
+    integrator   a name from 'sdeflow list', or file.py:Name; 'auto' takes one by the system
+    dtype        precision of the state
+    device       where steps are taken; 'auto' takes cuda where it is there
+    engine       how steps are computed
+    noise        the source of normals
+    """
 
     integrator: str = "auto"
     dtype: Literal["float32", "float64"] = "float32"
@@ -76,7 +69,25 @@ class RunSection(RunOptions):
 
 
 class Config(_Strict):
-    """A problem with everything that was chosen for one run of it."""
+    """A problem with everything that was chosen for one run of it.
+
+    title      what the problem is, in a line
+    cpu_note   what is made smaller for a CPU: a run on one says it, with what a step costs
+    model      what is learned; other keys are its own arguments. Without this table the system is a plain SDE
+    system     how parameters and particles move; other keys are its own arguments, and a table for each block
+    run        how many steps, by which integrator, from which seeds
+    batch      minibatches; without it every step sees all data
+    save       what is kept of the run
+    evaluate   when a loss on the model's held-out data is measured; without it never
+    grid       lists of values of blocks' numbers, with `replicas` at each combination
+    tune       how h, eta and gamma that are 'auto' are chosen
+    average    a moving average of the parameters; without it none is kept
+    start      another run, from whose last state this one begins
+    callbacks  what looks on at snapshots: a table [callbacks.NAME], where NAME, or `use` = another name or
+               file.py:Name, says which; the rest are its arguments. A path is relative to the file
+    observables   name = file.py:Name, functions of (theta, x, y) that are recorded beside the model's own
+    variants   tables that replace parts of the above under `--variant NAME`
+    """
 
     title: str = ""
     cpu_note: str = ""

@@ -73,8 +73,7 @@ class EnergyPrior(NeuralEnergy):
 
     beta are the plain model's parameters, which start as they do without an energy, and so do the particles.
 
-    plain          the model
-    hidden, gain   of the energy's network f (`NeuralEnergy`)
+    plain    the model
 
     Raises SdeflowError for a plain model whose prior is learned, is not N(0, I), or is not stated.
     Source: Pang et al. 2020, arXiv:2006.08205; of its training here: Marks, Wang, Akyildiz 2025,

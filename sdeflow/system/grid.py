@@ -28,10 +28,12 @@ class Axis(NamedTuple):
 class Grid(Options):
     """Values of blocks' numbers. A run has its replicas at every combination of them, from the same seeds.
 
-    gamma, eta    for all blocks with a momentum
-    h             the step of all blocks, each on its own clock
-    temperature   a factor on the temperature of all blocks that have noise
-    system        for one block, in place of that: {"x": {"h": [1e-3, 1e-2]}}, in TOML grid.system.x.h = [...]
+    gamma         frictions of all blocks with a momentum
+    eta           inverse masses of all blocks with a momentum
+    h             steps of all blocks, each on its own clock
+    temperature   factors on the temperature of all blocks that have noise
+    system        values for one block, in place of those: {"x": {"h": [1e-3, 1e-2]}}, in TOML
+                  grid.system.x.h = [...]
 
     In a dataset each is a coordinate along `replica`, by the names `gamma`, `h_x` and so on, and
     `run.set_index(replica=["gamma", "h_x"]).unstack("replica")` makes them dimensions.

@@ -21,8 +21,12 @@ class Motion:
     'auto', and what is not given, is chosen in the run's warm-up by the curvature that the block sees. h,
     gamma and temperature may be schedules (`sdeflow.Schedule`): a table with `kind`, or in Python a function
     of the step n = 0, 1, ...; then none of the block's numbers is 'auto'. eta, the momentum's law, stays.
+
+    h              step on the block's own clock, in units of its [time]
+    eta            inverse mass of a block with a momentum
+    gamma          friction of one: momenta decay at gamma eta a unit of time
     temperature    a factor on the system's own T, which is not 0; 10 falling to 1 anneals
-    precondition   'rmsprop' divides the force by the root of its running mean square; for parameters at T = 0
+    precondition   divides the force by the root of its running mean square; for parameters at T = 0
     optimizer      what moves parameters at T = 0 without a momentum, in place of gradient descent: a name, a
                    table with `name` and options, or an `sdeflow.Optimizer`; h is its learning rate, and must
                    be given (sdeflow.system.optimizer_names)

@@ -25,6 +25,10 @@ class SGD(Optimizer):
         v = mu v + g,    q -= h v,    with Nesterov's q -= h (g + mu v)
 
     Without momentum it is the Euler step of pgd's theta, to the bit.
+
+    momentum       mu
+    nesterov       whether the momentum is Nesterov's
+    weight_decay   adds so many q to g
     """
 
     momentum: float = 0.0
@@ -60,6 +64,10 @@ class Adam(Optimizer):
 
     m = b1 m + (1-b1) g,    v = b2 v + (1-b2) g^2
     q -= h m^ / (sqrt(v^) + eps),    m^ = m / (1 - b1^n),    v^ = v / (1 - b2^n)
+
+    betas          b1 and b2, what is left of each mean a step
+    eps            keeps the root from 0
+    weight_decay   adds so many q to g
     """
 
     betas: tuple[float, float] = (0.9, 0.999)
@@ -95,7 +103,10 @@ class Adam(Optimizer):
 
 @dataclass(frozen=True)
 class AdamW(Adam):
-    """Adam with decoupled weight decay: q (1 - h weight_decay) takes the place of q."""
+    """Adam with decoupled weight decay: q (1 - h weight_decay) takes the place of q.
+
+    weight_decay   shrinks q by itself
+    """
 
     weight_decay: float = 1e-2
 
@@ -113,6 +124,11 @@ class RMSPropOptimizer(Optimizer):
 
     Beside the preconditioner of that name, which has sqrt(v + 1e-8) with v = 1 at the start and goes with a
     block's own momentum. Here momentum is b = momentum b + g / (sqrt(v) + eps), q -= h b.
+
+    alpha          what is left of the mean a step
+    eps            keeps the root from 0
+    momentum       what is left of b a step
+    weight_decay   adds so many q to g
     """
 
     alpha: float = 0.99
@@ -144,7 +160,11 @@ class RMSPropOptimizer(Optimizer):
 
 @dataclass(frozen=True)
 class Adagrad(Optimizer):
-    """Adagrad: s = s + g^2,    q -= h g / (sqrt(s) + eps)."""
+    """Adagrad: s = s + g^2,    q -= h g / (sqrt(s) + eps).
+
+    eps            keeps the root from 0
+    weight_decay   adds so many q to g
+    """
 
     eps: float = 1e-10
     weight_decay: float = 0.0
@@ -169,6 +189,9 @@ class Lion(Optimizer):
     """Lion: q -= h sign(b1 m + (1-b1) g),    m = b2 m + (1-b2) g; weight decay is decoupled.
 
     Every coordinate moves by h in every step, so it ends in a cycle of that size and not at a point.
+
+    betas          b1 and b2, what is left of m in the sign, and in the next m
+    weight_decay   shrinks q by itself
     """
 
     betas: tuple[float, float] = (0.9, 0.99)
@@ -196,6 +219,10 @@ class AdaBelief(Optimizer):
     """AdaBelief: Adam, whose second mean is of (g - m)^2; weight decay is decoupled.
 
     m = b1 m + (1-b1) g,    s = b2 s + (1-b2) (g-m)^2 + eps,    q -= h m^ / (sqrt(s^) + eps)
+
+    betas          b1 and b2, what is left of each mean a step
+    eps            keeps the root from 0
+    weight_decay   shrinks q by itself
     """
 
     betas: tuple[float, float] = (0.9, 0.999)
@@ -234,6 +261,10 @@ class Adan(Optimizer):
         q = (q - h (m^ + b2 d^) / (sqrt(n^) + eps)) / (1 + h weight_decay)
 
     with g_ the gradient before, and g itself at first.
+
+    betas          b1, b2 and b3, what is left of each mean a step
+    eps            keeps the root from 0
+    weight_decay   shrinks q by itself
     """
 
     betas: tuple[float, float, float] = (0.98, 0.92, 0.99)

@@ -63,13 +63,13 @@ class Declaration(ABC):
 class SystemDeclaration(Declaration):
     """A system of parameters theta and particles X.
 
-    model       what to learn
-    particles   N, particles a datum
-    theta, x    the blocks' numbers, as `Motion` or a mapping with h, eta, gamma; an overdamped block
-                needs h alone, and leaves the others aside so that systems can be exchanged
-    h           the reference step of the common clock (default: theta's own)
-    inner_steps K, the steps that particles take while theta takes one, where the system has such; others
-                leave it aside
+    model         what to learn
+    particles     N, [particles] a datum
+    theta, x      the block's numbers, as `Motion` or a mapping with h, eta, gamma; an overdamped block
+                  needs h alone, and leaves the others aside so that systems can be exchanged
+    h             the reference step of the common clock, in units of [time] (default: theta's own)
+    inner_steps   K, the [steps] that particles take while theta takes one, where the system has such; others
+                  leave it aside
 
     Raises SdeflowError for a missing or impossible number.
     """
@@ -119,13 +119,15 @@ class AmortisedDeclaration(Declaration):
     """A system of parameters theta and an encoder's, which maximise the ELBO together.
 
     model           what to learn
-    particles       N, draws a datum and step
+    particles       N, [draws] a datum and step
     theta           the numbers of both networks' block, as `Motion` or a mapping
     encoder         'mlp' or, of images, 'convolutional' (sdeflow.model.amortised)
-    encoder_hidden  widths of an mlp's hidden layers, encoder_width the channels of a convolution
+    encoder_hidden  widths of an mlp's hidden layers
+    encoder_width   channels of a convolution
+    h               the reference step of the common clock, in units of [time] (default: theta's own)
+    x, inner_steps  left aside, so that systems can be exchanged
 
-    X are the normals of which draws are made. It has no h, and `x` and `inner_steps` are left aside, so that
-    systems can be exchanged. Raises SdeflowError for a missing or impossible number.
+    X are the normals of which draws are made. Raises SdeflowError for a missing or impossible number.
     """
 
     name: str
@@ -164,15 +166,15 @@ class EnergySystemDeclaration(Declaration):
     """A system of an energy-based prior's parameters alpha, a likelihood's beta, particles X and Z.
 
     model              what to learn, an `EnergyModel`
-    particles          N, posterior particles a datum
-    prior_particles    P, prior particles
-    alpha, beta, x, z  the blocks' numbers, as in `SystemDeclaration`; z moves like x unless given. A model
+    particles          N, posterior [particles] a datum
+    prior_particles    P, prior [particles]
+    alpha, beta, x, z  the block's numbers, as in `SystemDeclaration`; z moves like x unless given. A model
                        without parameters in its energy has no blocks alpha and z, one without parameters in
                        its likelihood no beta
-    h                  the reference step of the common clock (default: x's own)
+    h                  the reference step of the common clock, in units of [time] (default: x's own)
+    theta, inner_steps  left aside, so that systems can be exchanged
 
     A step h of an average over D data, as it is usually published, is h/D here: theta's forces are sums.
-    `theta` and `inner_steps` are left aside, so that systems can be exchanged.
     Raises SdeflowError for a missing or impossible number.
     """
 

@@ -52,7 +52,14 @@ class Schedule:
     the steps of the run where `steps` is not given; of one that is resumed to go further, over those that it
     was begun with, after which it is `to`. A table of TOML has the same keys, `from` too.
 
-    to        of a warm-up, where `then` is given, its first value
+    kind      constant, linear, exponential, cosine, warm-up or piecewise; a function in Python alone
+    from      the value at step 0
+    to        the value at the end, of a warm-up where it has come to; its default is then that of `then` at 0
+    steps     [steps] that it goes over
+    value     the one value of a constant
+    at        [steps] at which the next piece begins, rising
+    values    those of the pieces, one more than there are in `at`
+    then      of a warm-up, a table: the schedule that follows it, from its own step 0
     horizon   the steps that the run was begun with, as `over` sets them
 
     Raises SdeflowError for an unknown kind, a key that is missing or is not of that kind, and no number.

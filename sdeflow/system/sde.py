@@ -19,7 +19,7 @@ class SDESystem:
 
     sde     an object with drift(t, x) and diffusion(t, x), x of shape [R, paths, d]; diagonal noise,
             each gives a number or a tensor that broadcasts against x
-    h       the step
+    h       the step, in units of [time]
     paths   independent paths a replica
     start   where every path starts, d numbers
     """

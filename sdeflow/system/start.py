@@ -29,7 +29,7 @@ NAMED = 6
 class Start(Options):
     """Another run, from whose last state this one begins.
 
-    run      its folder
+    run      its folder, relative to the file that says so
     without  what is not taken from it and begins as in a run of its own: a name or a list of names, or what
              stands before a dot in them: 'theta.prior' is 'theta.prior.weight' and all its like
     replica  which of its replicas all of this run's begin from. Without it each begins from its own, and all

@@ -126,11 +126,12 @@ def test_free_energy_finds_the_model_of_a_configuration(
 
 def test_plot_draws_theta_and_the_loss() -> None:
     run = simulate(toy(), steps=8, save=SAVE, replicas=2)
-    left, right = run.sdeflow.plot().axes
-    np.testing.assert_allclose(left.lines[0].get_ydata(), run.theta.mean("replica")[:, 0], rtol=1e-6)
-    np.testing.assert_array_equal(left.lines[0].get_xdata(), run.step)
-    np.testing.assert_allclose(right.lines[0].get_ydata(), run.loss.mean("replica"), rtol=1e-6)
-    with pytest.raises(SdeflowError, match="no parameters to draw"):
+    drawn = {axis.get_title(): axis.lines for axis in run.sdeflow.plot(data=[1]).axes}
+    np.testing.assert_allclose(drawn["theta"][0].get_ydata(), run.theta.mean("replica")[:, 0], rtol=1e-6)
+    np.testing.assert_array_equal(drawn["theta"][0].get_xdata(), run.step)
+    np.testing.assert_allclose(drawn["loss"][0].get_ydata(), run.loss.mean("replica"), rtol=1e-6)
+    assert [title for title in drawn if "datum" in title] == ["particles of datum 1"]
+    with pytest.raises(SdeflowError, match="nothing to draw"):
         xr.Dataset({"x": 1.0}).sdeflow.plot()
 
 
