@@ -26,7 +26,8 @@ class PPCA(LinearGaussian):
     data       D; at the default, 40, s2 = 0.1943484772 and E* = 174.912703470 for k = 2. Or data of your own,
                [D, p], as `sdeflow.data.read` takes them
     latent     k, coordinates of a latent
-    held_out   a share of the data, or how many, chosen by `data_seed`, that are not learned
+    held_out   a share of the data, or how many, that are not learned
+    data_seed  by which they are chosen
 
     By default the data are waves in i, of p = 4, drawn by no generator:
 

@@ -38,7 +38,7 @@ if not (Path(__file__).parent / "integrators").is_dir():  # where it is, they ar
     sys.path_hooks.append(_Beside)
     __path__.append(_BESIDE)
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     name: module

@@ -105,11 +105,15 @@ def parameters_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix("theta."): state[name] for name in own}
 
 
+NUMBER = (float, int)
+"""For isinstance, which torch.compile does not trace with `float | int` before torch 2.9."""
+
+
 def plus(x: Tensor, *terms: tuple[Coefficient, Tensor]) -> Tensor:
     """x + sum_i c_i y_i; a coefficient may be a tensor that broadcasts, such as one a datum."""
     total = x
     for i, (c, y) in enumerate(terms):
-        if isinstance(c, float | int):
+        if isinstance(c, NUMBER):
             total = total.add(y, alpha=c) if i == 0 else total.add_(y, alpha=c)
         else:
             total = total + c * y
@@ -118,7 +122,7 @@ def plus(x: Tensor, *terms: tuple[Coefficient, Tensor]) -> Tensor:
 
 def add_to(x: Tensor, c: Coefficient, y: Tensor) -> None:
     """x += c y, in place, of a tensor that nobody else has yet."""
-    if isinstance(c, float | int):
+    if isinstance(c, NUMBER):
         x.add_(y, alpha=c)
     else:
         x.add_(c * y)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from sdeflow.errors import SdeflowError, expect_count, expect_number, expect_positive
+from sdeflow.state import NUMBER
 from sdeflow.system.flow import Flow, kinetic_flow
 from sdeflow.system.rule import Memory, Optimizer, Preconditioner, Rule
 
@@ -239,5 +240,5 @@ class Block:
 
     def flow(self, h: float | Tensor) -> Flow:
         """The exact flow over a reference step h, that is over r h of this block's own time."""
-        assert isinstance(h, float | int), "steps that differ by datum need a FlowTable"
+        assert isinstance(h, NUMBER), "steps that differ by datum need a FlowTable"
         return kinetic_flow(self.gamma, self.eta, self.rate * h)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from sdeflow.state import State, add_to, plus
+from sdeflow.state import NUMBER, State, add_to, plus
 from sdeflow.system.increments import FusableIncrement
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def optimized(blocks: Sequence[Block], z: State, f: Forces, h: Coefficient) -> S
     new: State = {}
     for b in blocks:
         if b.optimizer is not None:
-            assert isinstance(h, float | int), "an optimizer takes steps of one length"
+            assert isinstance(h, NUMBER), "an optimizer takes steps of one length"
             q, memory = b.optimizer(z[b.position], f[b.name], b.memory(z), b.rate * h)
             new |= {b.position: q, **b.remember(memory)}
     return new
