@@ -138,7 +138,17 @@ class Sweep:
     @cached_property
     def points(self) -> list[Point]:
         """All runs."""
-        return [self._point(values) for values in product(*(axis.values for axis in self.axes))]
+        found = [self._point(values) for values in product(*(axis.values for axis in self.axes))]
+        written: set[object] = set()
+        for point in found:
+            for name, given in (point.config.callbacks or {}).items():
+                if (path := given.get("path")) in written:
+                    raise SdeflowError(
+                        f"callbacks.{name}.path is {path} in several runs of a sweep, which would write over "
+                        "each other: leave it out, and each has a file in its folder"
+                    )
+                written |= set() if path is None else {path}
+        return found
 
     def _point(self, values: Sequence[Any]) -> Point:
         at = {axis.name: value for axis, value in zip(self.axes, values, strict=True)}

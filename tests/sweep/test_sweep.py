@@ -154,6 +154,16 @@ def test_runs_on_other_clocks_have_steps_as_dimension(here: Path, cli: Cli) -> N
         assert runs.loss.sel(steps=8).notnull().sum("step").values.tolist() == [5, 5]
 
 
+def test_runs_that_would_write_to_one_file_are_refused(here: Path, cli: Cli) -> None:
+    sets = ["--set", "run.seed=0..1", "--set", "callbacks.csv.path=log.csv", "--out", "s"]
+    code, _, err = cli("sweep", "tiny.toml", *sets)
+    assert code == 2
+    assert "callbacks.csv.path is " in err
+    assert "write over each other: leave it out" in err
+    assert not Path("s").exists()
+    Sweep(here / "s", TINY + "[callbacks.csv]", [Axis("run.seed", (0, 1))]).begin()
+
+
 def test_two_sweeps_on_one_folder_are_told_apart(here: Path, cli: Cli) -> None:
     sets = ["--set", "run.seed=0..1", "--out", "s"]
     Sweep(Path("s"), TINY, [Axis("run.seed", (0, 1))]).begin()
