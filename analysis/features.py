@@ -72,7 +72,8 @@ class Network:
         try:
             self.checksum = durable.checksum(path)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # torch would have other formats written
+                # torch would have other formats written
+                warnings.filterwarnings("ignore", r".torch\.jit\.\w+. is deprecated")
                 self.module = torch.jit.load(str(path), map_location=device).eval()
         except OSError as error:
             raise SdeflowError(f"features {path} cannot be read: {error.strerror}") from None

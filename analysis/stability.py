@@ -165,7 +165,7 @@ class LinearMap:
         self.size = sum(value.numel() for value in z.values())
         self._differentiable = True
         with warnings.catch_warnings():  # torch's forward mode loads code of its own that it calls deprecated
-            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.filterwarnings("ignore", r".torch\.jit\.\w+. is deprecated")
             try:
                 self.product(torch.zeros(self.size, dtype=torch.float64))
             except RuntimeError:  # a solver that takes gradients in its own way

@@ -295,7 +295,7 @@ def test_fused_steps_do_not_depend_on_chunks_threads_or_replicas(integrator: str
 
 
 @needs_kernel
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's own
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own
 def test_derivatives_and_batches_go_through_a_step(calls: Counter[str]) -> None:
     """Where torch traces the computation the increment is drawn and the update is torch's."""
     built = toy("mpgd", data=3, particles=2, theta=MOTION, x=MOTION)

@@ -79,7 +79,7 @@ def test_a_step_is_pure(integrator: str, name: str, model: type[Hierarchical]) -
     assert all(torch.equal(again[variable], value) for variable, value in new.items())
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's own
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own
 @pytest.mark.parametrize(("integrator", "name"), accepted_pairs())
 def test_a_step_can_be_differentiated(integrator: str, name: str) -> None:
     """On the toy model a step is affine, so its derivative along v is step(z + v) - step(z), to roundoff."""
