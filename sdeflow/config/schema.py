@@ -190,12 +190,25 @@ def parse_config(
     for name in ("model", "system", "callbacks", "observables", *_TABLES):
         if not isinstance(tables.get(name, {}), dict):
             raise SdeflowError(f"{path.name}: '{name}' must be a table, [{name}], given {tables[name]!r}")
+    _refuse_other_axes(tables.get("grid", {}))
     try:
         return Config.of(tables)
     except ValidationError as error:
         raise SdeflowError(f"{path.name}: {'; '.join(explain(error, _fields))}") from None
     except SdeflowError as error:  # a value out of range
         raise SdeflowError(f"{path.name}: {error}") from None
+
+
+def _refuse_other_axes(grid: Mapping[str, Any]) -> None:
+    """Raises SdeflowError for keys of a grid that are no numbers of blocks: a sweep is of any."""
+    tables = {table: of for table, of in grid.items() if isinstance(of, dict)}
+    others = [f"{table}.{key}" for table, of in tables.items() if table != "system" for key in of]
+    others += [f"system.{key}" for key, of in tables.get("system", {}).items() if not isinstance(of, dict)]
+    for key in others:
+        raise SdeflowError(
+            f"grid.{key}: a grid is of step, friction, inverse mass and temperature, all in one run; runs "
+            f"that differ in {key} are for 'sdeflow sweep PROBLEM --set {key}=[...] --out DIR'"
+        )
 
 
 def variant_tables(tables: Mapping[str, Any]) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def spread(system: System, grid: Grid, replicas: int) -> BlockSystem:
         for name in b.schedules:
             raise SdeflowError(
                 f"a grid is of numbers that stay as they are, and {name} of block '{b.name}' is a schedule: "
-                "drop [grid] and run its points one by one, or give a number"
+                "give a number, or drop [grid] and take its points by 'sdeflow sweep'"
             )
     names, auto = [b.name for b in system.blocks], [b.name for b in system.blocks if b.auto]
     for axis in grid.axes:

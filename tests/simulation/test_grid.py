@@ -195,6 +195,12 @@ def test_a_point_that_diverges_leaves_the_others() -> None:
     assert np.isfinite(run["theta"].isel(replica=1)).all()
 
 
+@pytest.mark.parametrize("key", ["model.scale", "run.seed", "system.particles"])
+def test_what_no_grid_is_of_is_for_a_sweep(key: str) -> None:
+    with pytest.raises(SdeflowError, match=rf"grid\.{key}: .*'sdeflow sweep PROBLEM --set {key}=\[\.\.\.\]"):
+        load_config(problem_file("hierarchical"), overrides=[override(f"grid.{key}=[1, 2]")])
+
+
 def test_what_does_not_fit_is_said() -> None:
     with pytest.raises(SdeflowError, match="needs a block with a momentum"):
         simulate(bare(), steps=1, grid=Grid(gamma=(1.0,)))
