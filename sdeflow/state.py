@@ -106,7 +106,7 @@ def parameters_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 NUMBER = (float, int)
-"""For isinstance, which torch.compile does not trace with `float | int` before torch 2.9."""
+"""For isinstance, which the torch.compile of torch 2.8 does not trace with `float | int`."""
 
 
 def plus(x: Tensor, *terms: tuple[Coefficient, Tensor]) -> Tensor:

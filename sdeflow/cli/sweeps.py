@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -71,7 +72,7 @@ def sweep(
         with nullcontext(lambda: None) if quiet else counted("run", len(found.points)) as tick:
             ended = take(found, jobs, tick)
     except KeyboardInterrupt:
-        typer.echo(shown(f"stopped; to go on: sdeflow sweep {found.folder}"), err=True)
+        typer.echo(shown(f"stopped; to go on: sdeflow sweep {shlex.quote(str(found.folder))}"), err=True)
         raise typer.Exit(130) from None
     if not quiet:
         names = [axis.name for axis in found.axes]

@@ -61,8 +61,8 @@ class StabilisedStep:
 
     def numbers(self, times: Tensor, dtype: torch.dtype) -> list[Tensor]:
         """tau, tau eta/2, w and the noise's sqrt((1 - w^2) T/eta), [R, b, 1, 1] each, over times [R, b]."""
-        rows = self._rows.to(dtype).expand(len(times), -1, -1)
-        found = rows.gather(1, times[..., None].expand(-1, -1, rows.shape[-1]))
+        rows = self._rows.expand(len(times), -1, -1)
+        found = rows.gather(1, times[..., None].expand(-1, -1, rows.shape[-1])).to(dtype)
         return [column[..., None, None] for column in found.unbind(-1)]
 
 

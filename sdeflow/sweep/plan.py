@@ -139,6 +139,10 @@ class Sweep:
     def points(self) -> list[Point]:
         """All runs."""
         found = [self._point(values) for values in product(*(axis.values for axis in self.axes))]
+        if len({point.folder for point in found}) < len(found):
+            raise SdeflowError(
+                "values of a sweep must differ in their letters and digits, which name its folders"
+            )
         written: set[object] = set()
         for point in found:
             for name, given in (point.config.callbacks or {}).items():
@@ -176,7 +180,11 @@ def parted(assignments: Sequence[str]) -> tuple[list[Axis], list[str]]:
         key, value = assigned(assignment)
         if isinstance(value, str) and (ends := _RANGE.fullmatch(value)):
             first, last = map(int, ends.groups())
-            value = list(range(first, last + 1)[:_MOST])
+            if last - first >= _MOST:
+                raise SdeflowError(
+                    f"--set {assignment}: at most {_MOST:,} values were expected to sweep over"
+                )
+            value = list(range(first, last + 1))
         elif not isinstance(value, list) or key.startswith("grid."):
             rest.append(assignment)
             continue

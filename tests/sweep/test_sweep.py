@@ -69,6 +69,14 @@ def test_lists_and_ranges_are_axes_and_the_rest_is_of_all_runs() -> None:
             parted([wrong])
 
 
+def test_no_value_is_left_out_and_no_folder_is_shared(tmp_path: Path) -> None:
+    with pytest.raises(SdeflowError, match="at most 10,000 values"):
+        parted(["run.seed=0..10000"])
+    assert len(parted(["run.seed=1..10000"])[0][0].values) == 10_000
+    with pytest.raises(SdeflowError, match="must differ in their letters and digits"):
+        Sweep(tmp_path / "s", TINY, [Axis("title", ("a b", "a:b"))]).begin()
+
+
 @pytest.mark.parametrize(
     ("key", "name"),
     [
