@@ -28,6 +28,14 @@ class RunError(SdeflowError):
     exit_code = 1
 
 
+class Elsewhere(RunError):
+    """An error that another process of the run tells of, with its exit code."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("another process of the run tells why it ended")
+        self.exit_code = exit_code
+
+
 class Interrupted(KeyboardInterrupt):
     """A run that Ctrl-C, SIGTERM or SIGHUP ended; `dataset` is the trajectory as far as it got."""
 

@@ -27,6 +27,7 @@ from sdeflow.errors import SdeflowError, did_you_mean, is_number, numbers, plain
 EngineName = Literal["auto", "eager", "compiled", "fused"]
 NoiseName = Literal["auto", "torch", "philox"]
 CatchUpName = Literal["off", "one_step", "substeps", "srock"]
+ReductionName = Literal["sum", "fixed"]
 
 KINDS = {Integral: "whole number", Real: "number"}
 Count = Annotated[int, Ge(1)]
@@ -224,6 +225,41 @@ class Batch(Options):
     def used_stages(self) -> int:
         """The stages of 'srock'."""
         return 2 + isqrt(4 * self.cap - 1) if self.stages is None else self.stages
+
+
+@dataclass(frozen=True)
+class Parallel(Options):
+    """How processes that torchrun starts share the data of a run (sdeflow.parallel).
+
+    strata      V; the data are as many stretches of the same length, of which each process has as many, and a
+                minibatch has as many data of each. Where it is not given there is one a process, and
+                minibatches depend on how many those are
+    reduction   how forces on parameters are added up: 'sum' as is fastest, and then what comes of other
+                numbers of processes differs by rounding; 'fixed' in the order of the strata, which are each
+                computed by themselves: then it is the same to the bit
+    """
+
+    table: ClassVar = "parallel"
+
+    strata: Count | None = None
+    reduction: ReductionName = "sum"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.reduction not in get_args(ReductionName):
+            raise SdeflowError(
+                f"unknown parallel.reduction '{self.reduction}': "
+                f"{did_you_mean(str(self.reduction), get_args(ReductionName))}"
+            )
+        if self.fixed and self.strata is None:
+            raise SdeflowError(
+                "parallel.reduction = 'fixed' adds up strata in their order: give parallel.strata, a number "
+                "that the numbers of processes divide"
+            )
+
+    @property
+    def fixed(self) -> bool:
+        return self.reduction == "fixed"
 
 
 @dataclass(frozen=True)

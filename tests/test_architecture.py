@@ -26,14 +26,15 @@ ALLOWED = {
     "model": GROUND,
     "system": GROUND | {"options", "model"},
     "noise": GROUND | {"system"},
-    "engine": GROUND | {"options", "system", "noise"},
+    "parallel": GROUND | {"model", "system"},
+    "engine": GROUND | {"options", "system", "noise", "parallel"},
     "tuning": GROUND | {"options", "system"},
-    "config": GROUND | {"options", "model", "system", "engine"},
+    "config": GROUND | {"options", "model", "system", "parallel", "engine"},
     "trajectory": GROUND | {"options", "model", "system"},
     "callbacks": GROUND | {"trajectory"},
     "simulation": GROUND
-    | {"options", "terminal", "machine", "model", "system", "noise", "engine", "tuning", "config"}
-    | {"trajectory", "callbacks"},
+    | {"options", "terminal", "machine", "model", "system", "noise", "parallel", "engine", "tuning"}
+    | {"config", "trajectory", "callbacks"},
     "data": GROUND | {"terminal", "machine", "model"},
     "integrators": {"system"},
     "problems": {"errors", "model", "data"},
@@ -42,8 +43,8 @@ ALLOWED = {
     | {"data", "problems"},
     "sweep": {"errors", "config", "trajectory"},
     "cli": GROUND
-    | {"terminal", "model", "system", "config", "trajectory", "callbacks", "simulation", "sweep"}
-    | {"data", "analysis"},
+    | {"terminal", "model", "system", "parallel", "config", "trajectory", "callbacks", "simulation"}
+    | {"sweep", "data", "analysis"},
     "__main__": {"cli"},
     "systems": {"system"},
 }

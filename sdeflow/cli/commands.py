@@ -12,7 +12,7 @@ from sdeflow import __version__
 from sdeflow.cli import app as cli
 from sdeflow.cli import completion, images
 from sdeflow.cli.app import app, configured
-from sdeflow.cli.ended import tell
+from sdeflow.cli.ended import EXIT, tell
 from sdeflow.errors import SdeflowError
 from sdeflow.terminal import shown
 
@@ -77,25 +77,29 @@ def run(
     from sdeflow.config.build import build
     from sdeflow.config.catalogue import problem_file
     from sdeflow.data.cache import fetching
+    from sdeflow.parallel.ranks import restarted, started
     from sdeflow.simulation.resume import resume_from, with_engine_of
     from sdeflow.simulation.solve import solve
     from sdeflow.terminal import progress_bar
     from sdeflow.trajectory.folder import refuse_occupied
     from sdeflow.trajectory.layout import safe_name
 
-    path = problem_file(problem)
-    config = configured(path, ctx.params)
+    ranks = started()
+    quiet = quiet or not ranks.leads
+    path = ranks.alike(lambda: problem_file(problem))
+    config = ranks.alike(lambda: configured(path, ctx.params))
     with fetching(offline=offline, quiet=quiet):
-        built = build(config, watched=True)
+        ranks.lead(lambda: build(config))  # which fetches data that are not there
+        built = ranks.alike(lambda: build(config, watched=True).shared(ranks))
     names = [path.stem, variant, system, built.integrator.name]
     safe = [safe_name(name.rpartition(":")[2]) for name in names if name]
     before = [] if config.start is None else ["from", Path(config.start.run).name]
     folder = out or Path("runs") / "-".join([*safe, f"s{config.run.seed}", *before])
-    again = resume and folder.exists()
     if resume and overwrite:
         raise SdeflowError("give --resume or --overwrite, not both")
+    again = ranks.of_first((resume or (restarted() and not overwrite)) and folder.exists())
     if not again:
-        refuse_occupied(folder, overwrite)
+        ranks.lead(lambda: refuse_occupied(folder, overwrite))
     if config.cpu_note and built.device.type == "cpu" and not quiet and not again:
         typer.echo(shown(f"note: {cpu_cost(built)}{config.cpu_note}"), err=True)
     if built.engine.name == "compiled" and not quiet:
@@ -106,9 +110,12 @@ def run(
                 lambda meta: with_engine_of(meta, built, config.run.engine, config.run.noise),
                 folder,
                 progress=progress,
+                ranks=ranks,
             )
         else:
-            solution = solve(built, out=folder, overwrite=overwrite, progress=progress)
+            solution = solve(built, out=folder, overwrite=overwrite, progress=progress, ranks=ranks)
+    if not ranks.leads:
+        raise typer.Exit(EXIT[solution.retcode])
     tell(solution, folder, quiet)
 
 
@@ -122,11 +129,16 @@ def resume(
     from contextlib import nullcontext
 
     from sdeflow.data.cache import fetching
+    from sdeflow.parallel.ranks import started
     from sdeflow.simulation.resume import resume as resume_run
     from sdeflow.terminal import progress_bar
 
+    ranks = started()
+    quiet = quiet or not ranks.leads
     with fetching(quiet=quiet), nullcontext() if quiet else progress_bar() as progress:
-        solution = resume_run(folder, steps, progress=progress)
+        solution = resume_run(folder, steps, progress=progress, ranks=ranks)
+    if not ranks.leads:
+        raise typer.Exit(EXIT[solution.retcode])
     tell(solution, folder, quiet)
 
 

@@ -15,7 +15,7 @@ import typer
 
 from sdeflow.cli import commands, comparisons, plots, starting, sweeps, telling, tuning  # noqa: F401 (their commands join the app)
 from sdeflow.cli.app import app
-from sdeflow.errors import SdeflowError
+from sdeflow.errors import Elsewhere, SdeflowError
 from sdeflow.terminal import STOP_SIGNALS, shown
 
 
@@ -34,7 +34,9 @@ def main() -> None:
     try:
         app(prog_name="sdeflow")  # by which a shell completes it, also as python -m sdeflow
     except SdeflowError as error:
-        typer.echo(shown(f"sdeflow: {error}"), err=True)
+        rank = os.environ.get("RANK", "0")
+        if not isinstance(error, Elsewhere):
+            typer.echo(shown(f"sdeflow{f', process {rank}' * (rank != '0')}: {error}"), err=True)
         sys.exit(error.exit_code)
     except ImportError as error:  # of a dask, say, that lacks what it needs: xarray loads it where it is
         asking = traceback.extract_tb(error.__traceback__)[-1].filename

@@ -37,6 +37,7 @@ def build(config: Config, *, watched: bool = False) -> Run:
         grid=config.grid,
         tune=config.tune,
         average=config.average,
+        parallel=config.parallel,
         start=config.start,
         callbacks=_callbacks(config.callbacks or {}) if watched else (),
         observables={name: _observable(name, spec) for name, spec in (config.observables or {}).items()},

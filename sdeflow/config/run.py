@@ -24,7 +24,10 @@ from sdeflow.errors import SdeflowError
 from sdeflow.model.forces import held_out_forces
 from sdeflow.model.model import Model
 from sdeflow.model.rows import one_tensor
-from sdeflow.options import Average, Batch, Evaluate, RunOptions, Save, Tune
+from sdeflow.options import Average, Batch, Evaluate, Parallel, RunOptions, Save, Tune
+from sdeflow.parallel.field import shareable
+from sdeflow.parallel.ranks import ALONE, Ranks
+from sdeflow.parallel.shard import Shard
 from sdeflow.state import Axes, Replicas, reserved
 from sdeflow.system.average import average_axes
 from sdeflow.system.grid import Grid
@@ -41,6 +44,7 @@ class Run(RunOptions):
 
     grid     numbers of blocks, with `replicas` at each combination
     average  what is kept beside the parameters; it changes no other number
+    parallel how processes share the data
     start    what takes the place of what is drawn at the start: another run, or tensors by name
     callbacks    what looks on at its snapshots, and may stop it (sdeflow.callbacks); a list, or one
     observables  functions of (theta, x, y) by name, recorded beside the model's own
@@ -59,6 +63,7 @@ class Run(RunOptions):
     grid: Grid | None = None
     tune: Tune = field(default_factory=Tune)
     average: Average | None = None
+    parallel: Parallel = field(default_factory=Parallel)
     start: Start | Origin | None = None
     callbacks: Any = ()
     observables: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
@@ -77,6 +82,7 @@ class Run(RunOptions):
             ("grid", Grid),
             ("tune", Tune),
             ("average", Average),
+            ("parallel", Parallel),
         ):
             value = getattr(self, name)
             if value is not None and not isinstance(value, expected):
@@ -147,6 +153,7 @@ class Run(RunOptions):
         grid: Grid | None = None,
         tune: Tune | None = None,
         average: Average | None = None,
+        parallel: Parallel | None = None,
         start: Start | Origin | None = None,
         callbacks: Any = (),
         observables: Mapping[str, Callable[..., Any]] | None = None,
@@ -172,6 +179,7 @@ class Run(RunOptions):
             grid=grid,
             tune=Tune() if tune is None else tune,
             average=average,
+            parallel=Parallel() if parallel is None else parallel,
             start=start,
             callbacks=callbacks,
             observables={} if observables is None else observables,
@@ -180,6 +188,32 @@ class Run(RunOptions):
             engine=engine,
             config=config,
         )
+
+    def shared(self, ranks: Ranks) -> Run:
+        """The run as so many processes take it, with the strata of its minibatches.
+
+        Raises SdeflowError where they cannot.
+        """
+        if ranks.several:
+            shareable(self.system)
+            if self.engine.source_name != "philox":
+                raise SdeflowError(
+                    "several processes draw the noise of their own particles by its address, which noise "
+                    f"'{self.engine.source_name}' does not have: give --noise philox, which needs the kernel "
+                    "that an install compiles"
+                )
+        self.shard(ranks)
+        if not ranks.several or self.batch is None or self.parallel.strata is not None:
+            return self
+        own, config = replace(self.parallel, strata=ranks.size), self.config
+        return replace(self, parallel=own, config=None if config is None else config.with_strata(ranks.size))
+
+    def shard(self, ranks: Ranks = ALONE) -> Shard:
+        """The data of one of the processes that take the run."""
+        found = Shard.of(self.n_data, ranks.rank, ranks.size, self.parallel.strata)
+        if self.batch is not None:
+            found.of_batch(self.batch.size)
+        return found
 
     def with_engine(self, engine: Engine) -> Run:
         """The run computed by another engine."""
@@ -255,6 +289,7 @@ class Run(RunOptions):
         }
         if self.batch is not None and self.batch.stages is not None:
             settings["batch.stages"] = self.batch.stages
+        settings |= {} if self.parallel == Parallel() else {"parallel": repr(self.parallel)}
         settings |= {} if self.average is None else {"average": repr(self.average)}
         settings |= {"observables": sorted(self.observables)} if self.observables else {}
         return settings if self.start is None else settings | {"start": str(self.start)}

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sdeflow.entries import data_file
 from sdeflow.errors import SdeflowError, did_you_mean
-from sdeflow.options import Average, Batch, EngineName, Evaluate, NoiseName, RunOptions, Save, Tune
+from sdeflow.options import Average, Batch, EngineName, Evaluate, NoiseName, Parallel, RunOptions, Save, Tune
 from sdeflow.system.grid import Grid
 from sdeflow.system.schedule import SCHEDULED, written_out
 from sdeflow.system.start import Start
@@ -82,6 +82,7 @@ class Config(_Strict):
     grid       lists of values of blocks' numbers, with `replicas` at each combination
     tune       how h, eta and gamma that are 'auto' are chosen
     average    a moving average of the parameters; without it none is kept
+    parallel   how processes that torchrun starts share the data
     start      another run, from whose last state this one begins
     callbacks  what looks on at snapshots: a table [callbacks.NAME], where NAME, or `use` = another name or
                file.py:Name, says which; the rest are its arguments. A path is relative to the file
@@ -100,6 +101,7 @@ class Config(_Strict):
     grid: Grid | None = None
     tune: Tune | None = None
     average: Average | None = None
+    parallel: Parallel | None = None
     start: Start | None = None
     callbacks: dict[str, dict[str, Any]] | None = None
     observables: dict[str, str] | None = None
@@ -120,6 +122,11 @@ class Config(_Strict):
         """The configuration with what 'auto' has become for engine and noise source."""
         run: Any = replace(self.run, engine=engine, noise=noise)  # type: ignore[arg-type]  # names that are resolved
         return self.model_copy(update={"run": run})
+
+    def with_strata(self, strata: int) -> Config:
+        """The configuration with so many strata of the data."""
+        own = replace(self.parallel or Parallel(), strata=strata)
+        return self.model_copy(update={"parallel": own})
 
     def with_schedules_over(self, steps: int) -> Config:
         """The configuration with the steps that schedules go over, also where those are the run's."""
@@ -153,6 +160,7 @@ _TABLES = {
     "grid": Grid,
     "tune": Tune,
     "average": Average,
+    "parallel": Parallel,
     "start": Start,
 }
 

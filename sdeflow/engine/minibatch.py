@@ -21,6 +21,7 @@ from sdeflow.engine.read_ahead import ReadAhead
 from sdeflow.errors import SdeflowError, attempt
 from sdeflow.noise.uniform import uniform_of
 from sdeflow.options import Batch
+from sdeflow.parallel.shard import Shard
 from sdeflow.seeds import generator
 from sdeflow.state import Replicas, State
 from sdeflow.system.increments import Channel, Noise, noise_of
@@ -42,6 +43,7 @@ class MiniBatches:
     Raises SdeflowError for a batch larger than the data and for a system without data.
 
     every   steps from one snapshot to the next
+    shard   the data that the system has, where others have the rest; its part of each minibatch is taken
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class MiniBatches:
         engine: Engine,
         *,
         every: int = 1,
+        shard: Shard | None = None,
     ) -> None:
         if system.model_forces is None:
             raise SdeflowError("minibatches need a model's forces, and this system's are a function")
@@ -63,21 +66,22 @@ class MiniBatches:
         self.n_data, model = system.model_forces.n_data, system.model_forces.model
         self._transforms = len(system.model_forces.transforms)
         self._redrawn = model.data if self._transforms else None
-        if batch.size > self.n_data:
-            raise SdeflowError(f"a batch of {batch.size} is larger than the data, D = {self.n_data}")
+        self._shard = shard = shard or Shard.of(self.n_data)
+        if batch.size > shard.data:
+            raise SdeflowError(f"a batch of {batch.size} is larger than the data, D = {shard.data}")
         self.integrator, self.batch, self.replicas = integrator, batch, replicas
-        self.per_epoch = self.n_data // batch.size
+        self.per_epoch = shard.data // batch.size
         self._replica = torch.arange(replicas.count, device=replicas.device)[:, None]
         # two epochs, as data may be read ahead into the next
-        self._order = order = lru_cache(maxsize=2)(partial(_order, replicas, self.n_data, batch.size))
+        self._order = order = lru_cache(maxsize=2)(partial(_order, replicas, shard, batch.size))
         self._placed = lru_cache(maxsize=2)(lambda epoch: order(epoch).to(replicas.device))
         self._of_data = (
             VISITED,
             *(name for b in system.blocks if b.of_data for name in (*b.variables, *b.kept.values())),
         )
         # One system for all steps, whose forces are shown the data of each: a compiled step is of one system.
-        first = torch.zeros(replicas.count, batch.size, dtype=torch.long, device=replicas.device)
-        self._part = system.minibatch(first)
+        self._even = evenly_of(shard, batch.size).to(replicas.device).expand(replicas.count, -1)
+        self._part = system.minibatch(self._even, shard.of_batch(batch.size).start)
         forces = self._part.force_field
         self._ahead = ReadAhead(forces.fetch) if forces.stored else None
         self._spec = integrator.noise_spec(system.h)
@@ -115,7 +119,8 @@ class MiniBatches:
         if self._redrawn is None:
             return None
         shape, of = self._redrawn.shape[1:], self.replicas
-        return uniform_of(of.seeds, n // self.per_epoch, self.index(n), shape, of.dtype, self._transforms)
+        data = self.index(n) + self._shard.first
+        return uniform_of(of.seeds, n // self.per_epoch, data, shape, of.dtype, self._transforms)
 
     def check(self, z: State) -> None:
         """Tries the system on the first batch; raises SdeflowError for what does not fit."""
@@ -134,9 +139,7 @@ class MiniBatches:
 
     def observe(self, t: float, z: State) -> dict[str, Tensor]:
         """The system's observables on as many data as a batch has, spread evenly and the same every time."""
-        index = evenly(self.n_data, self.batch.size)
-        index = index.to(self.replicas.device).expand(self.replicas.count, -1)
-        return self._part.observe(t, self._show(z, index))
+        return self._part.observe(t, self._show(z, self._even))
 
     def __call__(self, z: State, n: int, count: int = 1) -> State:
         if self._compiled is not None:
@@ -214,13 +217,27 @@ class MiniBatches:
         return {k: v[self._replica, index] if k in self._of_data else v for k, v in z.items()}
 
 
-def _order(replicas: Replicas, n_data: int, size: int, epoch: int) -> Tensor:
-    """The data of the steps of an epoch, [R, steps, size], ascending in each; the rest of D/size has none."""
-    steps = n_data // size
-    orders = [torch.randperm(n_data, generator=generator(s, "epoch", epoch)) for s in replicas.seeds]
-    used = torch.stack(orders)[:, : steps * size]
-    # ascending within a batch: memory is read in order, and a batch of all data is the data
-    return used.view(len(orders), steps, size).sort(-1).values
+def _order(replicas: Replicas, shard: Shard, size: int, epoch: int) -> Tensor:
+    """A shard's data of the steps of an epoch, [R, steps, b], ascending in each; the rest of D/size has none.
+
+    Each stratum has an order of its own, and as many data in a step.
+    """
+    steps, each = shard.data // size, size // shard.strata
+    found = []
+    for v, piece in zip(shard.own, shard.pieces, strict=True):
+        name = ("epoch", epoch) if shard.strata == 1 else ("epoch", epoch, v)
+        count = piece.stop - piece.start
+        orders = [torch.randperm(count, generator=generator(seed, *name)) for seed in replicas.seeds]
+        used = torch.stack(orders)[:, : steps * each]
+        # ascending within a batch: memory is read in order, and a batch of all data is the data
+        found.append(used.view(len(orders), steps, each).sort(-1).values + piece.start)
+    return torch.cat(found, -1)
+
+
+def evenly_of(shard: Shard, size: int) -> Tensor:
+    """A shard's part of `size` data that are spread evenly over each stratum."""
+    each = size // shard.strata
+    return torch.cat([evenly(p.stop - p.start, each) + p.start for p in shard.pieces])
 
 
 def evenly(n: int, most: int) -> Tensor:

@@ -80,6 +80,13 @@ class EnergyForces(ModelField):
         part.model = cast(EnergyModel, part.posterior.model)
         return part
 
+    def part(self, data: slice) -> EnergyForces:
+        part = copy(self)
+        part.posterior = self.posterior.part(data)
+        part.model = cast(EnergyModel, part.posterior.model)
+        part.n_data = part._all_data = part.posterior.n_data
+        return part
+
     def minibatch(self, index: Tensor) -> EnergyForces:
         part = copy(self)
         part.posterior = self.posterior.minibatch(index)
@@ -122,16 +129,18 @@ class EnergyForces(ModelField):
                 forces["z"] = of_prior["x"].squeeze(1)
         return {name: forces[name] for name in names}
 
-    def observe(self, z: State) -> dict[str, Tensor]:
-        """The loss without log Z(alpha), the model's own observables, and the mean of U over X and over Z.
+    def means(self, z: State) -> dict[str, Tensor]:
+        """The loss without log Z(alpha), and the mean of U over X.
 
-        Where the likelihood is largest their gradients in alpha are equal in expectation.
+        Where the likelihood is largest its gradient in alpha is that of the mean over Z, in expectation.
         """
-        values = self.posterior.observe(self._joint(z))
-        if self.prior is not None:
-            values["energy_x"] = self.mean_energy(z["alpha"], z["X"])
-            values["energy_z"] = self.mean_energy(z["alpha"], z["Z"])
-        return values
+        values = self.posterior.means(self._joint(z))
+        return values if self.prior is None else values | {"energy_x": self.mean_energy(z["alpha"], z["X"])}
+
+    def others(self, z: State) -> dict[str, Tensor]:
+        """The model's own observables, and the mean of U over Z."""
+        values = self.posterior.others(self._joint(z))
+        return values if self.prior is None else values | {"energy_z": self.mean_energy(z["alpha"], z["Z"])}
 
     def mean_energy(self, alpha: Tensor, x: Tensor) -> Tensor:
         """Mean over latents of U_alpha(x), [R] of alpha [R, a] and x [R, ..., d]."""

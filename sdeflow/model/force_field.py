@@ -80,6 +80,10 @@ class ForceField(ABC):
     def observe(self, z: State) -> dict[str, Tensor]:
         """Scalars to record, each [R]."""
 
+    def over_data(self, means: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Means over the field's own data, each [R], as means over all data."""
+        return dict(means)
+
     @abstractmethod
     def check(self, z: State) -> None:
         """Tries what the user wrote once; raises SdeflowError for what does not fit."""
@@ -94,6 +98,21 @@ class ModelField(ForceField):
     model: Model
     n_data: int
     n_particles: int
+
+    @abstractmethod
+    def part(self, data: slice) -> ModelField:
+        """The forces of some of the data, as if there were no others."""
+
+    @abstractmethod
+    def means(self, z: State) -> dict[str, Tensor]:
+        """Scalars to record that are means over data, the loss among them; each [R]."""
+
+    @abstractmethod
+    def others(self, z: State) -> dict[str, Tensor]:
+        """Scalars to record that are functions of all data and particles at once, each [R]."""
+
+    def observe(self, z: State) -> dict[str, Tensor]:
+        return self.means(z) | self.others(z)
 
     @abstractmethod
     def observing(self, functions: Mapping[str, Callable[..., Any]]) -> ModelField:

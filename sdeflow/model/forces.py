@@ -76,6 +76,11 @@ class ModelForces(ModelField):
         part.model = observing(self.model, functions)
         return part
 
+    def part(self, data: slice) -> ModelForces:
+        model = copy(self.model)
+        model.data = tree_map(lambda v: v.select(data) if isinstance(v, Rows) else v[data], model.data)
+        return ModelForces(model, self.n_particles, _layout=self.parameters)
+
     def minibatch(self, index: Tensor) -> ModelForces:
         part = copy(self)
         part.see(index)
@@ -135,14 +140,17 @@ class ModelForces(ModelField):
         """Mean over data and particles of -l_i(theta, x_ij), [R]."""
         return -self._each(self._total, z) / (self.n_data * self.n_particles)
 
-    def observe(self, z: State) -> dict[str, Tensor]:
-        """The loss and the model's own observables, each [R]."""
-        values = {"loss": self.loss(z)}
+    def means(self, z: State) -> dict[str, Tensor]:
+        """The loss."""
+        return {"loss": self.loss(z)}
+
+    def others(self, z: State) -> dict[str, Tensor]:
+        """The model's own observables."""
         own = [
             self._own(self.parameters.views(theta), self._shaped(x), self._data_of(r))
             for r, (theta, x) in enumerate(zip(z["theta"], z["X"], strict=True))
         ]
-        return values | {name: torch.stack([o[name] for o in own]) for name in own[0]}
+        return {name: torch.stack([o[name] for o in own]) for name in own[0]}
 
     def check(self, z: State) -> None:
         """Tries the model's methods once (`check_model`), and whether its replicas can be batched."""

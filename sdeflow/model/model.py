@@ -124,6 +124,14 @@ class Model(ABC):
         return moved(self, dtype, device)
 
 
+def observes(model: Model) -> bool:
+    """Whether a model has observables of its own, or of a model within it, or was given some."""
+    plain = getattr(model, "plain", None)
+    if isinstance(plain, Model):
+        return observes(plain)
+    return bool(model._functions) or type(model).observables is not Model.observables
+
+
 def observing(model: Model, functions: Mapping[str, Callable[..., Any]]) -> Model:
     """The model with functions of (theta, x, y) as further observables; one around another with that so."""
     own: Any = copy.copy(model)

@@ -14,7 +14,7 @@ from torch import Tensor
 from sdeflow.noise.kernel import Draw, NoKernel, row_stride
 
 _POINTER = ctypes.c_void_p
-_DRAW = [_POINTER, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_int32]
+_DRAW = [_POINTER, *[ctypes.c_int64] * 3, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_int32]
 _ARGUMENTS: dict[str, list[Any]] = {
     "normals": [_POINTER, *[ctypes.c_int64] * 3, *_DRAW],
     "linear": [*[_POINTER] * 4, ctypes.c_int64, *_DRAW],
@@ -76,7 +76,7 @@ def _both(library: ctypes.CDLL, name: str) -> dict[torch.dtype, Any]:
 def _drawn(count: int, draw: Draw) -> tuple[int, ...]:
     """The last arguments of every kernel, for so many normals."""
     replicas, threads = len(draw.keys), torch.get_num_threads()
-    return draw.keys.data_ptr(), replicas, count // replicas, draw.step, draw.slot, threads
+    return draw.keys.data_ptr(), replicas, count // replicas, draw.first, draw.step, draw.slot, threads
 
 
 NO_FMA = "this processor has no fused multiply-add, without which the kernel is slower than torch"

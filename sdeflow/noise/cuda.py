@@ -18,7 +18,7 @@ from torch import Tensor
 from sdeflow.noise.kernel import Draw, row_stride
 
 GROUPS = 256
-_LOOSE = ["low", "high", "slot"]
+_LOOSE = ["first", "low", "high", "slot"]
 """Integers that change from step to step, for which no kernel is to be compiled anew."""
 
 
@@ -87,13 +87,20 @@ def _pair64(a, b, c, d):
 
 
 @triton.jit
-def _normals(keys, counter, low, high, slot, GROUPS: tl.constexpr, DOUBLE: tl.constexpr):
+def _groups(first, GROUPS: tl.constexpr, DOUBLE: tl.constexpr):
+    """This program's groups, counted from those of the block that the first number lies in."""
+    each: tl.constexpr = 32 if DOUBLE else 64
+    return (first.to(tl.int64) // each) * 16 + tl.program_id(0) * GROUPS + tl.arange(0, GROUPS)
+
+
+@triton.jit
+def _normals(keys, counter, first, low, high, slot, GROUPS: tl.constexpr, DOUBLE: tl.constexpr):
     """The normals of this program's groups, of kinds 0 and 1, and 2 and 3 in float32.
 
     The step is what the counter says more than the words `high` and `low`.
     """
     step = tl.load(counter) + (high.to(tl.int64) << 32) + low.to(tl.uint32).to(tl.int64)
-    group = tl.program_id(0) * GROUPS + tl.arange(0, GROUPS)
+    group = _groups(first, GROUPS, DOUBLE)
     a, b, c, d = _philox(group, step, slot, tl.load(keys + tl.program_id(1)))
     if DOUBLE:
         x, y = _pair64(a, b, c, d)
@@ -105,31 +112,31 @@ def _normals(keys, counter, low, high, slot, GROUPS: tl.constexpr, DOUBLE: tl.co
 
 
 @triton.jit
-def _place(i, size, GROUPS: tl.constexpr, DOUBLE: tl.constexpr):
+def _place(i, size, first, GROUPS: tl.constexpr, DOUBLE: tl.constexpr):
     """Where normal i of each group lies, and whether it is there."""
-    group = (tl.program_id(0) * GROUPS + tl.arange(0, GROUPS)).to(tl.int64)
+    group = _groups(first, GROUPS, DOUBLE)
     each: tl.constexpr = 32 if DOUBLE else 64
-    element = (group // 16) * each + i * 16 + group % 16
-    return tl.program_id(1).to(tl.int64) * size + element, element < size
+    element = (group // 16) * each + i * 16 + group % 16 - first
+    return tl.program_id(1).to(tl.int64) * size + element, (element >= 0) & (element < size)
 
 
 @triton.jit(do_not_specialize=_LOOSE)
-def _fill(out, keys, counter, size, low, high, slot, GROUPS: tl.constexpr, DOUBLE: tl.constexpr):
-    xi = _normals(keys, counter, low, high, slot, GROUPS, DOUBLE)
+def _fill(out, keys, counter, size, first, low, high, slot, GROUPS: tl.constexpr, DOUBLE: tl.constexpr):
+    xi = _normals(keys, counter, first, low, high, slot, GROUPS, DOUBLE)
     for i in tl.static_range(2 if DOUBLE else 4):
-        at, there = _place(i, size, GROUPS, DOUBLE)
+        at, there = _place(i, size, first, GROUPS, DOUBLE)
         tl.store(out + at, xi[i], there)
 
 
 @triton.jit(do_not_specialize=_LOOSE)
 def _linear(
-    out, x, f, c, stride, keys, counter, size, low, high, slot,
+    out, x, f, c, stride, keys, counter, size, first, low, high, slot,
     FORCE: tl.constexpr, GROUPS: tl.constexpr, DOUBLE: tl.constexpr,
 ):  # fmt: skip
-    xi = _normals(keys, counter, low, high, slot, GROUPS, DOUBLE)
+    xi = _normals(keys, counter, first, low, high, slot, GROUPS, DOUBLE)
     c += tl.program_id(1) * stride
     for i in tl.static_range(2 if DOUBLE else 4):
-        at, there = _place(i, size, GROUPS, DOUBLE)
+        at, there = _place(i, size, first, GROUPS, DOUBLE)
         v = tl.load(c) * tl.load(x + at, there) + tl.load(c + 2) * (tl.load(c + 3) * xi[i])
         if FORCE:
             v += tl.load(c + 1) * tl.load(f + at, there)
@@ -138,16 +145,16 @@ def _linear(
 
 @triton.jit(do_not_specialize=_LOOSE)
 def _kinetic(
-    q_out, p_out, q, p, f, c, stride, keys, counter, size, low, high, slot,
+    q_out, p_out, q, p, f, c, stride, keys, counter, size, first, low, high, slot,
     FORCE: tl.constexpr, GROUPS: tl.constexpr, DOUBLE: tl.constexpr,
 ):  # fmt: skip
-    xi = _normals(keys, counter, low, high, slot, GROUPS, DOUBLE)
-    eta = _normals(keys, counter, low, high, slot + 1, GROUPS, DOUBLE)
+    xi = _normals(keys, counter, first, low, high, slot, GROUPS, DOUBLE)
+    eta = _normals(keys, counter, first, low, high, slot + 1, GROUPS, DOUBLE)
     c += tl.program_id(1) * stride
     free, push, w, kick, s = tl.load(c), tl.load(c + 1), tl.load(c + 2), tl.load(c + 3), tl.load(c + 4)
     q1, q2, p1, p2 = tl.load(c + 5), tl.load(c + 6), tl.load(c + 7), tl.load(c + 8)
     for i in tl.static_range(2 if DOUBLE else 4):
-        at, there = _place(i, size, GROUPS, DOUBLE)
+        at, there = _place(i, size, first, GROUPS, DOUBLE)
         a, b = tl.load(q + at, there), tl.load(p + at, there)
         a = a + free * b + s * (q1 * xi[i] + q2 * eta[i])
         b = w * b + s * (p1 * xi[i] + p2 * eta[i])
@@ -195,11 +202,12 @@ def _zero(device: torch.device) -> Tensor:
 def _launch(x: Tensor, draw: Draw) -> tuple[tuple[int, int], tuple[Tensor | int, ...], dict[str, int | bool]]:
     replicas, double = len(draw.keys), x.dtype == torch.float64
     size = x.numel() // replicas
-    groups = 16 * -(-size // (32 if double else 64))
+    each = 32 if double else 64
+    groups = 16 * -(-(draw.first % each + size) // each)
     words = [_signed(draw.step & 0xFFFFFFFF), _signed(draw.step >> 32), _signed(draw.slot)]
     return (
         (-(-groups // GROUPS), replicas),
-        (draw.keys, _zero(x.device) if draw.counter is None else draw.counter, size, *words),
+        (draw.keys, _zero(x.device) if draw.counter is None else draw.counter, size, draw.first, *words),
         {"GROUPS": GROUPS, "DOUBLE": double, "enable_fp_fusion": False},
     )
 

@@ -30,12 +30,14 @@ class Draw(NamedTuple):
     """Normals of one step: a key a replica [R], int64 by its bits, and a slot.
 
     counter   int64 [1] on the device, which kernels there add to the step: one captured graph serves all
+    first     which number of a replica is the first of the tensor, where that is a part of the variable
     """
 
     keys: Tensor
     step: int
     slot: int
     counter: Tensor | None = None
+    first: int = 0
 
 
 class LinearNumbers(NamedTuple):

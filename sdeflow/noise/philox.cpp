@@ -79,11 +79,6 @@ struct Real<double> {
 template <class T>
 constexpr int BLOCK = LANES * Real<T>::normals;
 
-template <class T>
-constexpr i64 blocks_of(i64 size) {
-    return (size + BLOCK<T> - 1) / BLOCK<T>;
-}
-
 template <class To, class From>
 INLINE To bits(From x) {
     To y;
@@ -93,12 +88,19 @@ INLINE To bits(From x) {
 
 constexpr double inverse_factorial(int n) { return n < 2 ? 1.0 : inverse_factorial(n - 1) / n; }
 
+// Normals of elements first, first + 1, ..., first + size - 1 of each replica.
 struct Draw {
     const u64* keys;  // [replicas]
-    i64 replicas, size;
+    i64 replicas, size, first;
     u64 step;
     u32 slot;
 };
+
+// How many blocks the elements of a replica lie in; the first and the last may not be whole.
+template <class T>
+constexpr i64 blocks_of(const Draw& draw) {
+    return (draw.first % BLOCK<T> + draw.size + BLOCK<T> - 1) / BLOCK<T>;
+}
 
 // What an update writes and reads; null where there is nothing.
 template <class T>
@@ -204,7 +206,7 @@ namespace {
 // All blocks, by `threads` threads that call `part`.
 template <class T>
 void shared(const Task<T>& task, i64 threads, void (*part)(const Task<T>&, i64, i64)) {
-    const i64 all = task.draw.replicas * blocks_of<T>(task.draw.size);
+    const i64 all = task.draw.replicas * blocks_of<T>(task.draw);
     threads = std::max<i64>(1, std::min<i64>(threads, all / LEAST_BLOCKS));
     std::vector<std::thread> others;
     i64 begun = 0;
@@ -223,8 +225,8 @@ void shared(const Task<T>& task, i64 threads, void (*part)(const Task<T>&, i64, 
 
 }  // namespace
 
-#define DRAW const u64 *keys, i64 replicas, i64 size, u64 step, u32 slot, i32 threads
-#define THE_DRAW {keys, replicas, size, step, slot}
+#define DRAW const u64 *keys, i64 replicas, i64 size, i64 first, u64 step, u32 slot, i32 threads
+#define THE_DRAW {keys, replicas, size, first, step, slot}
 
 #define INTERFACE(T, SUFFIX)                                                                                 \
     EXPORT void sdeflow_normals_##SUFFIX(T* out, i64 steps, i64 slots, i64 apart, DRAW) {                    \

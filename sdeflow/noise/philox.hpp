@@ -199,35 +199,36 @@ struct Kinetic {
 
 // All blocks -------------------------------------------------------------------------------------------
 
-// An update on the blocks from `begin` up to `end`; a last block that is not whole gets room for one.
+// An update on the blocks from `begin` up to `end`; one that is not whole gets room for a whole one.
 template <class T, class Update>
 INLINE void blocks(const Task<T>& task, const Update& update, i64 begin, i64 end) {
     static const T none[BLOCK<T>] = {};
-    const i64 size = task.draw.size, a_replica = blocks_of<T>(size);
+    const i64 size = task.draw.size, a_replica = blocks_of<T>(task.draw), lead = task.draw.first % BLOCK<T>;
     Source from;
     for (i64 i = begin; i < end; ++i) {
-        const i64 replica = i / a_replica, first = i % a_replica * BLOCK<T>;
+        const i64 replica = i / a_replica, number = i % a_replica, first = number * BLOCK<T> - lead;
         if (from.replica != replica) from.open(task.draw.keys[from.replica = replica]);
-        from.block = i % a_replica;
-        const i64 count = size - first < BLOCK<T> ? size - first : BLOCK<T>, place = replica * size + first;
-        const T* number = task.numbers + replica * task.stride;
+        from.block = task.draw.first / BLOCK<T> + number;
+        const i64 skip = first < 0 ? -first : 0, end_of = first + BLOCK<T>;
+        const i64 count = (end_of < size ? end_of : size) - first - skip, place = replica * size + first + skip;
+        const T* numbers = task.numbers + replica * task.stride;
         Arrays<T> at = task.at;
         for (T*& x : at.out) x = x ? x + place : x;
         for (const T*& x : at.in) x = x ? x + place : none;
         if (count == BLOCK<T>) {
-            update(from, task.draw, number, at);
+            update(from, task.draw, numbers, at);
             continue;
         }
         T in[INPUTS][BLOCK<T>] = {}, out[OUTPUTS][BLOCK<T>];
         Arrays<T> room;
         for (int k = 0; k < INPUTS; ++k) {
             room.in[k] = in[k];
-            std::memcpy(in[k], at.in[k], sizeof(T) * count);
+            std::memcpy(in[k] + skip, at.in[k], sizeof(T) * count);
         }
         for (int k = 0; k < OUTPUTS; ++k) room.out[k] = out[k];
-        update(from, task.draw, number, room);
+        update(from, task.draw, numbers, room);
         for (int k = 0; k < OUTPUTS; ++k)
-            if (at.out[k]) std::memcpy(at.out[k], out[k], sizeof(T) * count);
+            if (at.out[k]) std::memcpy(at.out[k], out[k] + skip, sizeof(T) * count);
     }
 }
 

@@ -71,7 +71,7 @@ class PhiloxChannel:
         return max(2, self.channel.normals(self.kind))
 
     def draw(self, step: int, substep: int) -> Draw:
-        return Draw(self.keys, step, self.slots * substep, self.counter)
+        return Draw(self.keys, step, self.slots * substep, self.counter, self.channel.first)
 
     def numbers(
         self, make: Callable[[Block, float, Block, float], Numbers], b: Block, h: float, noise: Block

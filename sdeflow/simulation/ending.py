@@ -37,10 +37,12 @@ class Stop:
 
     A chunk that does not finish within PATIENCE is cut short by KeyboardInterrupt; its steps are lost,
     the state before it is not. Where nothing is being stepped or joined a request waits.
+
+    whole   whether chunks are never cut short: other processes would wait for the rest of them
     """
 
-    def __init__(self) -> None:
-        self.asked = False
+    def __init__(self, *, whole: bool = False) -> None:
+        self.asked, self._whole = False, whole
         self._interruptible = False
         self._impatient = False
         self._before: dict[int, Any] = {}
@@ -79,6 +81,8 @@ class Stop:
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         again, self.asked = self.asked, True
+        if self._whole:
+            return
         if self._impatient or (again and self._interruptible):
             raise KeyboardInterrupt
         if hasattr(signal, "setitimer"):

@@ -40,23 +40,26 @@ if TYPE_CHECKING:
 class Keeper:
     """Keeps the snapshots of a run and, in a folder, its checkpoints; makes the dataset at the end.
 
-    folder   None keeps everything in memory
+    folder   None keeps everything in memory; of several processes the one that leads has it, and all are
+             called alike
     taken    snapshots that are in the folder already
     """
 
     def __init__(self, run: Run, prepared: Prepared, folder: RunFolder | None, *, taken: int = 0) -> None:
         self.run, self.folder = run, folder
-        self._prepared = prepared
+        self._prepared, self._ranks = prepared, prepared.ranks
         self._moments = run.save.moments(run.steps)
+        self._stored = prepared.ranks.of_first(folder is not None)
         self.recorder = Recorder(
-            prepared.system,
+            prepared.whole,
             run.save,
             axes=run.axes,
             observe=lambda t, z: prepared.observe(t, z),
             replicas=run.all_replicas.count,
             steps=run.steps,
-            buffer=None if folder is None else BUFFER,
+            buffer=BUFFER if self._stored else None,
             taken=taken,
+            rows=prepared.sharing.rows if prepared.ranks.several else None,
         )
 
     def onlookers(
@@ -68,14 +71,19 @@ class Keeper:
         path, there = (None, bool) if folder is None else (folder.path, lambda: not folder.new)
         about = About(meta.step, self.attributes(meta), name, path, there)
         several = run.replica_count > 1 or run.grid is not None
-        return Onlookers(run.callbacks, about, run.steps, record, several=several)
+        callbacks = run.callbacks if self._ranks.leads else ()
+        return Onlookers(callbacks, about, run.steps, record, several=several)
 
     def require_room(self) -> None:
         """Raises SdeflowError where the disk has no room for the snapshots to come."""
-        if self.folder is not None:
-            kept = sum(value.nbytes for value in self._parameters(self._prepared.state).values())
-            size = 2 * self.recorder.bytes_left  # segments, then trajectory.nc
-            _refuse_full_disk(self.folder.path, size + len(self._moments) * kept)
+
+        def require() -> None:
+            if self.folder is not None:
+                kept = sum(value.nbytes for value in self._parameters(self._prepared.state).values())
+                size = 2 * self.recorder.bytes_left  # segments, then trajectory.nc
+                _refuse_full_disk(self.folder.path, size + len(self._moments) * kept)
+
+        self._ranks.lead(require)
 
     def log(self, line: str) -> None:
         """Adds a line to the folder's log."""
@@ -99,27 +107,41 @@ class Keeper:
 
     def keep(self, meta: Metadata, state: State) -> None:
         """Puts snapshots and state on the disk, where there is a folder; then `meta.step` is acknowledged."""
-        if self.folder is not None:
-            with self._naming_the_safe_step():
-                snapshots = self._snapshots(meta) if self.recorder.steps else None
-                kept = self._parameters(state) if meta.step in self._moments else {}
-                self.folder.keep(snapshots, meta, state, kept or None)
+        if self._stored:
+            whole = self._prepared.sharing.whole(state)
+            self._ranks.lead(lambda: self._write(meta, whole))
             self.recorder.clear()
+
+    def _write(self, meta: Metadata, state: State) -> None:
+        assert self.folder is not None
+        with self._naming_the_safe_step():
+            snapshots = self._snapshots(meta) if self.recorder.steps else None
+            kept = self._parameters(state) if meta.step in self._moments else {}
+            self.folder.keep(snapshots, meta, state, kept or None)
 
     def finish(self, meta: Metadata, state: State, stop: Stop) -> tuple[xr.Dataset, State, Metadata]:
         """The trajectory of a run that has ended, the state that is kept and what is known of it.
 
-        Where all replicas diverged that is the last checkpoint's state, if there is one.
+        Where all replicas diverged that is the last checkpoint's state, if there is one. Of several processes
+        the one that leads has the state, and where it writes a folder the trajectory.
         """
+        whole = self._prepared.sharing.whole(state)
+        if not self._stored:
+            return self._snapshots(meta), whole, meta
+        found = self._ranks.lead(lambda: self._finish(meta, whole, stop))
+        meta = self._ranks.of_first(meta if found is None else found[2])
+        return (xr.Dataset(attrs=self.attributes(meta)), {}, meta) if found is None else found
+
+    def _finish(self, meta: Metadata, state: State, stop: Stop) -> tuple[xr.Dataset, State, Metadata]:
         folder = self.folder
-        if folder is None:
-            return self._snapshots(meta), state, meta
+        assert folder is not None
         self.log(f"{meta.retcode}: {meta.message}")
-        attrs, final = self.attributes(meta), final_state(self._prepared.system, state)
+        attrs, final = self.attributes(meta), final_state(self._prepared.whole, state)
         if meta.all_diverged(self.recorder.replicas) and not folder.new:
             meta = replace(meta, step=folder.meta.step)
             _, state = folder.checkpoint()
-        self.keep(meta, state)
+        self._write(meta, state)
+        self.recorder.clear()
         try:
             with self._naming_the_safe_step(), stop.joining():
                 folder.finish(meta, state, attrs, final)
@@ -130,12 +152,17 @@ class Keeper:
 
     def join(self, meta: Metadata, state: State) -> xr.Dataset:
         """Finishes a run in a folder that took all its steps and was kept from joining its segments."""
-        assert self.folder is not None
-        final = (
-            None if meta.all_diverged(self.recorder.replicas) else final_state(self._prepared.system, state)
-        )
-        self.folder.finish(meta, state, self.attributes(meta), final)
-        return open_run(self.folder.path)
+        whole = self._prepared.sharing.whole(state)
+
+        def join() -> xr.Dataset:
+            assert self.folder is not None
+            lost = meta.all_diverged(self.recorder.replicas)
+            final = None if lost else final_state(self._prepared.whole, whole)
+            self.folder.finish(meta, whole, self.attributes(meta), final)
+            return open_run(self.folder.path)
+
+        found = self._ranks.lead(join)
+        return xr.Dataset(attrs=self.attributes(meta)) if found is None else found
 
     def _parameters(self, state: State) -> State:
         """The parameters and their average, of a system that has any."""
@@ -149,7 +176,7 @@ class Keeper:
             "title": run.title or f"{run.integrator.name}, {run.steps} steps",
             **provenance(run.device),
             "history": "\n".join(meta.history),
-            "system": str(self._prepared.system),
+            "system": str(self._prepared.whole),
             MOMENTA: momenta(self._prepared.system),
             "save": str(run.save),
             "threads": environment["threads"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -13,7 +14,10 @@ from sdeflow.config.run import Run
 from sdeflow.engine.minibatch import MiniBatches
 from sdeflow.engine.step import Stepper
 from sdeflow.errors import SdeflowError, attempt
+from sdeflow.parallel.field import sharded, shareable
+from sdeflow.parallel.ranks import ALONE, Ranks
 from sdeflow.simulation.held_out import HeldOut
+from sdeflow.simulation.sharing import Sharing
 from sdeflow.state import TUNING, State
 from sdeflow.system.average import AVERAGE, average_start, averaging
 from sdeflow.system.scheduled import OwnTime, numbers_at
@@ -37,6 +41,8 @@ class Prepared:
     warm_up   what chooses the numbers that are 'auto'; None where there are none
     warning   what to know of catching up by long steps, '' for nothing
     anew      names of what an origin did not give to the start
+    ranks     the processes that take the run; `state` has this one's part of the particles
+    sharing   who has which part of the state
 
     Raises SdeflowError where something does not fit.
     """
@@ -48,21 +54,21 @@ class Prepared:
     held_out: HeldOut | None
     state: State
 
-    def __init__(self, run: Run, origin: Origin | None = None) -> None:
-        system, self._run = run.system.to(run.dtype, run.device), run
+    def __init__(self, run: Run, origin: Origin | None = None, ranks: Ranks = ALONE) -> None:
+        system, self._run, self.ranks = run.system, run, ranks
         if isinstance(system, BlockSystem):
             system = system.observing(run.observables)
+        self._shared, self.sharing = system, Sharing.of(system, run.shard(ranks), ranks)
         self.warm_up, self.held_out, self.warning = None, None, ""
         self._scheduled = {
             b.name: OwnTime(b.schedules["h"], b.steps) for b in system.blocks if "h" in b.schedules
         }
-        z = initial_state(system, run.all_replicas)
-        self.anew = [] if origin is None else begun(system, z, origin)
+        z, system = self._start(origin)
         if run.average is not None:
             z |= average_start(system, z)
         self._move(system)
         batches = self._batches
-        (system if batches is None else batches).check(z)
+        ranks.alike(lambda: (system if batches is None else batches).check(z))
         if any(b.auto for b in system.blocks):
             part, epoch = (None, 1) if batches is None else (batches.part, batches.per_epoch)
             of_blocks = cast(BlockSystem, system)  # as one with blocks is
@@ -79,6 +85,27 @@ class Prepared:
         if self.held_out is not None:
             z |= self.held_out.start()
         self.state = z if self.warm_up is None else self.warm_up.keep(z, 0)
+
+    def _start(self, origin: Origin | None) -> tuple[State, System]:
+        """Where the run begins, and the system that moves it: of this process's data where others share it.
+
+        Then all of the start is drawn on the host, and cut.
+        """
+        run, several = self._run, self.ranks.several
+        host = torch.device("cpu") if several else run.device
+        whole = self._shared.to(run.dtype, host)
+        z = initial_state(whole, replace(run.all_replicas, device=host))
+        self.anew = [] if origin is None else begun(whole, z, origin)
+        if not several and not run.parallel.fixed:
+            return z, whole
+        shard, fixed = self.sharing.shard, run.parallel.fixed
+        own = sharded(shareable(self._shared), shard, self.ranks, fixed=fixed).to(run.dtype, run.device)
+        return self.sharing.cut(z, run.device), own
+
+    @property
+    def whole(self) -> System:
+        """The system that all processes move together."""
+        return self._shared if self.ranks.several else self.system
 
     def times(self, n: int) -> dict[str, Any]:
         """Time after step n on the reference clock, '', and on the blocks' own, [R] where replicas differ."""
@@ -147,23 +174,28 @@ class Prepared:
             self.observe = system.observe
         else:
             of_blocks = cast(BlockSystem, system)  # as a Run with minibatches has it
-            self._batches = MiniBatches(of_blocks, scheme, run.batch, replicas, engine, every=every)
+            self._batches = MiniBatches(
+                of_blocks, scheme, run.batch, replicas, engine, every=every, shard=self.sharing.shard
+            )
             self.stepper, self.observe = self._batches, self._batches.observe
         if run.evaluate is not None:
             at_once = None if run.batch is None else run.batch.size
+            # all held-out data in every process
+            whole = self._shared.to(run.dtype, run.device) if self.ranks.several else system
             self.held_out = HeldOut(
-                system, run.integrator, run.evaluate, replicas, at_once=at_once, source=engine.source
+                whole, run.integrator, run.evaluate, replicas, at_once=at_once, source=engine.source
             )
 
 
-def prepare(run: Run, origin: Origin | None = None) -> Prepared:
+def prepare(run: Run, origin: Origin | None = None, ranks: Ranks = ALONE) -> Prepared:
     """A run moved to its device, its start drawn, and what the user wrote tried on it once.
 
+    ranks    the processes that take it
     origin   what takes the place of what was drawn (`run.start`, read); None for a run that is resumed
 
     Raises SdeflowError where something does not fit.
     """
-    return Prepared(run, origin)
+    return Prepared(run, origin, ranks)
 
 
 def threads_for(z: Mapping[str, Tensor]) -> int:

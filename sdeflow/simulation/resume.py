@@ -7,6 +7,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
+from typing import cast
+
+import xarray as xr
 
 from sdeflow.callbacks.callback import identity
 from sdeflow.config.build import build
@@ -14,11 +17,13 @@ from sdeflow.config.run import Run
 from sdeflow.config.schema import load_config
 from sdeflow.engine.engine import resolve_engine
 from sdeflow.errors import SdeflowError, is_number, plain
+from sdeflow.parallel.ranks import ALONE, Ranks
 from sdeflow.simulation.ending import Solution, diverged_where
 from sdeflow.simulation.keeper import Keeper
 from sdeflow.simulation.memory import require_memory
-from sdeflow.simulation.prepare import prepare
+from sdeflow.simulation.prepare import Prepared, prepare
 from sdeflow.simulation.solve import environment_of, solve, solve_from
+from sdeflow.state import State
 from sdeflow.terminal import Progress
 from sdeflow.trajectory.checkpoint import Metadata, Segment
 from sdeflow.trajectory.folder import RunFolder
@@ -28,7 +33,9 @@ from sdeflow.trajectory.provenance import stamp
 from sdeflow.trajectory.segments import observed
 
 
-def resume(folder: str | Path, steps: int = 0, *, progress: Progress | None = None) -> Solution:
+def resume(
+    folder: str | Path, steps: int = 0, *, progress: Progress | None = None, ranks: Ranks = ALONE
+) -> Solution:
     """Goes on with a run that `sdeflow run` made, to where it was to end and `steps` further.
 
     The trajectory is that of a run in one piece, to the bit on the same machine; schedules over the run's
@@ -51,48 +58,84 @@ def resume(folder: str | Path, steps: int = 0, *, progress: Progress | None = No
         again = {"run": {"steps": meta.steps + steps, "device": meta.environment["device"]}}
         return build(load_config(path / CONFIG, overrides=[again]), watched=True)
 
-    return resume_from(declare, path, progress=progress)
+    return resume_from(declare, path, progress=progress, ranks=ranks)
 
 
 def resume_from(
-    declare: Callable[[Metadata], Run], out: Path, *, progress: Progress | None = None
+    declare: Callable[[Metadata], Run],
+    out: Path,
+    *,
+    progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> Solution:
     """Goes on with the run in a folder, to the same numbers as in one piece.
 
     declare   gives the run to go on with, from what its checkpoint knows; its `steps` may be more
+    ranks     the processes that share it, which may be another number than before
 
     One that has taken no step is begun anew, which replaces what is in the folder after the first; but one
     that begins from another run goes on from its checkpoint, as that run may be gone.
     Raises SdeflowError where that is another run, or the run diverged; Damaged, naming the file, where what
     is in the folder is not what was written.
     """
-    folder, state = RunFolder.reopen(out)
+    folder, state = ranks.lead(lambda: RunFolder.reopen(out)) or (None, None)
     try:
-        meta = folder.meta
-        run = replace(declare(meta), begun=meta.begun)
-        _refuse_another(run, meta, out)
+        known = None if folder is None else (folder.meta, folder.damage)
+        meta, damage = cast("tuple[Metadata, str]", ranks.of_first(known))
+        run = ranks.alike(lambda: _again(declare, meta, out, ranks))
         ended = meta.steps == run.steps and not _goes_on(meta, run)
         if meta.whole and ended:
-            return Solution(open_run(out), state, meta.retcode, meta.message, frozenset(meta.diverged))
+            dataset = open_run(out) if ranks.leads else xr.Dataset()
+            return Solution(dataset, state or {}, meta.retcode, meta.message, frozenset(meta.diverged))
         if meta.step == 0 and not meta.ended and run.start is None:
-            folder.close()
-            return solve(_not_tried(run), out=out, overwrite=True, progress=progress)
-        require_memory(run, folder=True)
-        prepared = prepare(run)
-        prepared.restore(state, meta.step)
+            if folder is not None:
+                folder.close()
+            return solve(_not_tried(run), out=out, overwrite=True, progress=progress, ranks=ranks)
+        ranks.alike(lambda: require_memory(run, folder=True))
+        prepared = prepare(run, ranks=ranks)
+        _restore(prepared, state, meta.step)
+        state = None  # so that it can be freed when there is a next one
         if meta.ended and ended:
             dataset = Keeper(run, prepared, folder, taken=meta.snapshots).join(meta, prepared.state)
-            return Solution(dataset, prepared.state, meta.retcode, meta.message, frozenset(meta.diverged))
-        del state  # so that it can be freed when there is a next one
-        meta = _resumed(meta, run, folder.damage)
+            whole = prepared.sharing.whole(prepared.state)
+            return Solution(dataset, whole, meta.retcode, meta.message, frozenset(meta.diverged))
+        meta = _resumed(meta, run, damage, ranks)
         keeper = Keeper(run, prepared, folder, taken=meta.snapshots)
         keeper.require_room()  # before the folder changes
-        with keeper.onlookers(meta, observed(meta.files(folder.path)) if run.callbacks else {}) as onlookers:
-            folder.resume(meta, prepared.state, run.toml)
-            folder.log(f"resumed at step {meta.step:,} of {run.steps:,}")
-            return solve_from(run, prepared, folder.meta, keeper, onlookers, progress)
+        record = observed(meta.files(folder.path)) if run.callbacks and folder is not None else {}
+        with keeper.onlookers(meta, record) as onlookers:
+            return solve_from(
+                run, prepared, _reopen(folder, meta, prepared, run), keeper, onlookers, progress
+            )
     finally:
-        folder.close()
+        if folder is not None:
+            folder.close()
+
+
+def _restore(prepared: Prepared, state: State | None, step: int) -> None:
+    """Puts the state of a checkpoint, which the process that leads has, into a run that was prepared."""
+    part = prepared.sharing.handed_out(state)
+    prepared.ranks.alike(lambda: prepared.restore(part, step))
+
+
+def _reopen(folder: RunFolder | None, meta: Metadata, prepared: Prepared, run: Run) -> Metadata:
+    """Makes the folder one of a run under way; gives what its checkpoint knows then."""
+    whole = prepared.sharing.whole(prepared.state)
+
+    def reopened() -> Metadata:
+        assert folder is not None  # as the process that leads has it
+        folder.resume(meta, whole, run.toml)
+        folder.log(f"resumed at step {meta.step:,} of {run.steps:,}")
+        return folder.meta
+
+    return cast(Metadata, prepared.ranks.of_first(prepared.ranks.lead(reopened)))
+
+
+def _again(declare: Callable[[Metadata], Run], meta: Metadata, out: Path, ranks: Ranks) -> Run:
+    """The run to go on with; raises SdeflowError where it is another than in the folder."""
+    run = replace(declare(meta), begun=meta.begun).shared(ranks)
+    _refuse_another(run, meta, out)
+    return run
 
 
 def _goes_on(meta: Metadata, run: Run) -> bool:
@@ -132,7 +175,7 @@ def _refuse_another(run: Run, meta: Metadata, path: Path) -> None:
         raise SdeflowError(f"{path} diverged, and would again: {diverged_where(meta, run)}")
 
 
-def _resumed(meta: Metadata, run: Run, damage: str) -> Metadata:
+def _resumed(meta: Metadata, run: Run, damage: str, ranks: Ranks) -> Metadata:
     """What is known of a run that goes on; a snapshot taken because it was the last is taken anew."""
     left, segments = meta.snapshots, list[Segment]()
     every = run.save.every if run.evaluate is None else run.evaluate.every
@@ -144,11 +187,12 @@ def _resumed(meta: Metadata, run: Run, damage: str) -> Metadata:
         if count:
             segments.append(segment._replace(snapshots=count))
     found = [damage] if damage else []
-    here = environment_of(run, meta.environment["threads"])
+    here = environment_of(run, meta.environment["threads"], ranks)
+    before = {"processes": 1} | meta.environment
     for key in sorted(here):
-        if here[key] != meta.environment.get(key):
+        if here[key] != before.get(key) and not (key == "processes" and run.parallel.fixed):
             found.append(
-                f"{key} was {meta.environment.get(key)} and is {here[key]}: last digits may differ from "
+                f"{key} was {before.get(key)} and is {here[key]}: last digits may differ from "
                 "those of a run in one piece"
             )
     for file, digest in run.code.items():

@@ -16,7 +16,8 @@ from sdeflow.config.catalogue import Scheme
 from sdeflow.config.run import Run
 from sdeflow.config.schema import RunSection
 from sdeflow.errors import DivergenceWarning, Interrupted
-from sdeflow.options import Average, Batch, EngineName, Evaluate, NoiseName, Save, Tune
+from sdeflow.options import Average, Batch, EngineName, Evaluate, NoiseName, Parallel, Save, Tune
+from sdeflow.parallel.ranks import ALONE, started
 from sdeflow.simulation.resume import resume_from, with_engine_of
 from sdeflow.simulation.solve import solve
 from sdeflow.system.grid import Grid
@@ -39,6 +40,7 @@ def simulate(
     grid: Grid | None = None,
     tune: Tune | None = None,
     average: Average | None = None,
+    parallel: Parallel | None = None,
     start: Start | str | Path | xr.Dataset | Mapping[str, Any] | None = None,
     callbacks: Callable[[Snapshot], Any] | Sequence[Callable[[Snapshot], Any]] = (),
     observables: Mapping[str, Callable[..., Any]] | None = None,
@@ -61,6 +63,8 @@ def simulate(
     grid         frictions and inverse masses, with `replicas` at each; without it the system's own
     tune         how numbers that are 'auto' are chosen
     average      of an average of the parameters, kept beside them (default: none)
+    parallel     how the processes that torchrun started share the data: all of them call this, and get the
+                 trajectory, of a run with `out` the first of them alone (default: each runs by itself)
     start        what the run begins from: the last state of a run folder, or what an `sdeflow.Start` takes of
                  it; the last snapshot of a trajectory with all data, particles and parameters; or tensors of
                  a part of the state by name ('X', 'theta.weight'), with the rest as without it
@@ -102,18 +106,21 @@ def simulate(
         grid=grid,
         tune=tune,
         average=average,
+        parallel=parallel,
         start=None if start is None else as_start(start),
         callbacks=callbacks,
         observables=observables,
     )
+    ranks = ALONE if parallel is None else started()
+    run = ranks.alike(lambda: run.shared(ranks))
     folder = None if out is None else Path(out)
-    with progress_bar() if progress else nullcontext() as report:
-        if resume and folder is not None and folder.exists():
+    with progress_bar() if progress and ranks.leads else nullcontext() as report:
+        if resume and folder is not None and ranks.of_first(folder.exists()):
             solution = resume_from(
-                lambda meta: with_engine_of(meta, run, engine, noise), folder, progress=report
+                lambda meta: with_engine_of(meta, run, engine, noise), folder, progress=report, ranks=ranks
             )
         else:
-            solution = solve(run, out=folder, overwrite=overwrite, progress=report)
+            solution = solve(run, out=folder, overwrite=overwrite, progress=report, ranks=ranks)
     if solution.retcode == "interrupted":
         raise Interrupted(solution.message, solution.dataset)
     if solution.retcode == "diverged":

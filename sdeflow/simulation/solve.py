@@ -9,6 +9,7 @@ from pathlib import Path
 from sdeflow.config.run import Run
 from sdeflow.engine.compiled import Uncompilable
 from sdeflow.errors import RunError, SdeflowError, StabilityWarning
+from sdeflow.parallel.ranks import ALONE, Ranks
 from sdeflow.simulation.ending import Solution, Stop, ending_message
 from sdeflow.simulation.keeper import Keeper
 from sdeflow.simulation.memory import require_memory
@@ -24,39 +25,50 @@ from sdeflow.trajectory.stored import origin_of
 
 
 def solve(
-    run: Run, *, out: Path | None = None, overwrite: bool = False, progress: Progress | None = None
+    run: Run,
+    *,
+    out: Path | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    ranks: Ranks = ALONE,
 ) -> Solution:
     """Solves a run from its start, in memory or into a run folder.
+
+    ranks   the processes that share it; all call this, and the one that leads has the state, the folder and
+            what is read from it
 
     By its engine's fallback where torch cannot compile the step. Raises SdeflowError where memory or disk
     have no room for it, or the run that it begins from does not fit; RunError where it could not be carried
     through, and what was recorded is in the folder then.
     """
     try:
-        return _solve_once(run, out, overwrite, progress)
+        return _solve_once(run, out, overwrite, progress, ranks)
     except Uncompilable as error:
         if run.engine.fallback is None:
             raise
         run = run.with_engine(replace(run.engine.fallback, why=str(error)))
-    return _solve_once(run, out, overwrite, progress)  # here, where what the other has held is freed
+    return _solve_once(run, out, overwrite, progress, ranks)  # here, where what the other has held is freed
 
 
-def _solve_once(run: Run, out: Path | None, overwrite: bool, progress: Progress | None) -> Solution:
+def _solve_once(
+    run: Run, out: Path | None, overwrite: bool, progress: Progress | None, ranks: Ranks
+) -> Solution:
     if out is not None:
-        refuse_occupied(out, overwrite)
-    require_memory(run, folder=out is not None)
-    origin = None if run.start is None else _origin(run.start, out)
-    prepared = prepare(run, origin)
-    folder = None if out is None else RunFolder(out, config=run.toml, overwrite=overwrite)
-    if prepared.warning:
+        ranks.lead(lambda: refuse_occupied(out, overwrite))
+    ranks.alike(lambda: require_memory(run, folder=out is not None))
+    origin = None if run.start is None else ranks.alike(lambda: _origin(run.start, out))
+    prepared = prepare(run, origin, ranks)
+    written = out is not None and ranks.leads
+    folder = RunFolder(out, config=run.toml, overwrite=overwrite) if out is not None and written else None
+    if prepared.warning and ranks.leads:
         warnings.warn(prepared.warning, StabilityWarning, stacklevel=4)
     meta = Metadata(
         step=0,
         last=0,
         steps=run.steps,
         segments=(),
-        settings={} if folder is None else run.settings,
-        environment=environment_of(run, threads_for(prepared.state)),
+        settings={} if out is None else run.settings,
+        environment=environment_of(run, threads_for(prepared.state), ranks),
         code=run.code,
         history=(stamp("written"),),
         warnings=(prepared.warning,) if prepared.warning else (),
@@ -101,7 +113,7 @@ def solve_from(
 
     onlookers   its callbacks, which have been told of it
     """
-    with Stop() as stop, threads(meta.environment["threads"]):
+    with Stop(whole=prepared.ranks.several) as stop, threads(meta.environment["threads"]):
         loop = TimeLoop(run, prepared, meta, keeper, stop, onlookers, progress)
         loop.to_the_end()
         message = ending_message(loop.meta, run, loop.error, keeper.folder, onlookers.stopped)
@@ -114,7 +126,8 @@ def solve_from(
     return Solution(dataset, state, meta.retcode, meta.message, frozenset(meta.diverged))
 
 
-def environment_of(run: Run, threads: int) -> dict[str, str | int]:
+def environment_of(run: Run, threads: int, ranks: Ranks) -> dict[str, str | int]:
     """What the bits of a run depend on besides what it computes."""
     engine = run.engine
-    return environment(run.device, threads, engine=engine.name, noise_source=engine.source_name)
+    found = environment(run.device, threads, engine=engine.name, noise_source=engine.source_name)
+    return found | {"processes": ranks.size}

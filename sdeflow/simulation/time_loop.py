@@ -54,6 +54,7 @@ class TimeLoop:
         self._run, self._begun_from = run, meta
         self._prepared, self._warm_up = prepared, prepared.warm_up
         self._keeper, self._recorder = keeper, keeper.recorder
+        self._ranks = prepared.ranks
         self._stop, self._onlookers, self._progress = stop, onlookers, progress
         self.diverged = dict(meta.diverged)
         self.retcode = "running"
@@ -96,7 +97,8 @@ class TimeLoop:
     def to_the_end(self) -> None:
         """Goes on to the last step, or to what ends the run before; sets `retcode` and `error`.
 
-        Raises RunError where the disk does not take what is to be kept, and whatever a first step raises.
+        Raises RunError where the disk does not take what is to be kept, and whatever a first step raises; of
+        a run on several processes any error, as the others cannot go on.
         """
         try:
             self._all_steps()
@@ -112,6 +114,8 @@ class TimeLoop:
                 self._keeper.withdraw()
             if self._untried or isinstance(error, RunError):
                 raise
+            if self._ranks.several:
+                raise RunError(f"the run failed after step {self.step:,}: {error}") from error
             self.retcode, self.error = "failed", error
 
     def _all_steps(self) -> None:
@@ -119,10 +123,13 @@ class TimeLoop:
             if self._onlookers.stopped:
                 return
             while self.step < target:
-                if self._stop.asked:
+                asked, end = self._ranks.most(
+                    self._stop.asked, self._chunk_end(target) if self._ranks.leads else 0
+                )
+                if asked:
                     self.retcode = "interrupted"
                     return
-                self._steps(self._chunk_end(target) - self.step)
+                self._steps(end - self.step)
                 if self._lost:
                     return
                 if self._progress is not None:
@@ -169,6 +176,9 @@ class TimeLoop:
                 self._at, self._untried = (before + count, _lost(self.state)), False
         apart = (HELD_OUT, AVERAGE, TUNING)
         found = not_finite({name: v for name, v in self.state.items() if not name.startswith(apart)})
+        if self._ranks.most(len(found))[0]:
+            seen = reversed(self._ranks.each(found))
+            found = {replica: what for own in seen for replica, what in own.items()}
         if self.step == look:  # and not before, so that a run does not depend on where its chunks end
             self._adapt()
         elif look is None:
@@ -212,10 +222,14 @@ class TimeLoop:
             self._note(past_bound(observed, self._run.bound))
         going = [replica for replica in range(self._recorder.replicas) if replica not in self.diverged]
         self._loss = float(observed["loss"][going].mean()) if "loss" in observed and going else None
-        if self._onlookers.callbacks:
+        if self._run.callbacks:
+            whole = self._prepared.sharing.everywhere(z)
             with self._stop.stepping():
                 system, time_ = self._recorder.system, self._recorder.times[-1][""]
-                self._onlookers.show(system, z, n, time_, self.meta.seconds, observed)
+                self._ranks.lead(
+                    lambda: self._onlookers.show(system, whole, n, time_, self.meta.seconds, observed)
+                )
+            self._onlookers.stopped = self._ranks.of_first(self._onlookers.stopped)
 
     def _keep_if_due(self, *, full: bool, compared: bool) -> None:
         """Keeps where it is time or there is no room for another snapshot.
@@ -224,7 +238,8 @@ class TimeLoop:
 
         compared   whether the energies of this state have been compared with the bound
         """
-        if (self._untried and self._keeper.replaces) or not (full or self._keeper.due(self.step)):
+        due = not (self._untried and self._keeper.replaces) and (full or self._keeper.due(self.step))
+        if not self._ranks.most(due)[0]:  # as the process that writes has it
             return
         if not compared and not self._adapts:
             observed = self._recorder.observed(self._prepared.times(self.step)[""], self.state)

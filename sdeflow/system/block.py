@@ -81,6 +81,8 @@ class Block:
     role       'parameters' are moved before 'particles' by the schemes that tell them apart
     inner      the steps of h that particles take while the parameters take one; None is one, with them
     auto       which of 'h', 'eta', 'gamma' a warm-up is to choose (sdeflow.tuning); until then they are 1
+    first      which number of a replica of q is the first here, where this is a part of the data's particles:
+               noise is drawn by that
 
     Raises SdeflowError for a negative or missing constant.
     """
@@ -99,6 +101,7 @@ class Block:
     restart: bool = False
     inner: Inner | None = None
     auto: tuple[str, ...] = ()
+    first: int = 0
 
     def __post_init__(self) -> None:
         def require(condition: bool, what: str, value: object) -> None:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from sdeflow.state import State, plus
@@ -60,12 +60,16 @@ class NoiseSpec:
 
 @dataclass(frozen=True)
 class Channel:
-    """One variable that noise enters: its place in the state, its block (None for a plain SDE), its key."""
+    """One variable that noise enters: its place in the state, its block (None for a plain SDE), its key.
+
+    first   which number of a replica of the whole variable is the first here, where this is a part of it
+    """
 
     key: str
     variable: str
     shape: tuple[int, ...]
     block: Block | None = None
+    first: int = 0
 
     @property
     def kinetic(self) -> bool:
@@ -74,7 +78,7 @@ class Channel:
     def at(self, n: int) -> Channel:
         """The channel with the numbers that its block has in step n."""
         block = None if self.block is None else self.block.at(n)
-        return self if block is self.block else Channel(self.key, self.variable, self.shape, block)
+        return self if block is self.block else replace(self, block=block)
 
     def normals(self, kind: Kind) -> int:
         """Standard normals a coordinate over one (sub)step."""

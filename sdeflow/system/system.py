@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
+from math import prod
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from sdeflow.errors import SdeflowError, expect_positive
@@ -204,7 +205,7 @@ class BlockSystem:
     def channels(self) -> Sequence[Channel]:
         from sdeflow.system.increments import Channel
 
-        return [Channel(b.name, b.noisy, b.shape, b) for b in self.blocks if b.heated]
+        return [Channel(b.name, b.noisy, b.shape, b, b.first) for b in self.blocks if b.heated]
 
     @property
     def clocks(self) -> Mapping[str, float | NDArray[np.float64]]:
@@ -225,14 +226,22 @@ class BlockSystem:
             own.force_field = self.model_forces.observing(functions)
         return own
 
-    def minibatch(self, index: Tensor) -> BlockSystem:
+    def minibatch(self, index: Tensor, first: int = 0) -> BlockSystem:
         """The system of a minibatch: data `index` [R, b], with theta's force scaled by D/b.
+
+        first   which of all data of the step is the first here, where this process has a part of them
 
         Raises SdeflowError where the forces are not a model's.
         """
-        size = index.shape[1]
-        blocks = [replace(b, shape=(size, *b.shape[1:])) if b.of_data else b for b in self.blocks]
-        return BlockSystem(blocks, self.force_field.minibatch(index), h=self.h)
+        return self.on_data(self.force_field.minibatch(index), index.shape[1], first)
+
+    def on_data(self, forces: ForceField, count: int, first: int = 0) -> BlockSystem:
+        """The system under the forces of `count` data, of which there are `first` before."""
+        blocks = [
+            replace(b, shape=(count, *b.shape[1:]), first=first * prod(b.shape[1:])) if b.of_data else b
+            for b in self.blocks
+        ]
+        return BlockSystem(blocks, forces, h=self.h)
 
     def see(self, index: Tensor, uniform: Tensor | None = None, fetched: Sequence[Any] | None = None) -> None:
         """Shows a minibatch's system, made by `minibatch`, other data, as many; in place.
@@ -282,15 +291,16 @@ class BlockSystem:
         """
         values = self.force_field.observe(z)
         f = self.force_field(t, z, [b.name for b in self.blocks])
+        own: dict[str, Tensor] = {}
+        of_data: dict[str, Tensor] = {}
         for b in self.blocks:
-            count = 1
-            for n in b.shape[:-1]:
-                count *= n
+            count, means = prod(b.shape[:-1]), of_data if b.of_data else own
             if b.momentum is not None:
                 energy = b.eta / 2 * z[b.momentum].square()
-                values[f"kinetic_{b.name}"] = energy.flatten(1).sum(1) / count
-            values[f"force_{b.name}"] = (f[b.name].flatten(1).square().sum(1) / count).sqrt()
-        return values
+                means[f"kinetic_{b.name}"] = energy.flatten(1).sum(1) / count
+            means[f"force_{b.name}"] = f[b.name].flatten(1).square().sum(1) / count
+        means = own | self.force_field.over_data(of_data)
+        return values | {name: v.sqrt() if name.startswith("force_") else v for name, v in means.items()}
 
 
 def initial_state(system: System, replicas: Replicas) -> State:

@@ -25,6 +25,7 @@ class Recorder:
     axes     the variables of the state (default: the system's)
     buffer   bytes of snapshots to hold (default: all of them)
     taken    snapshots that were taken before this recorder began
+    rows     rows of data out of a variable [R, ...] by their place among all, where it has not all of them
 
     Of long parameters it takes the norm alone: `norms` has their sizes.
     """
@@ -40,9 +41,10 @@ class Recorder:
         observe: Callable[[float, State], dict[str, Tensor]] | None = None,
         buffer: int | None = None,
         taken: int = 0,
+        rows: Callable[[Tensor, NDArray[np.int64]], Tensor] | None = None,
     ) -> None:
         self.system, self.save = system, save
-        self._observe = observe or system.observe
+        self._observe, self._rows = observe or system.observe, rows
         self.steps: list[int] = []
         self.times: list[Mapping[str, float]] = []
         self.replicas = replicas
@@ -136,6 +138,8 @@ class Recorder:
 
     def _chosen(self, value: Tensor, dims: tuple[str, ...]) -> Tensor:
         for axis, dim in enumerate(dims, start=1):
-            if len(self.index[dim]) < value.shape[axis]:
+            if dim == "datum" and self._rows is not None:
+                value = self._rows(value, self.index[dim])
+            elif len(self.index[dim]) < value.shape[axis]:
                 value = value.index_select(axis, torch.from_numpy(self.index[dim]).to(value.device))
         return value

@@ -21,9 +21,9 @@ keys = torch.tensor([0x1E3779B97F4A7C15, -5])
 flows = kinetic_flow(0.3, 2.0, 0.1), kinetic_flow(0.3, 2.0, 0.2)
 rows = [kinetic_numbers(*flows, 0.7), kinetic_numbers(*flows[::-1], 0.6)]
 for dtype in (torch.float32, torch.float64):
-    for size in (1, 100, 5000):
+    for size, first in ((1, 0), (1, 77), (100, 0), (100, 2**32 + 31), (5000, 0), (5000, 12345)):
         q, p, f = (torch.randn(2, size, dtype=dtype) for _ in range(3))
-        draw = Draw(keys, 3 * 2**32 + 2**31 + 7, 2**31 + 4)
+        draw = Draw(keys, 3 * 2**32 + 2**31 + 7, 2**31 + 4, first=first)
         one, other = torch.empty(2, 2, *q.shape, dtype=dtype), torch.empty(2, 2, *q.shape, dtype=dtype)
         cpu.normals(one, draw, 2)
         cuda.normals(other, draw, 2)
@@ -42,7 +42,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from sdeflow.noise import cuda
 
-draw = {"keys": "*i64", "counter": "*i64"}
+draw = {"keys": "*i64", "counter": "*i64", "first": "i64"}
 draw |= {name: "i32" for name in ("stride", "size", "low", "high", "slot")}
 for real in ("*fp32", "*fp64"):
     for function in (cuda._fill, cuda._linear, cuda._kinetic):

@@ -95,6 +95,28 @@ def test_a_number_does_not_depend_on_how_many_there_are(dtype: torch.dtype) -> N
 
 
 @needs_kernel
+@pytest.mark.parametrize("first", [0, 1, 16, 63, 64, 65, 130])
+@pytest.mark.parametrize("size", [1, 20, 64, 200])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_part_has_the_numbers_and_updates_of_the_whole(dtype: torch.dtype, size: int, first: int) -> None:
+    """Elements first, first + 1, ... of a variable, drawn and moved alone: to the bit, and nothing beside."""
+    g = torch.Generator().manual_seed(0)
+    q, p, f = (torch.randn(len(KEYS), 500, generator=g, dtype=dtype) for _ in range(3))
+    part = slice(first, first + size)
+    own = [x[:, part].contiguous() for x in (q, p, f)]
+    whole, cut = Draw(keys(*KEYS), 5, 2), Draw(keys(*KEYS), 5, 2, first=first)
+    rows = torch.tensor([kinetic_numbers(kinetic_flow(0.3, 2.0, 0.1), kinetic_flow(0.3, 2.0, 0.2), 0.7)])
+    line, numbers = torch.tensor([[0.9, 0.2, 0.7, 0.5]], dtype=dtype), rows.to(dtype)
+    room = torch.full((1, 1, len(KEYS), size), torch.nan, dtype=dtype)
+    KERNEL.normals(room, cut)
+    assert torch.equal(room[0, 0], drawn(500, 5, 2, dtype=dtype)[:, part])
+    assert torch.equal(KERNEL.linear(own[0], own[2], line, cut), KERNEL.linear(q, f, line, whole)[:, part])
+    for one, other in zip(
+        KERNEL.kinetic(*own, numbers, cut), KERNEL.kinetic(q, p, f, numbers, whole), strict=True
+    ):
+        assert torch.equal(one, other[:, part])
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_threads_do_not_matter(dtype: torch.dtype) -> None:
     """400 000 numbers a replica are enough for several threads, whose borders fall within replicas."""

@@ -1,0 +1,252 @@
+"""The processes of a run, as torchrun starts them: what they add up, agree upon and hand to each other.
+
+All of them take the same steps. What each sees alone (a signal, a clock, a disk, a number that is not
+finite) counts for all or for none, since a process that goes another way leaves the others waiting. Where
+one is gone the others raise Gone as soon as they need it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from sdeflow.errors import Elsewhere, RunError, SdeflowError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+T = TypeVar("T")
+
+
+class Gone(RunError):
+    """A process of the run that does not answer."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of its run; alone, nothing is sent.
+
+    rank, size   which it is, and how many there are
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def several(self) -> bool:
+        return self.size > 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether it is the one that writes files and talks to the user."""
+        return self.rank == 0
+
+    # Tensors ---------------------------------------------------------------------------------------
+
+    def sum(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """The sums over all processes of tensors [R, n_i], in one reduction; the same bits on each of them.
+
+        A lone tensor is changed in place.
+        """
+        if not self.several:
+            return list(parts)
+        import torch
+
+        whole = parts[0] if len(parts) == 1 else torch.cat(list(parts), -1)
+        if torch.compiler.is_compiling():
+            from torch.distributed import _functional_collectives as traced
+
+            whole = traced.all_reduce(whole, "sum", torch.distributed.group.WORLD)
+        else:
+            with _answered():
+                torch.distributed.all_reduce(whole)
+        return [whole] if len(parts) == 1 else list(whole.split([p.shape[-1] for p in parts], -1))
+
+    def stacked(self, part: Tensor) -> Tensor:
+        """Tensors of all processes [n, ...], of the same shape, as [size n, ...]."""
+        if not self.several:
+            return part
+        import torch
+
+        if torch.compiler.is_compiling():
+            from torch.distributed import _functional_collectives as traced
+
+            return traced.all_gather_tensor(part, 0, torch.distributed.group.WORLD)
+        found = part.new_empty((self.size * len(part), *part.shape[1:]))
+        with _answered():
+            torch.distributed.all_gather(list(found.chunk(self.size)), part.contiguous())
+        return found
+
+    def joined(self, part: Tensor) -> Tensor:
+        """Tensors [R, n_r, ...] of all processes, one after the other along the second axis, for each."""
+        if not self.several:
+            return part
+        import torch
+
+        counts = self.each(part.shape[1])
+        most = max(counts)
+        padded = part.new_zeros((most, len(part), *part.shape[2:]))
+        padded[: part.shape[1]] = part.transpose(0, 1)
+        found = self.stacked(padded).view(self.size, most, len(part), *part.shape[2:])
+        rows = torch.cat([found[r, :n] for r, n in enumerate(counts)])
+        return rows.transpose(0, 1).contiguous()
+
+    def gathered(self, part: Tensor) -> Tensor | None:
+        """As `joined`, on the host of the process that leads; None for the others."""
+        if not self.several:
+            return part
+        import torch
+
+        counts = self.each(part.shape[1])
+        padded = torch.zeros((max(counts), len(part), *part.shape[2:]), dtype=part.dtype)
+        padded[: part.shape[1]] = part.transpose(0, 1)
+        pieces = [torch.empty_like(padded) for _ in counts] if self.leads else None
+        with _answered():
+            torch.distributed.gather(padded, pieces)
+        if pieces is None:
+            return None
+        rows = torch.cat([piece[:n] for piece, n in zip(pieces, counts, strict=True)])
+        return rows.transpose(0, 1).contiguous()
+
+    def scattered(self, whole: Tensor | None, rows: slice) -> Tensor:
+        """The `rows` of this process, along the second axis of a tensor on the host of the one that leads."""
+        if not self.several:
+            return cast("Tensor", whole)[:, rows]
+        import torch
+
+        about: Any = None if whole is None else (whole.dtype, whole.shape)
+        (dtype, shape), all_rows = self.of_first(about), self.each(rows)
+        most = max(r.stop - r.start for r in all_rows)
+        own = torch.empty((most, shape[0], *shape[2:]), dtype=dtype)
+        pieces = None
+        if whole is not None:
+            pieces = [torch.zeros_like(own) for _ in all_rows]
+            for piece, r in zip(pieces, all_rows, strict=True):
+                piece[: r.stop - r.start] = whole[:, r].transpose(0, 1)
+        with _answered():
+            torch.distributed.scatter(own, pieces)
+        return own[: rows.stop - rows.start].transpose(0, 1).contiguous()
+
+    # Agreement -------------------------------------------------------------------------------------
+
+    def most(self, *values: int) -> list[int]:
+        """The largest of each value among all processes."""
+        if not self.several:
+            return list(values)
+        import torch
+
+        found = torch.tensor(values, dtype=torch.int64)
+        with _answered():
+            torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+        return cast("list[int]", found.tolist())
+
+    def each(self, thing: T) -> list[T]:
+        """What all processes have."""
+        if not self.several:
+            return [thing]
+        import torch
+
+        found: list[Any] = [None] * self.size
+        with _answered():
+            torch.distributed.all_gather_object(found, thing)
+        return found
+
+    def of_first(self, thing: T) -> T:
+        """What the process that leads has."""
+        if not self.several:
+            return thing
+        import torch
+
+        found = [thing]
+        with _answered():
+            torch.distributed.broadcast_object_list(found, 0)
+        return found[0]
+
+    def lead(self, function: Callable[[], T]) -> T | None:
+        """What a function gives in the process that leads, None in the others, which wait for it.
+
+        Raises what it raises, Elsewhere in the others.
+        """
+        if not self.several:
+            return function()
+        found, error = None, None
+        if self.leads:
+            try:
+                found = function()
+            except (SdeflowError, KeyboardInterrupt) as raised:
+                error = raised
+        code = self.of_first(None if error is None else getattr(error, "exit_code", 130))
+        if error is not None:
+            raise error
+        if code is not None:
+            raise Elsewhere(code)
+        return found
+
+    def alike(self, function: Callable[[], T]) -> T:
+        """What a function gives in each process, where it fails in none.
+
+        Raises its error in the first in which it does, Elsewhere in the others.
+        """
+        if not self.several:
+            return function()
+        found, error = None, None
+        try:
+            found = function()
+        except SdeflowError as raised:
+            error = raised
+        codes = self.each(None if error is None else error.exit_code)
+        failed = [rank for rank, code in enumerate(codes) if code is not None]
+        if not failed:
+            return cast(T, found)
+        if error is not None and self.rank == failed[0]:
+            raise error
+        raise Elsewhere(codes[failed[0]])
+
+
+ALONE = Ranks()
+
+
+def started() -> Ranks:
+    """This process among those that torchrun started with it; alone where it did not.
+
+    gloo reduces on the host, nccl on CUDA. Restarted processes meet under a name of their own, since the
+    addresses of those before them are still in torchrun's store.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        return ALONE
+    import torch
+    from torch import distributed
+
+    if not distributed.is_initialized():
+        store, rank, size = next(distributed.rendezvous("env://"))
+        attempt = [os.environ.get(f"TORCHELASTIC_{name}", "") for name in ("RUN_ID", "RESTART_COUNT")]
+        backend = "gloo"
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+            backend = "cpu:gloo,cuda:nccl"
+        own = distributed.PrefixStore("/".join(["sdeflow", *attempt]), store)
+        with _answered():
+            distributed.init_process_group(backend, store=own, rank=rank, world_size=size)
+    return Ranks(distributed.get_rank(), distributed.get_world_size())
+
+
+def restarted() -> bool:
+    """Whether torchrun has started these processes again, after one of them was lost."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+@contextmanager
+def _answered() -> Iterator[None]:
+    """Raises Gone where the other processes do not answer."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise Gone(
+            "another process of the run has ended or cannot be reached, so this one ends too; steps that a "
+            f"checkpoint covers are safe ({reason})"
+        ) from error
