@@ -7,7 +7,9 @@ one is gone the others raise Gone as soon as they need it.
 
 from __future__ import annotations
 
+import atexit
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -231,6 +233,7 @@ def started() -> Ranks:
         own = distributed.PrefixStore("/".join(["sdeflow", *attempt]), store)
         with _answered():
             distributed.init_process_group(backend, store=own, rank=rank, world_size=size)
+        atexit.register(distributed.destroy_process_group)  # its threads must not outlive the interpreter
     return Ranks(distributed.get_rank(), distributed.get_world_size())
 
 
@@ -245,7 +248,7 @@ def _answered() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = (str(error).splitlines() or [""])[0]
+        reason = re.sub(r"\[[^]]*/[^]]*\] *", "", str(error)).partition(". ")[0]  # no path of a source
         raise Gone(
             "another process of the run has ended or cannot be reached, so this one ends too; steps that a "
             f"checkpoint covers are safe ({reason})"

@@ -1,12 +1,13 @@
 """Runs of every kind, small and in float64, as one process takes them and as several that share them.
 
-    torchrun --nproc-per-node 2 tests/parallel/cases.py OUT quick
+    torchrun --nproc-per-node 2 tests/processes.py OUT quick
 
 writes what each case of CASES, or of COMPILED, gives into OUT, a pickle of arrays by case and name.
 """
 
 from __future__ import annotations
 
+import math
 import pickle
 import sys
 import warnings
@@ -14,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -22,11 +22,12 @@ from torch import Tensor
 import sdeflow
 from sdeflow import Average, Batch, Evaluate, Grid, Save
 from sdeflow.config.catalogue import find
+from sdeflow.model.energy_prior import EnergyPrior
 from sdeflow.options import Parallel
 from sdeflow.parallel.ranks import started
 from sdeflow.problems.hierarchical import Hierarchical
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent))
 
 from small import Autograd, Net
 
@@ -49,6 +50,9 @@ class Deep(Net):
     def init_theta(self, generator: torch.Generator) -> Any:
         weight = torch.randn(2, 6, generator=generator, dtype=torch.float64)
         return {"weight": weight, "bias": torch.zeros(2)}
+
+    def log_prior(self, theta: Any, x: Tensor) -> Tensor:
+        return -(x.flatten(1).square() + math.log(2 * math.pi)).sum(-1) / 2
 
     def observables(self, theta: Any, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         return {"median": (x.flatten(2).sum(-1) - y.sum(-1)[:, None]).median()}
@@ -73,9 +77,8 @@ def deep(declaration: Any = sdeflow.mpgd, data: int = D, **more: Any) -> Any:
 
 
 def energy() -> Any:
-    from sdeflow.problems.latent_ebm import LatentEBM
-
-    model = LatentEBM(points=D, energy_hidden=[8])
+    """A prior that is learned too: two networks, and particles of the prior."""
+    model = EnergyPrior(Deep(), hidden=[8])
     blocks = {"alpha": SMALL, "beta": SMALL, "x": SMALL, "z": SMALL}
     return sdeflow.kinetic_ebipla(model, particles=3, prior_particles=7, **blocks)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cases import CASES, COMPILED, STATE, Arrays
+from processes import CASES, COMPILED, STATE, Arrays
 from support import needs_kernel
 
 pytestmark = needs_kernel
@@ -18,21 +18,27 @@ pytestmark = needs_kernel
 ROUNDING = 1e-13
 """What another order of sums may change in 12 steps, of the largest number of a variable, in float64."""
 
+Taken = dict[tuple[str, int], dict[str, Arrays]]
+"""What was started already: the arrays of each case, by kind and number of processes."""
+
 
 @pytest.fixture(scope="module")
-def taken(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], dict[str, Arrays]]:
+def taken() -> Taken:
     return {}
 
 
-def by(size: int, kind: str, taken: dict[tuple[str, int], dict[str, Arrays]], folder: Path) -> dict[str, Arrays]:
+def by(size: int, kind: str, taken: Taken, folder: Path) -> dict[str, Arrays]:
     """What the cases give on so many processes, which are started once for all of them."""
     if (kind, size) not in taken:
-        out = folder / f"{kind}-{size}"
-        script = str(Path(__file__).with_name("cases.py"))
-        command = ["torch.distributed.run", "--nproc-per-node", str(size), script, str(out), kind]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        out, script = folder / f"{kind}-{size}", Path(__file__).parent.with_name("processes.py")
+        start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", size, script, out, kind]
         done = subprocess.run(
-            [sys.executable, "-m", *command], env=environment, capture_output=True, text=True, timeout=500, check=False
+            [*map(str, start)],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=500,
+            check=False,
         )
         assert done.returncode == 0, done.stderr[-4000:]
         taken[kind, size] = pickle.loads(out.read_bytes())
@@ -50,20 +56,16 @@ def compare(name: str, one: Arrays, several: Arrays) -> None:
             rounding = ROUNDING if values.dtype == np.float64 else 1e-6
             most = np.nanmax(np.abs(values), initial=0.0)
             np.testing.assert_allclose(other, values, rtol=0, atol=rounding * most, err_msg=variable)
-            assert most > 0 or variable.startswith("force"), variable
+            assert most > 0, variable
 
 
 @pytest.mark.parametrize("size", [2, 3])
 @pytest.mark.parametrize("name", CASES)
-def test_processes_take_the_run_of_one(
-    name: str, size: int, taken: dict[tuple[str, int], dict[str, Arrays]], tmp_path: Path
-) -> None:
+def test_processes_take_the_run_of_one(name: str, size: int, taken: Taken, tmp_path: Path) -> None:
     compare(name, by(1, "quick", taken, tmp_path)[name], by(size, "quick", taken, tmp_path)[name])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMPILED)
-def test_compiled_steps_reduce_too(
-    name: str, taken: dict[tuple[str, int], dict[str, Arrays]], tmp_path: Path
-) -> None:
+def test_compiled_steps_reduce_too(name: str, taken: Taken, tmp_path: Path) -> None:
     compare(name, by(1, "compiled", taken, tmp_path)[name], by(2, "compiled", taken, tmp_path)[name])
