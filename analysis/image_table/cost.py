@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from sdeflow.config.run import Run
 from sdeflow.model.amortised import Amortised
@@ -13,6 +10,7 @@ from sdeflow.model.energy import ALPHA, named, part
 from sdeflow.model.energy_forces import EnergyForces
 from sdeflow.model.energy_prior import EnergyPrior
 from sdeflow.model.model import Model
+from sdeflow.simulation.scaling import operations
 from sdeflow.system.system import BlockSystem
 
 
@@ -28,13 +26,13 @@ def evaluations(run: Run) -> float:
     model, data = forces.model, run.batch.size if run.batch is not None else forces.n_data
     if isinstance(model, Amortised):  # whose encoder the run itself counts as much as the decoder
         theta = _parameters(model)
-        return 1 + _operations(lambda: model.law(theta, model.data[:data].float())) / _decoder(
+        return 1 + operations(lambda: model.law(theta, model.data[:data].float())) / _decoder(
             model.plain, forces.n_particles, data
         )
     if isinstance(forces, EnergyForces) and isinstance(model, EnergyPrior):
         alpha = part(_parameters(model), ALPHA)
         z = torch.zeros(data * forces.n_particles + forces.n_prior_particles, *model.latent_shape)
-        added = _operations(lambda: model.energy(alpha, z)) / _decoder(model.plain, forces.n_particles, data)
+        added = operations(lambda: model.energy(alpha, z)) / _decoder(model.plain, forces.n_particles, data)
         return run.gradient_evaluations * (1 + added)
     return float(run.gradient_evaluations)
 
@@ -43,17 +41,10 @@ def _decoder(model: Model, particles: int, data: int) -> int:
     """Operations of a model's log-joint of so many data."""
     model = model.to(torch.float32, torch.device("cpu"))
     theta, x = _parameters(model), torch.zeros(data, particles, *model.latent_shape)
-    return _operations(lambda: model.log_joint(theta, x, model.data[:data]))
+    return operations(lambda: model.log_joint(theta, x, model.data[:data]))
 
 
 def _parameters(model: Model) -> dict[str, torch.Tensor]:
     with torch.random.fork_rng(devices=[]):
         theta = named(model.init_theta(torch.Generator()))
     return {name: value.detach().float() for name, value in theta.items()}
-
-
-def _operations(f: Callable[[], object]) -> int:
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        f()
-    return int(counter.get_total_flops())

@@ -65,6 +65,19 @@ def show(
         typer.Option("--full", help="Every key of a TOML file: type, default, unit, what it is."),
     ] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="With --full, as a page in Markdown.")] = False,
+    ranks: Annotated[
+        str,
+        typer.Option(metavar="R,R,...", help="What a step takes on so many processes that torchrun starts."),
+    ] = "",
+    link: Annotated[
+        str, typer.Option(metavar="BYTES/S", help="With --ranks, what connects them one way.")
+    ] = "40GB/s",
+    flops: Annotated[
+        str,
+        typer.Option(
+            metavar="N", help="With --ranks, operations a second of one (default: as timed on this machine)."
+        ),
+    ] = "",
 ) -> None:
     """What a problem is: blocks and equations, shapes, and the memory and disk that a run takes."""
     import tomllib
@@ -91,4 +104,9 @@ def show(
     config = configured(path, ctx.params)
     with fetching(offline=True):  # a question fetches nothing
         built = build(config, watched=True)
+    if ranks:
+        from sdeflow.cli.scaling import tell_scaling
+
+        tell_scaling(built, ranks, link, flops)
+        return
     describe(config, built, list(variant_tables(tomllib.loads(path.read_text(encoding="utf-8-sig")))))
