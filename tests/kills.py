@@ -29,7 +29,7 @@ from sdeflow.errors import Interrupted, SdeflowError
 from sdeflow.options import Parallel
 from sdeflow.problems.hierarchical import Hierarchical
 from sdeflow.trajectory import checkpoint
-from sdeflow.trajectory.layout import CHECKPOINT
+from sdeflow.trajectory.layout import CHECKPOINT, PREVIOUS
 
 STEPS, BOUND = 1500, 30.0
 FIXED = Parallel(strata=6, reduction="fixed")
@@ -100,11 +100,9 @@ def attempt(folder: Path, size: int, after: float, asked: bool) -> list[int]:
 
 
 def acknowledged(folder: Path) -> int:
-    """The step that the folder's checkpoint covers, -1 for none."""
-    try:
-        return checkpoint.peek(folder / CHECKPOINT).step
-    except (FileNotFoundError, NotADirectoryError):
-        return -1
+    """The step that the folder's newest checkpoint covers, -1 for none."""
+    there = [path for name in (CHECKPOINT, PREVIOUS) if (path := folder / name).exists()]
+    return checkpoint.peek(there[0]).step if there else -1
 
 
 def same(one: xr.Dataset, other: xr.Dataset) -> None:

@@ -38,11 +38,11 @@ class Stop:
     A chunk that does not finish within PATIENCE is cut short by KeyboardInterrupt; its steps are lost,
     the state before it is not. Where nothing is being stepped or joined a request waits.
 
-    whole   whether chunks are never cut short: other processes would wait for the rest of them
+    whole   whether chunks are not cut short now: other processes would wait for the rest of them
     """
 
-    def __init__(self, *, whole: bool = False) -> None:
-        self.asked, self._whole = False, whole
+    def __init__(self) -> None:
+        self.asked = self.whole = False
         self._interruptible = False
         self._impatient = False
         self._before: dict[int, Any] = {}
@@ -81,7 +81,7 @@ class Stop:
 
     def _request(self, number: int, frame: FrameType | None) -> None:
         again, self.asked = self.asked, True
-        if self._whole:
+        if self.whole:
             return
         if self._impatient or (again and self._interruptible):
             raise KeyboardInterrupt

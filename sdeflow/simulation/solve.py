@@ -113,7 +113,7 @@ def solve_from(
 
     onlookers   its callbacks, which have been told of it
     """
-    with Stop(whole=prepared.ranks.several) as stop, threads(meta.environment["threads"]):
+    with Stop() as stop, threads(meta.environment["threads"]):
         loop = TimeLoop(run, prepared, meta, keeper, stop, onlookers, progress)
         loop.to_the_end()
         message = ending_message(loop.meta, run, loop.error, keeper.folder, onlookers.stopped)

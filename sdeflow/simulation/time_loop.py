@@ -108,6 +108,8 @@ class TimeLoop:
             if self._warm_up is not None and self._loss is not None:
                 self.verdict = self._warm_up.verdict(self._loss)
         except KeyboardInterrupt:
+            if self._ranks.several:  # before the first step, where there is nothing to keep
+                raise
             self.retcode = "interrupted"
         except Exception as error:
             if self._untried:
@@ -129,6 +131,7 @@ class TimeLoop:
                 if asked:
                     self.retcode = "interrupted"
                     return
+                self._stop.whole = self._ranks.several and not self._untried
                 self._steps(end - self.step)
                 if self._lost:
                     return
