@@ -47,7 +47,7 @@ _HOME = {
         "sdeflow.errors": "SdeflowError",
         "sdeflow.model.energy": "EnergyModel",
         "sdeflow.model.model": "Model",
-        "sdeflow.options": "Average Batch Evaluate Save Tune",
+        "sdeflow.options": "Average Batch Evaluate Parallel Save Tune",
         "sdeflow.simulation.load": "load",
         "sdeflow.simulation.resume": "resume",
         "sdeflow.simulation.simulate": "simulate",
@@ -82,6 +82,7 @@ if TYPE_CHECKING:
     from sdeflow.options import Average as Average
     from sdeflow.options import Batch as Batch
     from sdeflow.options import Evaluate as Evaluate
+    from sdeflow.options import Parallel as Parallel
     from sdeflow.options import Save as Save
     from sdeflow.options import Tune as Tune
     from sdeflow.simulation.load import load as load

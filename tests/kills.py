@@ -24,9 +24,8 @@ import torch
 import xarray as xr
 
 import sdeflow
-from sdeflow import Save
+from sdeflow import Parallel, Save
 from sdeflow.errors import Interrupted, SdeflowError
-from sdeflow.options import Parallel
 from sdeflow.problems.hierarchical import Hierarchical
 from sdeflow.trajectory import checkpoint
 from sdeflow.trajectory.layout import CHECKPOINT, PREVIOUS

@@ -20,10 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import sdeflow
-from sdeflow import Average, Batch, Evaluate, Grid, Save
+from sdeflow import Average, Batch, Evaluate, Grid, Parallel, Save
 from sdeflow.config.catalogue import find
 from sdeflow.model.energy_prior import EnergyPrior
-from sdeflow.options import Parallel
 from sdeflow.parallel.ranks import started
 from sdeflow.problems.hierarchical import Hierarchical
 

@@ -36,6 +36,7 @@ import typer
 import xarray as xr
 from commands import Cli, command
 from test_architecture import ALLOWED
+from torch.distributed.run import get_args_parser
 
 from sdeflow.cli.app import app
 from sdeflow.config.build import build
@@ -46,9 +47,10 @@ from sdeflow.simulation.solve import solve
 
 ROOT = Path(__file__).parent.parent
 LONGEST = {
-    "README.md": 200,
+    "README.md": 230,
     "sdeflow/README.md": 125,
     "sdeflow/data/README.md": 130,
+    "sdeflow/parallel/README.md": 60,
     "sdeflow/simulation/README.md": 90,
     "sdeflow/sweep/README.md": 60,
     "sdeflow/tuning/README.md": 60,
@@ -230,6 +232,14 @@ def configuration(path: Path, given: dict[str, Any], integrator: str) -> Config:
     return load_config(path, variant=given["variant"], overrides=over)
 
 
+def call_torchrun(arguments: list[str]) -> None:
+    """By one process: what several do is tested in tests/parallel."""
+    at = arguments.index("-m")
+    get_args_parser().parse_args([*arguments[:at], "script"])
+    assert arguments[at + 1] == "sdeflow"
+    call_sdeflow(arguments[at + 2 :])
+
+
 def call_python(arguments: list[str]) -> None:
     match arguments:
         case ["-m", "venv", ".venv"] | ["-m", "pytest"] | ["-m", "pytest", "-m", "slow"]:
@@ -301,6 +311,7 @@ def call_typecheck(arguments: list[str]) -> None:
 
 CALLS = {
     "sdeflow": call_sdeflow,
+    "torchrun": call_torchrun,
     "python": call_python,
     "python3": call_python,
     "pip": call_pip,

@@ -13,11 +13,10 @@ from support import declared, doubles, needs_kernel
 from torch import Tensor
 
 import sdeflow
-from sdeflow import Batch, SdeflowError
+from sdeflow import Batch, Parallel, SdeflowError
 from sdeflow.engine.minibatch import MiniBatches
 from sdeflow.integrators.baoab import BAOAB
 from sdeflow.integrators.expint import ExpInt
-from sdeflow.options import Parallel
 from sdeflow.parallel.field import sharded
 from sdeflow.parallel.ranks import Ranks
 from sdeflow.parallel.shard import Shard
