@@ -1,9 +1,9 @@
-"""The memory that this machine has left for a process."""
+"""The memory that this machine has left for a process, and the work that a function is."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from math import inf
 from pathlib import Path
@@ -42,3 +42,14 @@ def _left_in_groups(own: Path, root: Path) -> Iterator[int]:
                     stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
                     used = int((folder / usage).read_text()) - int(stat.get(cached, 0))
                     yield int((folder / limit).read_text()) - used
+
+
+def operations(function: Callable[[], object]) -> int:
+    """Floating-point operations of the matrix products and convolutions in what a function does."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        function()
+    return int(counter.get_total_flops())

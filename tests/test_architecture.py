@@ -39,7 +39,7 @@ ALLOWED = {
     "integrators": {"system"},
     "problems": {"errors", "model", "data"},
     "analysis": GROUND
-    | {"terminal", "model", "system", "noise", "engine", "config", "trajectory", "simulation"}
+    | {"terminal", "machine", "model", "system", "noise", "engine", "config", "trajectory", "simulation"}
     | {"data", "problems"},
     "sweep": {"errors", "config", "trajectory"},
     "cli": GROUND

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 
 from sdeflow.config.run import Run
+from sdeflow.machine import operations
 from sdeflow.model.amortised import Amortised
 from sdeflow.model.energy import ALPHA, named, part
 from sdeflow.model.energy_forces import EnergyForces
 from sdeflow.model.energy_prior import EnergyPrior
 from sdeflow.model.model import Model
-from sdeflow.simulation.scaling import operations
 from sdeflow.system.system import BlockSystem
 
 

@@ -190,17 +190,13 @@ class Run(RunOptions):
         )
 
     def shared(self, ranks: Ranks) -> Run:
-        """The run as so many processes take it, with the strata of its minibatches.
-
-        Raises SdeflowError where they cannot.
-        """
+        """The run as processes take it, with the strata of its minibatches; SdeflowError if they cannot."""
         if ranks.several:
             shareable(self.system)
             if self.engine.source_name != "philox":
                 raise SdeflowError(
-                    "several processes draw the noise of their own particles by its address, which noise "
-                    f"'{self.engine.source_name}' does not have: give --noise philox, which needs the kernel "
-                    "that an install compiles"
+                    "several processes draw noise by the address of each number, which noise "
+                    f"'{self.engine.source_name}' does not: give --noise philox, where its kernel is there"
                 )
         self.shard(ranks)
         if not ranks.several or self.batch is None or self.parallel.strata is not None:

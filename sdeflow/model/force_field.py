@@ -100,6 +100,12 @@ class ModelField(ForceField):
     n_particles: int
 
     @abstractmethod
+    def to(self, dtype: torch.dtype, device: torch.device) -> ModelField: ...
+
+    @abstractmethod
+    def minibatch(self, index: Tensor) -> ModelField: ...
+
+    @abstractmethod
     def part(self, data: slice) -> ModelField:
         """The forces of some of the data, as if there were no others."""
 

@@ -154,7 +154,7 @@ class ShardedField(ModelField):
             {name: v * (part.n_data / self.n_data) for name, v in part.means(own).items()}
             for part, own in self._split(z)
         ]
-        return self.over_data({name: sum(of[name] for of in by_part) for name in by_part[0]})
+        return self.over_data({name: torch.stack([of[name] for of in by_part]).sum(0) for name in by_part[0]})
 
     def others(self, z: State) -> dict[str, Tensor]:
         """Of all data and particles, which every process gets for that where the model observes anything."""

@@ -61,7 +61,7 @@ class Ranks:
         if torch.compiler.is_compiling():
             from torch.distributed import _functional_collectives as traced
 
-            whole = traced.all_reduce(whole, "sum", torch.distributed.group.WORLD)
+            whole = traced.all_reduce(whole, "sum", _world())
         else:
             with _answered():
                 torch.distributed.all_reduce(whole)
@@ -76,7 +76,7 @@ class Ranks:
         if torch.compiler.is_compiling():
             from torch.distributed import _functional_collectives as traced
 
-            return traced.all_gather_tensor(part, 0, torch.distributed.group.WORLD)
+            return traced.all_gather_tensor(part, 0, _world())
         found = part.new_empty((self.size * len(part), *part.shape[1:]))
         with _answered():
             torch.distributed.all_gather(list(found.chunk(self.size)), part.contiguous())
@@ -199,8 +199,8 @@ class Ranks:
             found = function()
         except SdeflowError as raised:
             error = raised
-        codes = self.each(None if error is None else error.exit_code)
-        failed = [rank for rank, code in enumerate(codes) if code is not None]
+        codes = self.each(0 if error is None else error.exit_code)
+        failed = [rank for rank, code in enumerate(codes) if code]
         if not failed:
             return cast(T, found)
         if error is not None and self.rank == failed[0]:
@@ -240,6 +240,13 @@ def started() -> Ranks:
 def restarted() -> bool:
     """Whether torchrun has started these processes again, after one of them was lost."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def _world() -> Any:
+    """The group of all processes, for collectives that are traced."""
+    from torch import distributed
+
+    return distributed.group.WORLD
 
 
 @contextmanager

@@ -12,16 +12,16 @@ catching up. Of models without them, or where F is not given, compute is what st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, log2, prod
 
 import torch
 from torch._subclasses import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from sdeflow.config.run import Run
 from sdeflow.errors import SdeflowError
+from sdeflow.machine import operations
 from sdeflow.parallel.field import shareable
 from sdeflow.simulation.memory import state_bytes
 from sdeflow.simulation.timing import seconds_a_step
@@ -138,11 +138,3 @@ def _operations_of(run: Run, n: int) -> float:
             taken += operations(lambda: scheme.init(system, z))
             taken += batch.extra_evaluations * operations(lambda: system.forces(0.0, z, scores))
     return taken
-
-
-def operations(function: Callable[[], object]) -> int:
-    """Floating-point operations of the matrix products and convolutions in what a function does."""
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        function()
-    return int(counter.get_total_flops())

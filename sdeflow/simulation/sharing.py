@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -65,13 +65,15 @@ class Sharing:
         ranks = self.ranks
         if z is not None and not ranks.several:
             return dict(z)
-        names = ranks.of_first(None if z is None else sorted(z)) or []
-        return {
-            k: ranks.scattered(None if z is None else z[k], self.shard.rows)
-            if k in self.of_data
-            else ranks.of_first(None if z is None else z[k])
-            for k in names
-        }
+        found: State = {}
+        for name in ranks.of_first(None if z is None else sorted(z)) or []:
+            whole = None if z is None else z[name]
+            found[name] = (
+                ranks.scattered(whole, self.shard.rows)
+                if name in self.of_data
+                else cast(Tensor, ranks.of_first(whole))
+            )
+        return found
 
     def rows(self, value: Tensor, index: NDArray) -> Tensor:
         """Rows of a variable [R, own, ...] by their place among all data [k], for each process."""

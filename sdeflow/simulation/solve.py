@@ -56,7 +56,8 @@ def _solve_once(
     if out is not None:
         ranks.lead(lambda: refuse_occupied(out, overwrite))
     ranks.alike(lambda: require_memory(run, folder=out is not None))
-    origin = None if run.start is None else ranks.alike(lambda: _origin(run.start, out))
+    start = run.start
+    origin = None if start is None else ranks.alike(lambda: _origin(start, out))
     prepared = prepare(run, origin, ranks)
     written = out is not None and ranks.leads
     folder = RunFolder(out, config=run.toml, overwrite=overwrite) if out is not None and written else None
