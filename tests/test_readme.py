@@ -50,7 +50,7 @@ LONGEST = {
     "sdeflow/README.md": 125,
     "sdeflow/data/README.md": 130,
     "sdeflow/simulation/README.md": 90,
-    "sdeflow/sweep/README.md": 60,
+    "sdeflow/sweep/README.md": 90,
     "sdeflow/tuning/README.md": 60,
     "sdeflow/callbacks/README.md": 90,
     "sdeflow/system/README.md": 140,

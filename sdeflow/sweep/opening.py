@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from sdeflow.errors import SdeflowError
+from sdeflow.sweep.cluster import states
 from sdeflow.sweep.plan import Axis, Point, Sweep, word
 from sdeflow.trajectory.opening import open_run
 
@@ -34,8 +35,7 @@ def open_sweep(folder: str | Path) -> xr.Dataset:
     lazy = find_spec("dask") is not None
     missing = xr.full_like(longest, np.nan, dtype=float)
     runs = [
-        _only(found.get(i, missing), sweep.axes).assign(state=point.state)
-        for i, point in enumerate(sweep.points)
+        _only(found.get(i, missing), sweep.axes).assign(state=state) for i, state in enumerate(states(sweep))
     ]
     whole = _joined([run.chunk() if lazy else run for run in runs], sweep.axes)
     return whole.assign_attrs(longest.attrs | {"sweep": str(sweep.folder), "config": sweep.base})
@@ -57,10 +57,11 @@ def _joined(runs: Sequence[xr.Dataset], axes: Sequence[Axis]) -> xr.Dataset:
     return xr.concat(parts, along, data_vars="all", coords="different", compat="equals", join="outer")
 
 
-def table(points: Sequence[Point]) -> list[list[str]]:
+def table(sweep: Sweep) -> list[list[str]]:
     """A line for each run: its values, how it stands, its steps, its last loss, its seconds."""
     return [
-        [*(word(value) for value in point.at.values()), point.state, *_numbers(point)] for point in points
+        [*(word(value) for value in point.at.values()), state, *_numbers(point)]
+        for point, state in zip(sweep.points, states(sweep), strict=True)
     ]
 
 

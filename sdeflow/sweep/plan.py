@@ -2,6 +2,7 @@
 
 sweep.toml    the keys with their values, and the configuration that all runs share
 points/       of each run its configuration, and what its process said
+cluster/      of a sweep whose runs are jobs of a cluster, their ids, and the scheduler's own files
 NAME/         the run folders, named by what they differ in, such as gamma_theta=0.1,seed=3
 """
 
@@ -9,7 +10,8 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -29,6 +31,9 @@ from sdeflow.trajectory.opening import newest
 SWEEP, POINTS = "sweep.toml", "points"
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
 _MOST = 10_000
+
+ENDED = ("success", "stopped", "diverged")
+"""States of runs that are not begun again."""
 
 
 @dataclass(frozen=True)
@@ -202,3 +207,19 @@ def busy(folder: Path) -> bool:
             return False
     except filelock.Timeout:
         return True
+
+
+@contextmanager
+def alone(sweep: Sweep) -> Iterator[None]:
+    """A context in which no other sweep is at work in the folder; raises SdeflowError where one is."""
+    lock = filelock.FileLock(sweep.folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise SdeflowError(
+            f"another sweep is at work in {sweep.folder}: wait for it, or give another --out"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
