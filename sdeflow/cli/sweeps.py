@@ -30,11 +30,21 @@ def sweep(
         list[str] | None,
         typer.Option(
             "--set",
-            help="A value for all runs, or values to sweep over: run.seed=0..4, system.x.gamma=[0.1,0.3].",
+            help="A value for all runs, or values to sweep over: run.seed=0..4, system.x.gamma=[0.1,0.3]; or "
+            "with --search numbers to choose between: system.x.gamma=0.1..0.9, system.x.h=1e-4..1e-2:log.",
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the runs.")] = None,
     jobs: Annotated[int | None, typer.Option(help="Runs at a time (default: one a core).", min=1)] = None,
+    search: Annotated[
+        str,
+        typer.Option(
+            metavar="SCORE",
+            help="Choose points by the scores of those before: evidence, to be large, or what a run records, "
+            "to be small: loss.",
+        ),
+    ] = "",
+    trials: Annotated[int | None, typer.Option(help="Points that a search chooses.", min=1)] = None,
     slurm: Annotated[
         str,
         typer.Option(
@@ -57,27 +67,19 @@ def sweep(
     """Take a run of every combination of values, in folders side by side; what has ended is not taken again.
 
     The same command goes on with a sweep that was stopped, and takes the runs of values that it is given
-    besides. With --slurm it submits them to a cluster and ends; sdeflow sweep FOLDER then tells how they
-    stand. sdeflow.open_sweep opens all of them as one dataset.
+    besides. With --search points are chosen, one by the scores of those before. With --slurm the runs are
+    submitted to a cluster; sdeflow sweep FOLDER then tells how they stand. sdeflow.open_sweep opens all as
+    one dataset.
     """
-    from sdeflow.config.catalogue import problem_file
     from sdeflow.sweep.cluster import slurm_parameters, submit, submitted
-    from sdeflow.sweep.plan import SWEEP, Sweep, parted
+    from sdeflow.sweep.plan import SWEEP
     from sdeflow.sweep.taking import standing
 
     parameters = slurm_parameters(slurm) if slurm else {}
-    if (Path(problem) / SWEEP).is_file():
-        given = {name for name, value in ctx.params.items() if value}
-        asked = sorted(given - {"problem", "jobs", "slurm", "quiet"})
-        if asked:
-            raise SdeflowError(f"{problem} is a sweep, which has its settings: remove {', '.join(asked)}")
-        found = Sweep.open(Path(problem)).begin()
-    else:
-        axes, rest = parted(settings or ())
-        if out is None:
-            raise SdeflowError("give --out, a folder for the runs")
-        config = configured(problem_file(problem), ctx.params | {"settings": rest})
-        found = Sweep(out, config.toml(), axes).begin()
+    found = _opened(ctx) if (Path(problem) / SWEEP).is_file() else _declared(ctx)
+    if slurm and found.search is not None:
+        raise SdeflowError("a search chooses by runs that have ended, and is no array: leave out --slurm")
+    found = found.begin()
     if slurm:
         _tell_submitted(found, submit(found, parameters, jobs))
     elif jobs is None and submitted(found):
@@ -86,18 +88,53 @@ def sweep(
         _take(found, jobs or os.cpu_count() or 1, quiet)
 
 
+def _opened(ctx: typer.Context) -> Sweep:
+    """The sweep in a folder, with another number of trials where one is given."""
+    from sdeflow.sweep.plan import Sweep
+
+    folder, trials = Path(ctx.params["problem"]), ctx.params["trials"]
+    found = Sweep.open(folder)
+    free = {"problem", "jobs", "slurm", "quiet", *["trials"] * (found.search is not None)}
+    if asked := sorted({name for name, value in ctx.params.items() if value} - free):
+        raise SdeflowError(f"{folder} is a sweep, which has its settings: remove {', '.join(asked)}")
+    if found.search is None or trials is None:
+        return found
+    return Sweep(folder, found.base, found.axes, found.search._replace(trials=trials))
+
+
+def _declared(ctx: typer.Context) -> Sweep:
+    """The sweep of a problem that the options declare."""
+    from sdeflow.config.catalogue import problem_file
+    from sdeflow.sweep.axes import parted
+    from sdeflow.sweep.plan import Search, Sweep
+
+    given = ctx.params
+    axes, rest = parted(given["settings"] or (), searching=bool(given["search"]))
+    if given["out"] is None:
+        raise SdeflowError("give --out, a folder for the runs")
+    if bool(given["search"]) != (given["trials"] is not None):
+        raise SdeflowError("--search SCORE and --trials N go together: give both, or neither")
+    if given["search"] and not axes:
+        raise SdeflowError("a search needs numbers to choose between: --set system.x.gamma=0.1..0.9, say")
+    search = Search(given["search"], given["trials"]) if given["search"] else None
+    config = configured(problem_file(given["problem"]), given | {"settings": rest})
+    return Sweep(given["out"], config.toml(), axes, search)
+
+
 def _take(sweep: Sweep, jobs: int, quiet: bool) -> None:
     """Takes the runs here, and tells how they stand."""
     from contextlib import nullcontext
 
     from sdeflow.sweep.cluster import submitted
+    from sdeflow.sweep.search import seek
     from sdeflow.sweep.taking import take
     from sdeflow.terminal import counted
 
-    count = len(sweep.points)
+    count = len(sweep.points) if sweep.search is None else sweep.search.trials
+    jobs = min(jobs, count)
     try:
         with nullcontext(lambda: None) if quiet else counted("run", count) as tick:
-            ended = take(sweep, min(jobs, count), tick)
+            ended = (take if sweep.search is None else seek)(sweep, jobs, tick)
     except KeyboardInterrupt:
         again = f"{_again(sweep)}{f' --jobs {jobs}' * bool(submitted(sweep))}"
         typer.echo(shown(f"stopped; to go on: {again}"), err=True)
@@ -111,19 +148,23 @@ def _again(sweep: Sweep) -> str:
 
 def _tell(sweep: Sweep, ended: Sequence[Ended], quiet: bool) -> None:
     """Says how the runs stand, and exits with the code for that."""
-    from sdeflow.sweep.opening import table
+    from sdeflow.sweep.opening import best, columns, table
     from sdeflow.sweep.taking import FAILED
     from sdeflow.terminal import table as print_table
 
+    states, found = {one.state for one in ended}, None if sweep.search is None else best(sweep)
     if not quiet:
-        columns = (*(axis.name for axis in sweep.axes), "ended", "steps", "loss", "seconds")
-        print_table(f"Sweep {sweep.folder}", columns, table(sweep))
+        print_table(f"Sweep {sweep.folder}", columns(sweep), table(sweep))
+        if found and sweep.search:
+            point, score = found
+            at = ", ".join(f"{name}={value}" for name, value in point.at.items())
+            typer.echo(shown(f"best {sweep.search.score} {score:.6g} at {at}"))
         typer.echo(f"sdeflow.open_sweep({sweep.folder.as_posix()!r}) opens them as one dataset")
     for one in ended:
         if one.state in FAILED:
             typer.echo(shown(f"{one.point.folder.name}: {one.state}: {one.note}"), err=True)
-    states = {one.state for one in ended}
-    raise typer.Exit(1 if states.intersection(FAILED) else 3 if "diverged" in states else 0)
+    diverged = "diverged" in states and found is None  # a search goes round what diverges
+    raise typer.Exit(1 if states.intersection(FAILED) else 3 if diverged else 0)
 
 
 def _tell_submitted(sweep: Sweep, jobs: Mapping[str, str]) -> None:

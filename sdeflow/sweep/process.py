@@ -1,11 +1,12 @@
-"""The process of a run of a sweep: `sdeflow run --resume`, of the configuration that the sweep has for it."""
+"""The processes of a run of a sweep: `sdeflow run --resume`, of the configuration that the sweep has for it;
+and `sdeflow evaluate`."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-from sdeflow.sweep.plan import POINTS, Point, Sweep
+from sdeflow.sweep.plan import FOLD, POINTS, Point, Sweep
 from sdeflow.trajectory import durable
 
 
@@ -15,6 +16,12 @@ def command(sweep: Sweep, point: Point) -> list[str]:
     durable.write(config, point.config.toml().encode())
     where = [str(config.absolute()), "--out", str(point.folder.absolute())]
     return [sys.executable, "-m", "sdeflow", "run", *where, "--resume", "--quiet"]
+
+
+def evaluation(point: Point) -> list[str]:
+    """What scores a run that has ended, on the fold that numbers are chosen by."""
+    how = ["--fold", FOLD, "--no-pictures", "--quiet"]
+    return [sys.executable, "-m", "sdeflow", "evaluate", str(point.folder.absolute()), *how]
 
 
 def log(sweep: Sweep, point: Point) -> Path:

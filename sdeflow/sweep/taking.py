@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
 from typing import NamedTuple
 
 from sdeflow.sweep.cluster import in_queue, states
@@ -74,19 +75,27 @@ class Taking:
                 break
         if point.state in ENDED:
             return Ended(point, point.state)
-        if self._stopped.is_set():
+        if self.stopped:
             return Ended(point, "interrupted")
-        said = log(self._sweep, point)
-        with said.open("wb") as file:
-            process = self._started(command(self._sweep, point), file.fileno())
-            code = -1 if process is None else process.wait()
-        with self._guard:
-            self._going.discard(process)
+        code = self.call(command(self._sweep, point), said := log(self._sweep, point))
         if (state := point.state) in ENDED:
             return Ended(point, state)
         return Ended(point, "interrupted" if code == 130 else "failed", last(said))
 
-    def _started(self, command: list[str], said: int) -> subprocess.Popen[bytes] | None:
+    def call(self, command: Sequence[str], log: Path) -> int:
+        """Calls a command that says to a file; gives its exit code, and 130 where all is stopped."""
+        with log.open("wb") as file:
+            process = self._started(command, file.fileno())
+            code = 130 if process is None else process.wait()
+        with self._guard:
+            self._going.discard(process)
+        return code
+
+    @property
+    def stopped(self) -> bool:
+        return self._stopped.is_set()
+
+    def _started(self, command: Sequence[str], said: int) -> subprocess.Popen[bytes] | None:
         with self._guard:
             if self._stopped.is_set():
                 return None

@@ -18,8 +18,9 @@ from tiny import TINY
 
 from sdeflow import SdeflowError, open_run, open_sweep
 from sdeflow.errors import RunError
+from sdeflow.sweep.axes import Axis
 from sdeflow.sweep.cluster import slurm_parameters, submit
-from sdeflow.sweep.plan import Axis, Sweep
+from sdeflow.sweep.plan import Sweep
 from sdeflow.trajectory import checkpoint
 
 COMMANDS = {

@@ -16,7 +16,8 @@ from commands import Cli
 from tiny import TINY
 
 from sdeflow import SdeflowError, open_run, open_sweep
-from sdeflow.sweep.plan import Axis, Sweep, parted
+from sdeflow.sweep.axes import Axis, parted
+from sdeflow.sweep.plan import Sweep
 from sdeflow.trajectory.layout import LOCK
 
 GAMMAS = Axis("system.theta.gamma", (0.1, 0.3))
