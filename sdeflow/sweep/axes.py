@@ -14,6 +14,8 @@ from sdeflow.trajectory.layout import safe_name
 _MOST = 10_000
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _RANGE = re.compile(rf"({_NUMBER})\.\.({_NUMBER})(:log)?")
+_WORDS = re.compile(r"\[([^\[\]]*)\]")
+"""A list that TOML does not take, as its words have no quotation marks, which a shell would eat."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,8 @@ def parted(assignments: Sequence[str], *, searching: bool = False) -> tuple[list
     axes, rest = [], []
     for assignment in assignments:
         key, value = assigned(assignment)
+        if isinstance(value, str) and (words := _WORDS.fullmatch(value)):
+            value = [assigned(f"{key}={word}")[1] for word in words[1].split(",")]
         if isinstance(value, str) and (given := _RANGE.fullmatch(value)):
             axes.append(_ranged(key, given, searching, assignment))
         elif not isinstance(value, list) or key.startswith("grid."):

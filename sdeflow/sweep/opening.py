@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.util import find_spec
-from math import isfinite, nan
+from math import isfinite, isnan, nan
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,13 @@ def best(sweep: Sweep) -> tuple[Point, float] | None:
 
 def columns(sweep: Sweep) -> list[str]:
     """What the columns of `table` are."""
-    return [*sweep.names, "ended", "steps", "loss" if sweep.search is None else sweep.search.score, "seconds"]
+    return [
+        *sweep.names,
+        "state",
+        "steps taken",
+        "loss" if sweep.search is None else sweep.search.score,
+        "seconds",
+    ]
 
 
 def table(sweep: Sweep) -> list[list[str]]:
@@ -129,4 +135,5 @@ def _numbers(sweep: Sweep, point: Point) -> list[str]:
     with run:
         last = float(run.loss.isel(time=-1).mean()) if "loss" in run else nan
         number = last if sweep.search is None else score(sweep, point)
-        return [f"{int(run.attrs['steps_taken']):,}", f"{number:.6g}", f"{float(run.attrs['seconds']):.1f}"]
+        told = "" if isnan(number) else f"{number:.6g}"
+        return [f"{int(run.attrs['steps_taken']):,}", told, f"{float(run.attrs['seconds']):.1f}"]

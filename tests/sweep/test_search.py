@@ -243,7 +243,7 @@ def test_trials_are_runs_and_open_as_one_dataset(here: Path, cli: Cli) -> None:
         assert runs.h_theta.dims == runs.particles.dims == runs.score.dims == ("trial",)
         assert runs.score.attrs["long_name"] == "loss"
         np.testing.assert_array_equal(runs.score, runs.loss.isel(step=-1))
-        best = int(runs.score.argmin())
+        best = int(runs.score.argmin("trial"))
         told = f"best loss {float(runs.score[best]):.6g} at trial={best}, h_theta={float(runs.h_theta[best])}"
         assert told in out
         for number in range(3):

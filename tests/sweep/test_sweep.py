@@ -39,6 +39,8 @@ def test_lists_and_ranges_are_axes_and_the_rest_is_of_all_runs() -> None:
         Axis("model.hidden", ([8], [8, 8])),
     ]
     assert rest == ["grid.gamma=[1.0]", "run.steps=9"]
+    (words,), _ = parted(["run.integrator=[baoab, torchsde:euler]"])  # as a shell leaves them
+    assert words.values == ("baoab", "torchsde:euler")
     for wrong in ("run.seed=[]", "run.seed=[1, 1]", "run.seed=3..1"):
         with pytest.raises(SdeflowError, match="different values"):
             parted([wrong])
