@@ -52,7 +52,7 @@ LONGEST = {
     "sdeflow/data/README.md": 130,
     "sdeflow/parallel/README.md": 60,
     "sdeflow/simulation/README.md": 90,
-    "sdeflow/sweep/README.md": 60,
+    "sdeflow/sweep/README.md": 90,
     "sdeflow/tuning/README.md": 60,
     "sdeflow/callbacks/README.md": 90,
     "sdeflow/system/README.md": 140,

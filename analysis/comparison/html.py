@@ -86,16 +86,20 @@ def provenance(attrs: Mapping[str, Any], more: Sequence[tuple[str, str]] = ()) -
     return f"<h2>Where it comes from</h2><dl>{lines}</dl>{shown}"
 
 
-def table(rows: Sequence[dict[str, str]]) -> str:
-    """A row for each dictionary, a column for each key; on a narrow page each row becomes a list."""
+def table(rows: Sequence[dict[str, str]], bad: Sequence[bool] | None = None) -> str:
+    """A row for each dictionary, a column for each key; on a narrow page each row becomes a list.
+
+    bad   which rows are told apart as such
+    """
     head = "".join(f"<th scope=col>{escape(name)}</th>" for name in rows[0])
     lines = []
-    for row in rows:
+    for row, wrong in zip(rows, bad or [False] * len(rows), strict=True):
         (_, first), *rest = row.items()
         cells = "".join(
             f'<td data-label="{escape(name)}"{unbroken(cell)}>{escape(cell)}</td>' for name, cell in rest
         )
-        lines.append(f"<tr><th scope=row>{escape(first)}</th>{cells}</tr>")
+        kind = " class=bad" if wrong else ""
+        lines.append(f"<tr{kind}><th scope=row>{escape(first)}</th>{cells}</tr>")
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
 

@@ -116,24 +116,48 @@ def report(
     runs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RUN...", help="Folders of runs of one problem.", autocompletion=completion.runs
+            metavar="RUN...",
+            help="Folders of runs of one problem, or that of a sweep.",
+            autocompletion=completion.runs,
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for compare.nc and report.html.")] = Path("report"),
     quiet: cli.QuietOption = False,
 ) -> None:
-    """Compare existing runs of one problem; writes a report."""
+    """Compare existing runs of one problem, or those of a sweep; writes a report."""
     from sdeflow.analysis.comparison.compare import write
     from sdeflow.analysis.comparison.entries import open_entries
     from sdeflow.cli.show import tell_compared
+    from sdeflow.sweep.plan import SWEEP
 
-    entries = open_entries(runs)
     if (out / "report.html").exists():
         raise SdeflowError(f"{out / 'report.html'} exists: give another --out")
+    if sweeps := [folder for folder in runs if (folder / SWEEP).is_file()]:
+        if len(runs) > 1:
+            raise SdeflowError(f"{sweeps[0]} is a sweep, which is reported alone: give no other folder")
+        _report_sweep(sweeps[0], out, quiet)
+        return
+    entries = open_entries(runs)
     title = next(str(entry.dataset.attrs["title"]) for entry in entries if entry.dataset is not None)
     rows = write(entries, out, title, partial(_reporting, quiet))
     if not quiet:
         tell_compared(rows, out)
+
+
+def _report_sweep(folder: Path, out: Path, quiet: bool) -> None:
+    """Writes the page of a sweep."""
+    from sdeflow.analysis.comparison.sweep_page import page
+    from sdeflow.sweep.opening import columns, open_sweep, table
+    from sdeflow.sweep.plan import Sweep
+    from sdeflow.trajectory import durable
+
+    found = Sweep.open(folder)
+    with open_sweep(folder) as runs:
+        text = page(f"Sweep {folder.resolve().name}", runs, columns(found), table(found))
+    out.mkdir(parents=True, exist_ok=True)
+    durable.write(out / "report.html", text.encode())
+    if not quiet:
+        typer.echo(out / "report.html")
 
 
 def _reporting(quiet: bool, label: str, unit: str = "step") -> Any:

@@ -1,53 +1,57 @@
-"""What a sweep is: every combination of values of configuration keys, each a run in a folder of its own.
+"""What a sweep is: every combination of values of configuration keys, each a run in a folder of its own, or
+points that a search chooses.
 
 sweep.toml    the keys with their values, and the configuration that all runs share
+journal.log   of a search, what was chosen and what came of it
 points/       of each run its configuration, and what its process said
-NAME/         the run folders, named by what they differ in, such as gamma_theta=0.1,seed=3
+cluster/      of a sweep whose runs are jobs of a cluster, their ids, and the scheduler's own files
+NAME/         the run folders, named by what they differ in, such as gamma_theta=0.1,seed=3; or trial=7
 """
 
 from __future__ import annotations
 
-import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from itertools import product
+from operator import getitem
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import filelock
 import tomli_w
 
-from sdeflow.config.schema import Config, assigned, nested, parse_config
+from sdeflow.config.schema import Config, load_config, nested, parse_config
 from sdeflow.errors import SdeflowError
+from sdeflow.sweep.axes import Axis, word
 from sdeflow.trajectory import durable
 from sdeflow.trajectory.checkpoint import Damaged
-from sdeflow.trajectory.layout import LOCK, safe_name
+from sdeflow.trajectory.layout import LOCK
 from sdeflow.trajectory.opening import newest
 
 SWEEP, POINTS = "sweep.toml", "points"
-_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
-_MOST = 10_000
+TRIAL, EVIDENCE, FOLD = "trial", "evidence", "validation"
+
+ENDED = ("success", "stopped", "diverged")
+"""States of runs that are not begun again."""
 
 
-@dataclass(frozen=True)
-class Axis:
-    """A configuration key, and the values that it takes in turn."""
+class Search(NamedTuple):
+    """What the points of a sweep are chosen for.
 
-    key: str
-    values: tuple[Any, ...]
+    score    'evidence', to be large, as `sdeflow evaluate` has it on the validation fold; or what a run
+             records under that name, to be small at its end
+    trials   how many points are chosen
+    """
+
+    score: str
+    trials: int
 
     @property
-    def name(self) -> str:
-        """Of the dimension: gamma_theta of system.theta.gamma, seed of run.seed, batch_size of batch.size."""
-        table, *rest = self.key.split(".")
-        if rest in ([], ["use"]):
-            return table
-        if table == "system":
-            block, *number = rest
-            return "_".join([*number, block])
-        return "_".join(rest if table in ("run", "model") else [table, *rest])
+    def maximised(self) -> bool:
+        return self.score == EVIDENCE
 
 
 @dataclass(frozen=True)
@@ -75,25 +79,32 @@ class Point:
 class Sweep:
     """A sweep in its folder.
 
-    base   the configuration that all runs share, as TOML
-    axes   in the order of the dimensions; of the points the last varies fastest
+    base     the configuration that all runs share, as TOML
+    axes     in the order of the dimensions; of the points the last varies fastest
+    search   where the points are no grid, but chosen one after the other
 
     Raises SdeflowError where a point's configuration has something wrong.
     """
 
-    def __init__(self, folder: Path, base: str, axes: Sequence[Axis]) -> None:
-        self.folder, self.base, self.axes = folder, base, tuple(axes)
-        names = [axis.name for axis in axes]
+    def __init__(self, folder: Path, base: str, axes: Sequence[Axis], search: Search | None = None) -> None:
+        self.folder, self.base, self.axes, self.search = folder, base, tuple(axes), search
+        names = self.names
         if len(set(names)) < len(names):
             raise SdeflowError(f"the keys of a sweep must have names of their own, given {', '.join(names)}")
+
+    @property
+    def names(self) -> list[str]:
+        """What a point is at, by name: its number in a search, and the value of each key."""
+        return [*[TRIAL] * (self.search is not None), *(axis.name for axis in self.axes)]
 
     @classmethod
     def open(cls, folder: Path) -> Sweep:
         """The sweep in a folder; raises SdeflowError where there is none."""
         try:
             tables = tomllib.loads((folder / SWEEP).read_text(encoding="utf-8"))
-            axes = [Axis(axis["key"], tuple(axis["values"])) for axis in tables["axes"]]
-            return cls(folder, tomli_w.dumps(tables["base"]), axes)
+            axes = [Axis.of(table) for table in tables["axes"]]
+            search = Search(**tables["search"]) if "search" in tables else None
+            return cls(folder, tomli_w.dumps(tables["base"]), axes, search)
         except FileNotFoundError:
             raise SdeflowError(f"{folder} is no sweep: it has no {SWEEP}") from None
         except (OSError, tomllib.TOMLDecodeError, KeyError, TypeError) as error:
@@ -102,7 +113,7 @@ class Sweep:
     def begin(self) -> Sweep:
         """The sweep with its folder made; one that is there may get more values, and keeps those that it has.
 
-        Raises SdeflowError where there is another.
+        Of a search the number of trials may be another. Raises SdeflowError where there is another sweep.
         """
         found = self
         if self.folder.exists():
@@ -110,10 +121,11 @@ class Sweep:
                 raise SdeflowError(f"{self.folder} exists and is no sweep: give another --out")
             if (self.folder / SWEEP).exists():
                 found = self._after(Sweep.open(self.folder))
-        _ = found.points  # checks them
+        found.check()
         (self.folder / POINTS).mkdir(parents=True, exist_ok=True)
-        axes = [{"key": axis.key, "values": list(axis.values)} for axis in found.axes]
-        text = tomli_w.dumps({"axes": axes, "base": tomllib.loads(found.base)})
+        tables: dict[str, Any] = {"axes": [axis.table() for axis in found.axes]}
+        tables |= {} if found.search is None else {"search": found.search._asdict()}
+        text = tomli_w.dumps(tables | {"base": tomllib.loads(found.base)})
         durable.write(self.folder / SWEEP, text.encode())
         return found
 
@@ -129,22 +141,30 @@ class Sweep:
                 f"{self.folder} is a sweep of another problem, or with other settings than those it is over: "
                 "give another --out"
             )
-        both = [
-            Axis(old.key, (*old.values, *(v for v in new.values if v not in old.values)))
-            for old, new in zip(there.axes, self.axes, strict=True)
-        ]
-        return Sweep(self.folder, self.base, both)
+        if self._sought() != there._sought():
+            raise SdeflowError(
+                f"{self.folder} has runs of another search, or of none: give the same --search and ranges, "
+                "or another --out"
+            )
+        both = [old.with_more(new) for old, new in zip(there.axes, self.axes, strict=True)]
+        return Sweep(self.folder, self.base, both, self.search)
 
-    @cached_property
-    def points(self) -> list[Point]:
-        """All runs."""
-        found = [self._point(values) for values in product(*(axis.values for axis in self.axes))]
-        if len({point.folder for point in found}) < len(found):
+    def _sought(self) -> object:
+        """What must not change in a search; None where there is none."""
+        return None if self.search is None else (self.search.score, self.axes)
+
+    def check(self) -> None:
+        """Raises SdeflowError where a point has something wrong, or two would write to one file.
+
+        Of a search the points are not known: each end of an interval is tried, and each choice.
+        """
+        points = self.points if self.search is None else self._samples()
+        if self.search is None and len({point.folder for point in points}) < len(points):
             raise SdeflowError(
                 "values of a sweep must differ in their letters and digits, which name its folders"
             )
         written: set[object] = set()
-        for point in found:
+        for point in points:
             for name, given in (point.config.callbacks or {}).items():
                 if (path := given.get("path")) in written:
                     raise SdeflowError(
@@ -152,46 +172,47 @@ class Sweep:
                         "each other: leave it out, and each has a file in its folder"
                     )
                 written |= set() if path is None else {path}
+
+    @property
+    def points(self) -> list[Point]:
+        """All runs; of a search those that were begun."""
+        return self._grid if self.search is None else self._trials()
+
+    @cached_property
+    def _grid(self) -> list[Point]:
+        found = []
+        for values in product(*(axis.values for axis in self.axes)):
+            at = dict(zip(self.names, values, strict=True))
+            name = ",".join(f"{name}={word(value)}" for name, value in at.items())
+            found.append(Point(at, self.folder / name, self._config(values)))
         return found
 
-    def _point(self, values: Sequence[Any]) -> Point:
-        at = {axis.name: value for axis, value in zip(self.axes, values, strict=True)}
+    def trial(self, number: int, values: Sequence[Any]) -> Point:
+        """A point of a search."""
+        at = dict(zip(self.names, (number, *values), strict=True))
+        return Point(at, self.folder / f"{TRIAL}={number}", self._config(values))
+
+    def _trials(self) -> list[Point]:
+        """Those whose configuration was written, which holds their values."""
+        written = {int(path.stem[len(TRIAL) + 1 :]): path for path in (self.folder / POINTS).glob("*.toml")}
+        found = []
+        for number, path in sorted(written.items()):
+            config = load_config(path)
+            tables = config.tables()
+            values = [reduce(getitem, axis.key.split("."), tables) for axis in self.axes]
+            at = dict(zip(self.names, (number, *values), strict=True))
+            found.append(Point(at, self.folder / path.stem, config))
+        return found
+
+    def _samples(self) -> list[Point]:
+        most = max(len(axis.ends) for axis in self.axes)
+        return [
+            self.trial(i, [axis.ends[min(i, len(axis.ends) - 1)] for axis in self.axes]) for i in range(most)
+        ]
+
+    def _config(self, values: Sequence[Any]) -> Config:
         over = [nested(axis.key, value) for axis, value in zip(self.axes, values, strict=True)]
-        config = parse_config(self.base, self.folder / SWEEP, overrides=over)
-        name = ",".join(f"{name}={word(value)}" for name, value in at.items())
-        return Point(at, self.folder / name, config)
-
-
-def word(value: object) -> str:
-    """A value in the name of a folder, and as a label."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "-".join(map(word, value)) if isinstance(value, list | tuple) else safe_name(str(value))
-
-
-def parted(assignments: Sequence[str]) -> tuple[list[Axis], list[str]]:
-    """The axes among assignments 'key=value', and the others, which all runs share.
-
-    An axis is a list of values, or whole numbers as 0..4, both ends included. Lists in [grid] are the grid's
-    own; a key whose values are lists takes a list of lists. Raises SdeflowError for a list without values.
-    """
-    axes, rest = [], []
-    for assignment in assignments:
-        key, value = assigned(assignment)
-        if isinstance(value, str) and (ends := _RANGE.fullmatch(value)):
-            first, last = map(int, ends.groups())
-            if last - first >= _MOST:
-                raise SdeflowError(
-                    f"--set {assignment}: at most {_MOST:,} values were expected to sweep over"
-                )
-            value = list(range(first, last + 1))
-        elif not isinstance(value, list) or key.startswith("grid."):
-            rest.append(assignment)
-            continue
-        if not value or any(v in value[:i] for i, v in enumerate(value)):
-            raise SdeflowError(f"--set {assignment}: different values were expected to sweep over")
-        axes.append(Axis(key, tuple(value)))
-    return axes, rest
+        return parse_config(self.base, self.folder / SWEEP, overrides=over)
 
 
 def busy(folder: Path) -> bool:
@@ -202,3 +223,19 @@ def busy(folder: Path) -> bool:
             return False
     except filelock.Timeout:
         return True
+
+
+@contextmanager
+def alone(sweep: Sweep) -> Iterator[None]:
+    """A context in which no other sweep is at work in the folder; raises SdeflowError where one is."""
+    lock = filelock.FileLock(sweep.folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise SdeflowError(
+            f"another sweep is at work in {sweep.folder}: wait for it, or give another --out"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()

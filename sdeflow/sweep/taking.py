@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
 
-import filelock
+from sdeflow.sweep.cluster import in_queue, states
+from sdeflow.sweep.plan import ENDED, Point, Sweep, alone, busy
+from sdeflow.sweep.process import command, last, log
 
-from sdeflow.errors import SdeflowError
-from sdeflow.sweep.plan import POINTS, Point, Sweep, busy
-from sdeflow.trajectory import durable
-from sdeflow.trajectory.layout import LOCK
-
-ENDED = ("success", "stopped", "diverged")
-"""States of runs that are not begun again."""
+FAILED = ("failed", "interrupted", "damaged")
+"""States of runs that are to be looked at: they have not ended, and nobody takes them."""
 
 
 class Ended(NamedTuple):
@@ -34,30 +30,36 @@ def take(sweep: Sweep, jobs: int, tick: Callable[[], None] = lambda: None) -> li
     """Takes all runs of a sweep that have not ended, so many at a time; gives how each of them stands.
 
     Each is a process of its own, `sdeflow run --resume`, so that one which is killed or runs out of memory
-    takes no other with it; it has its share of the cores as threads. One that was stopped goes on, and one
-    that another process is writing is waited for. KeyboardInterrupt stops them all at their next step, with
-    what they have kept. Raises SdeflowError where another sweep is at work in the folder.
+    takes no other with it; it has its share of the cores as threads. One that was stopped goes on, one that
+    another process is writing is waited for, and one that is a cluster's job is left to it.
+    KeyboardInterrupt stops them all at their next step, with what they have kept. Raises SdeflowError where
+    another sweep is at work in the folder.
     """
-    lock = filelock.FileLock(sweep.folder / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        raise SdeflowError(
-            f"another sweep is at work in {sweep.folder}: wait for it, or give another --out"
-        ) from None
-    taking = _Taking(sweep, max(1, (os.cpu_count() or 1) // jobs))
-    with lock, ThreadPoolExecutor(jobs) as pool:
-        futures = {pool.submit(taking.one, point): point for point in sweep.points}
+    with alone(sweep), ThreadPoolExecutor(jobs) as pool:
+        taking, theirs = Taking(sweep, max(1, (os.cpu_count() or 1) // jobs)), in_queue(sweep)
+        here = [p for p in sweep.points if p.folder.name not in theirs or p.state in ENDED]
+        futures = {point.folder: pool.submit(taking.one, point) for point in here}
         try:
-            for _ in as_completed(futures):
+            for _ in as_completed(futures.values()):
                 tick()
         except KeyboardInterrupt:
             taking.stop()
             raise
-    return [future.result() for future in futures]
+    return [
+        futures[point.folder].result() if point.folder in futures else Ended(point, theirs[point.folder.name])
+        for point in sweep.points
+    ]
 
 
-class _Taking:
+def standing(sweep: Sweep) -> list[Ended]:
+    """How each run stands, where nothing is done."""
+    return [
+        Ended(point, state, last(log(sweep, point)) if state in FAILED else "")
+        for point, state in zip(sweep.points, states(sweep), strict=True)
+    ]
+
+
+class Taking:
     """The processes of a sweep."""
 
     def __init__(self, sweep: Sweep, threads: int) -> None:
@@ -73,22 +75,27 @@ class _Taking:
                 break
         if point.state in ENDED:
             return Ended(point, point.state)
-        if self._stopped.is_set():
+        if self.stopped:
             return Ended(point, "interrupted")
-        beside = self._sweep.folder / POINTS / point.folder.name
-        config, log = (beside.with_name(beside.name + end) for end in (".toml", ".log"))
-        durable.write(config, point.config.toml().encode())
-        arguments = ["run", str(config), "--out", str(point.folder), "--resume", "--quiet"]
-        with log.open("wb") as said:
-            process = self._started([sys.executable, "-m", "sdeflow", *arguments], said.fileno())
-            code = -1 if process is None else process.wait()
-        with self._guard:
-            self._going.discard(process)
+        code = self.call(command(self._sweep, point), said := log(self._sweep, point))
         if (state := point.state) in ENDED:
             return Ended(point, state)
-        return Ended(point, "interrupted" if code == 130 else "failed", _last(log))
+        return Ended(point, "interrupted" if code == 130 else "failed", last(said))
 
-    def _started(self, command: list[str], said: int) -> subprocess.Popen[bytes] | None:
+    def call(self, command: Sequence[str], log: Path) -> int:
+        """Calls a command that says to a file; gives its exit code, and 130 where all is stopped."""
+        with log.open("wb") as file:
+            process = self._started(command, file.fileno())
+            code = 130 if process is None else process.wait()
+        with self._guard:
+            self._going.discard(process)
+        return code
+
+    @property
+    def stopped(self) -> bool:
+        return self._stopped.is_set()
+
+    def _started(self, command: Sequence[str], said: int) -> subprocess.Popen[bytes] | None:
         with self._guard:
             if self._stopped.is_set():
                 return None
@@ -105,9 +112,3 @@ class _Taking:
             self._stopped.set()
             for process in self._going:
                 process.terminate()
-
-
-def _last(log: Path) -> str:
-    """The last line that a process said."""
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1] if lines else ""

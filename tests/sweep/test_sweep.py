@@ -13,39 +13,14 @@ import filelock
 import numpy as np
 import pytest
 from commands import Cli
+from tiny import TINY
 
 from sdeflow import SdeflowError, open_run, open_sweep
-from sdeflow.sweep.plan import Axis, Sweep, parted
+from sdeflow.sweep.axes import Axis, parted
+from sdeflow.sweep.plan import Sweep
 from sdeflow.trajectory.layout import LOCK
 
-TINY = """
-[model]
-use = "hierarchical"
-data = 3
-[system]
-use = "pgd"
-particles = 2
-theta = { h = 1e-3 }
-x = { h = 1e-2 }
-[run]
-integrator = "euler_maruyama"
-steps = 8
-dtype = "float64"
-[save]
-every = 2
-data = 3
-"""
-
 GAMMAS = Axis("system.theta.gamma", (0.1, 0.3))
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder with tiny.toml, to work in."""
-    (tmp_path / "tiny.toml").write_text(TINY, encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    return tmp_path
 
 
 def test_lists_and_ranges_are_axes_and_the_rest_is_of_all_runs() -> None:
@@ -64,6 +39,8 @@ def test_lists_and_ranges_are_axes_and_the_rest_is_of_all_runs() -> None:
         Axis("model.hidden", ([8], [8, 8])),
     ]
     assert rest == ["grid.gamma=[1.0]", "run.steps=9"]
+    (words,), _ = parted(["run.integrator=[baoab, torchsde:euler]"])  # as a shell leaves them
+    assert words.values == ("baoab", "torchsde:euler")
     for wrong in ("run.seed=[]", "run.seed=[1, 1]", "run.seed=3..1"):
         with pytest.raises(SdeflowError, match="different values"):
             parted([wrong])
@@ -244,7 +221,7 @@ def test_a_sweep_that_is_interrupted_goes_on(here: Path, cli: Cli) -> None:
 @pytest.mark.slow
 def test_a_run_that_is_killed_takes_no_other_with_it(here: Path, cli: Cli) -> None:
     process = begun()
-    killed = subprocess.run(["pkill", "-9", "-f", "--", f"--out {Path('s') / 'seed=0'} "], check=False)
+    killed = subprocess.run(["pkill", "-9", "-f", "--", f"--out {Path('s/seed=0').absolute()} "], check=False)
     assert killed.returncode == 0
     _, err = process.communicate(timeout=300)
     assert process.returncode == 1
