@@ -20,9 +20,10 @@ from sdeflow.analysis.samples import Learned, learned, no_mixture
 from sdeflow.analysis.score_pictures import draw
 from sdeflow.analysis.scores import OWN, Options, Score, Subject, part_of
 from sdeflow.config.schema import load_config
-from sdeflow.engine.minibatch import evenly
+from sdeflow.engine.minibatch import evenly_of
 from sdeflow.errors import SdeflowError
 from sdeflow.model.model import data_size
+from sdeflow.parallel.shard import Shard
 from sdeflow.terminal import Progress
 from sdeflow.trajectory import durable
 from sdeflow.trajectory.layout import CONFIG, EVALUATION, resuming
@@ -202,8 +203,11 @@ def read(run: Path, replica: int = 0) -> Learned:
     if attrs["retcode"] == "diverged" and (why := newest(run).diverged.get(replica)):
         raise SdeflowError(f"replica {replica} of {run} diverged, {why}: there is nothing to evaluate")
     found = learned(run, replica)
-    batch, data = load_config(run / CONFIG).batch, data_size(found.model)
-    seen = evenly(data, data if batch is None else batch.size)  # as MiniBatches.observe has it
+    config, data = load_config(run / CONFIG), data_size(found.model)
+    seen = torch.arange(data)
+    if config.batch is not None:  # as MiniBatches.observe has it
+        strata = None if config.parallel is None else config.parallel.strata
+        seen = evenly_of(Shard.of(data, strata=strata), config.batch.size)
     recorded = float(trajectory["loss"].isel(time=-1).to_numpy().reshape(-1)[replica])
     now = _loss(found, seen)
     if not abs(now - recorded) <= LOSS_TOLERANCE * (1 + abs(recorded)):

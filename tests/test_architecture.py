@@ -39,8 +39,8 @@ ALLOWED = {
     "integrators": {"system"},
     "problems": {"errors", "model", "data"},
     "analysis": GROUND
-    | {"terminal", "machine", "model", "system", "noise", "engine", "config", "trajectory", "simulation"}
-    | {"data", "problems"},
+    | {"terminal", "machine", "model", "system", "noise", "parallel", "engine", "config", "trajectory"}
+    | {"simulation", "data", "problems"},
     "sweep": {"errors", "config", "trajectory"},
     "cli": GROUND
     | {"terminal", "model", "system", "parallel", "config", "trajectory", "callbacks", "simulation"}

@@ -432,13 +432,14 @@ def test_every_move_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert seen == [(done, len(seen), None) for done in range(1, len(seen) + 1)]
 
 
-@pytest.mark.parametrize("images", [40, 41])
+@pytest.mark.parametrize(("images", "strata"), [(40, 1), (41, 1), (42, 7)])
 def test_a_run_by_minibatches_is_scored(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli, images: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli, images: int, strata: int
 ) -> None:
     """Its last loss is of some data alone, and is compared with that of the same ones."""
     monkeypatch.chdir(tmp_path)
     size = ["--set", f"model.images={images}", "--set", "batch.size=7", "--replicas", 2]
+    size += ["--set", f"parallel.strata={strata}"]
     assert command("run", "digits", "--variant", "fixed", *size, "--steps", 30, "-q", "--out", "run") == 0
     code, _, err = cli("evaluate", "run", *BRIEF, "--replica", 1)
     assert code == 0, err
