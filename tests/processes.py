@@ -57,6 +57,23 @@ class Deep(Net):
         return {"median": (x.flatten(2).sum(-1) - y.sum(-1)[:, None]).median()}
 
 
+class Tanh(sdeflow.Model):
+    """A decoder whose products of matrices have odd sides, which round by how their factors lie in memory."""
+
+    latent_shape = (5,)
+
+    def __init__(self) -> None:
+        self.data = torch.cos(torch.arange(42 * 9.0, dtype=torch.float64)).view(42, 9)
+        self.held_out = self.data[:6].sin()
+
+    def init_theta(self, generator: torch.Generator) -> Any:
+        return {"weight": torch.randn(9, 5, generator=generator, dtype=torch.float64)}
+
+    def log_joint(self, theta: Any, x: Tensor, y: Tensor) -> Tensor:
+        mean = torch.tanh(x @ theta["weight"].T)
+        return -(y[:, None] - mean).square().sum(-1) - x.square().sum(-1) / 2
+
+
 class Redrawn(Hierarchical):
     """A model that makes its data anew at each visit."""
 
@@ -73,6 +90,10 @@ def toy(declaration: Any = sdeflow.mpgd, data: int = D, *, model: Any = None, **
 def deep(declaration: Any = sdeflow.mpgd, data: int = D, **more: Any) -> Any:
     theta = SMALL | more.pop("theta", {})
     return declaration(Deep(data), particles=3, theta=theta, x=SMALL | more.pop("x", {}), **more)
+
+
+def tanh() -> Any:
+    return sdeflow.mpgd(Tanh(), particles=5, theta=SMALL, x=SMALL)
 
 
 def energy() -> Any:
@@ -122,12 +143,17 @@ CASES: dict[str, Callable[[], Arrays]] = {
     "fixed baoab": lambda: run(deep(data=27), "baoab", FIXED, replicas=2),
     "fixed batch": lambda: run(deep(), "baoab", FIXED, batch=B),
     "fixed energy": lambda: run(energy(), "baoab", FIXED),
+    "fixed tanh": lambda: run(tanh(), "baoab", FIXED),
+    "fixed tanh float32": lambda: run(tanh(), "expint", FIXED, dtype="float32"),
+    "fixed held out": lambda: run(tanh(), "baoab", FIXED, evaluate=Evaluate(every=4, steps=2)),
+    "stops": lambda: run(tanh(), "baoab", callbacks=lambda snapshot: snapshot.step == 8),
     "fixed float32": lambda: run(deep(), "expint", FIXED, dtype="float32"),
 }
 
 COMPILED: dict[str, Callable[[], Arrays]] = {
     "compiled": lambda: run(toy(), "expint", engine="compiled"),
     "compiled batch": lambda: run(toy(), "baoab", EVEN, engine="compiled", batch=B),
+    "compiled uneven": lambda: run(toy(data=25), "baoab", engine="compiled"),
     "fixed compiled": lambda: run(deep(), "expint", FIXED, engine="compiled"),
 }
 

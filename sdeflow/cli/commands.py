@@ -77,7 +77,7 @@ def run(
     from sdeflow.config.build import build
     from sdeflow.config.catalogue import problem_file
     from sdeflow.data.cache import fetching
-    from sdeflow.parallel.ranks import restarted, started
+    from sdeflow.parallel.ranks import started
     from sdeflow.simulation.resume import resume_from, with_engine_of
     from sdeflow.simulation.solve import solve
     from sdeflow.terminal import progress_bar
@@ -89,7 +89,8 @@ def run(
     path = ranks.alike(lambda: problem_file(problem))
     config = ranks.alike(lambda: configured(path, ctx.params))
     with fetching(offline=offline, quiet=quiet):
-        ranks.lead(lambda: build(config))  # which fetches data that are not there
+        if ranks.several:
+            ranks.lead(lambda: build(config))  # which fetches data that are not there
         built = ranks.alike(lambda: build(config, watched=True).shared(ranks))
     names = [path.stem, variant, system, built.integrator.name]
     safe = [safe_name(name.rpartition(":")[2]) for name in names if name]
@@ -97,7 +98,7 @@ def run(
     folder = out or Path("runs") / "-".join([*safe, f"s{config.run.seed}", *before])
     if resume and overwrite:
         raise SdeflowError("give --resume or --overwrite, not both")
-    again = ranks.of_first((resume or (restarted() and not overwrite)) and folder.exists())
+    again = ranks.noted(str(folder.resolve())) or ranks.of_first(resume and folder.exists())
     if not again:
         ranks.lead(lambda: refuse_occupied(folder, overwrite))
     if config.cpu_note and built.device.type == "cpu" and not quiet and not again:

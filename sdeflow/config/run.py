@@ -193,6 +193,10 @@ class Run(RunOptions):
         """The run as processes take it, with the strata of its minibatches; SdeflowError if they cannot."""
         if ranks.several:
             shareable(self.system)
+            if len({*ranks.each(fingerprint(self.system))}) > 1:
+                raise SdeflowError(
+                    "the processes have different models or data: make them of files and seeds alone"
+                )
             if self.engine.source_name != "philox":
                 raise SdeflowError(
                     "several processes draw noise by the address of each number, which noise "

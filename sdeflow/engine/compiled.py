@@ -37,6 +37,7 @@ class CompiledSteps:
     evaluations   of gradients in one transition
     every         steps from one snapshot to the next, which whole strides are to fill
     begin         called with the first state, before what is drawn for its steps
+    elsewhere     normals of a step that other processes draw, so that all take as many steps at once
 
     Raises Uncompilable where torch cannot compile what the model does.
     """
@@ -48,9 +49,10 @@ class CompiledSteps:
         evaluations: int,
         every: int = 1,
         begin: Callable[[State], None] | None = None,
+        elsewhere: int = 0,
     ) -> None:
         self._begin = begin
-        self.stride = stride_for(evaluations, sum(x.numel() for x in draw(0, 1)), every)
+        self.stride = stride_for(evaluations, elsewhere + sum(x.numel() for x in draw(0, 1)), every)
         self._transition, self._draw = transition, draw
         self._compiled: dict[int, Callable[[State, Sequence[Tensor]], State]] = {}
 

@@ -14,6 +14,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, get_args
 
 import torch
@@ -81,8 +82,10 @@ class Engine:
         counter = noise.counter if isinstance(noise, PhiloxNoise) and self.name == "fused" else None
         # a model's forces do not depend on time, so a graph of its steps serves all of them, of one set of
         # numbers: those of schedules are read on the host
-        steady = system.model_forces is not None and not any(b.schedules for b in system.blocks)
-        captured = counter is not None and steady and traced(system)
+        forces = system.model_forces
+        steady = forces is not None and not any(b.schedules for b in system.blocks)
+        alone = forces is not None and not forces.shared  # a graph with reductions was not yet tried
+        captured = counter is not None and steady and alone and traced(system)
         return GraphedSteps(stepper, counter) if captured and counter is not None else stepper
 
 
@@ -106,7 +109,20 @@ def _compiled(system: System, integrator: Integrator[Any], noise: NormalSource, 
     def transition(z: State, draws: Sequence[Tensor]) -> State:
         return step(numbers.system, numbers.channels, z, numbers.show(draws))
 
-    return CompiledSteps(transition, draw, integrator.evaluations, every, begin)
+    missing = _normals_elsewhere(system, spec) * len(next(noise.normals(0))[1][0, 0, 0])
+    return CompiledSteps(transition, draw, integrator.evaluations, every, begin, missing)
+
+
+def _normals_elsewhere(system: BlockSystem, spec: NoiseSpec) -> int:
+    """Normals of a step of a replica that other processes draw, for particles of their data."""
+    assert system.model_forces is not None
+    others = system.model_forces.n_all - system.model_forces.n_data
+    per_datum = (prod(c.shape[1:]) * c.normals(spec.kind) for c in system.channels if _of_data(c))
+    return others * spec.substeps * sum(per_datum)
+
+
+def _of_data(channel: Channel) -> bool:
+    return channel.block is not None and channel.block.of_data
 
 
 def traced(system: System) -> bool:

@@ -26,11 +26,13 @@ class ForceField(ABC):
                  particles: no potential has such forces, and the two can swing around each other
     scale        D/b of a minibatch's b data, by which their sum stands for that of all; 1 of all data
     stored       whether some of the data are not in memory
+    shared       whether other processes have a part in them
     """
 
     opposed: Mapping[str, str] = MappingProxyType({})
     scale: float = 1.0
     stored: bool = False
+    shared: bool = False
 
     @property
     @abstractmethod
@@ -93,11 +95,16 @@ class ModelField(ForceField):
     """The forces of a model.
 
     n_data, n_particles   D, of a minibatch b, and N
+    n_all                 the same of the data of all processes
     """
 
     model: Model
     n_data: int
     n_particles: int
+
+    @property
+    def n_all(self) -> int:
+        return self.n_data
 
     @abstractmethod
     def to(self, dtype: torch.dtype, device: torch.device) -> ModelField: ...

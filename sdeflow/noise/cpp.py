@@ -68,7 +68,7 @@ def _both(library: ctypes.CDLL, name: str) -> dict[torch.dtype, Any]:
     """A function of the library by dtype."""
     found = {}
     for dtype, suffix in ((torch.float32, "f32"), (torch.float64, "f64")):
-        found[dtype] = function = library[f"sdeflow_{name}_{suffix}"]
+        found[dtype] = function = library[f"sdeflow_{name}_from_{suffix}"]
         function.argtypes, function.restype = _ARGUMENTS[name], None
     return found
 

@@ -229,7 +229,7 @@ void shared(const Task<T>& task, i64 threads, void (*part)(const Task<T>&, i64, 
 #define THE_DRAW {keys, replicas, size, first, step, slot}
 
 #define INTERFACE(T, SUFFIX)                                                                                 \
-    EXPORT void sdeflow_normals_##SUFFIX(T* out, i64 steps, i64 slots, i64 apart, DRAW) {                    \
+    EXPORT void sdeflow_normals_from_##SUFFIX(T* out, i64 steps, i64 slots, i64 apart, DRAW) {                    \
         Task<T> task{THE_DRAW, {{out}, {}}, nullptr, 0};                                                     \
         for (i64 k = 0; k < steps * slots; ++k, task.at.out[0] += replicas * size) {                         \
             task.draw.step = step + k / slots;                                                               \
@@ -237,12 +237,12 @@ void shared(const Task<T>& task, i64 threads, void (*part)(const Task<T>&, i64, 
             shared<T>(task, threads, BEST(fill_##SUFFIX));                                                   \
         }                                                                                                    \
     }                                                                                                        \
-    EXPORT void sdeflow_linear_##SUFFIX(                                                                     \
+    EXPORT void sdeflow_linear_from_##SUFFIX(                                                                     \
         T* out, const T* x, const T* f, const T* numbers, i64 stride, DRAW                                   \
     ) {                                                                                                      \
         shared<T>({THE_DRAW, {{out}, {x, f}}, numbers, stride}, threads, BEST(linear_##SUFFIX));             \
     }                                                                                                        \
-    EXPORT void sdeflow_kinetic_##SUFFIX(                                                                    \
+    EXPORT void sdeflow_kinetic_from_##SUFFIX(                                                                    \
         T* q_out, T* p_out, const T* q, const T* p, const T* f, const T* numbers, i64 stride, DRAW           \
     ) {                                                                                                      \
         Task<T> task{THE_DRAW, {{q_out, p_out}, {q, p, f}}, numbers, stride};                                \

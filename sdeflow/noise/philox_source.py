@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
+from math import prod
 from typing import cast
 
 import torch
@@ -208,6 +209,12 @@ class PhiloxNoise:
             for c in channels
         ]
         self._buffers = Buffers(replicas)
+        most = 2**34 if replicas.dtype == torch.float32 else 2**33  # see sdeflow.noise.kernel
+        if too_long := [c.key for c in channels if c.first + prod(c.shape) > most]:
+            raise SdeflowError(
+                f"block '{too_long[0]}' has more than {most:,} numbers a replica, and noise 'philox' has no "
+                "more: take fewer data or particles"
+            )
 
     def __call__(self, n: int, of: int | None = None) -> tuple[Noise, ...]:
         channels = [(c, c.channel.at(n if of is None else of)) for c in self._channels]

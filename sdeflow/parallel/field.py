@@ -40,6 +40,7 @@ class ShardedField(ModelField):
         self, whole: ModelField, shard: Shard, ranks: Ranks, parameters: Collection[str], *, fixed: bool
     ) -> None:
         self._shard, self._ranks, self._parameters, self._fixed = shard, ranks, tuple(parameters), fixed
+        self.shared = ranks.several
         pieces = [slice(p.start + shard.first, p.stop + shard.first) for p in shard.pieces]
         self._parts = [whole.part(rows) for rows in (pieces if fixed else [shard.rows])]
         self._adopt(whole, shard.data)
@@ -50,7 +51,11 @@ class ShardedField(ModelField):
         self.whole, self.model, self.n_particles = whole, whole.model, whole.n_particles
         self.opposed, self.stored = whole.opposed, whole.stored
         self.n_data, self.scale = sum(part.n_data for part in self._parts), self._parts[0].scale
-        self._share = self.n_data / of
+        self._all = of
+
+    @property
+    def n_all(self) -> int:
+        return self._all
 
     @property
     def layouts(self) -> Mapping[str, ParameterLayout]:
@@ -134,18 +139,23 @@ class ShardedField(ModelField):
             part.check(own)
 
     def _split(self, z: State) -> list[tuple[ModelField, State]]:
-        """The parts, and the state with the particles of each."""
+        """The parts, and the state with the particles of each.
+
+        In memory of their own, since a product rounds by how its factors lie there.
+        """
         if len(self._parts) == 1:
             return [(self._parts[0], z)]
         sizes = [part.n_data for part in self._parts]
-        return [(part, z | {"X": x}) for part, x in zip(self._parts, z["X"].split(sizes, 1), strict=True)]
+        return [
+            (part, z | {"X": x.clone()}) for part, x in zip(self._parts, z["X"].split(sizes, 1), strict=True)
+        ]
 
     # Observables -----------------------------------------------------------------------------------
 
     def over_data(self, means: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if not means:
             return {}
-        own = torch.stack([value * self._share for value in means.values()], -1)
+        own = torch.stack([value * (self.n_data / self._all) for value in means.values()], -1)
         return dict(zip(means, self._ranks.sum([own])[0].unbind(-1), strict=True))
 
     def means(self, z: State) -> dict[str, Tensor]:
@@ -184,7 +194,7 @@ def shareable(system: System) -> BlockSystem:
         )
     if auto := [b for b in system.blocks if b.auto]:
         raise SdeflowError(
-            f"{' and '.join(auto[0].auto)} of block '{auto[0].name}' are to be chosen on the way, which one "
-            "process does: start one, or let `sdeflow tune` choose them before"
+            f"'auto' for {', '.join(auto[0].auto)} of block '{auto[0].name}' takes one process that adds up "
+            "forces on all data at once: give numbers, which `sdeflow tune` without [parallel] chooses"
         )
     return system

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from sdeflow.errors import Elsewhere, RunError, SdeflowError
@@ -51,13 +52,13 @@ class Ranks:
     def sum(self, parts: Sequence[Tensor]) -> list[Tensor]:
         """The sums over all processes of tensors [R, n_i], in one reduction; the same bits on each of them.
 
-        A lone tensor is changed in place.
+        A lone tensor may be changed in place.
         """
         if not self.several:
             return list(parts)
         import torch
 
-        whole = parts[0] if len(parts) == 1 else torch.cat(list(parts), -1)
+        whole = parts[0].contiguous() if len(parts) == 1 else torch.cat(list(parts), -1)
         if torch.compiler.is_compiling():
             from torch.distributed import _functional_collectives as traced
 
@@ -131,6 +132,17 @@ class Ranks:
         with _answered():
             torch.distributed.scatter(own, pieces)
         return own[: rows.stop - rows.start].transpose(0, 1).contiguous()
+
+    # What outlives a restart -----------------------------------------------------------------------
+
+    def note(self, name: str) -> None:
+        """Leaves a name for those whom torchrun starts after these processes."""
+        if self.several:
+            _STORES[-1].set(f"noted/{name}", "1")
+
+    def noted(self, name: str) -> bool:
+        """Whether this torchrun has started processes before which left a name, as the leading one knows."""
+        return bool(self.lead(lambda: self.several and _STORES[-1].check([f"noted/{name}"])))
 
     # Agreement -------------------------------------------------------------------------------------
 
@@ -210,6 +222,12 @@ class Ranks:
 
 ALONE = Ranks()
 
+PATIENCE = timedelta(hours=12)
+"""How long processes wait for one that does something else; one that is gone they see at once."""
+
+_STORES: list[Any] = []
+"""torchrun's store, which is there for all whom it starts."""
+
 
 def started() -> Ranks:
     """This process among those that torchrun started with it; alone where it did not.
@@ -217,29 +235,28 @@ def started() -> Ranks:
     gloo reduces on the host, nccl on CUDA. Restarted processes meet under a name of their own, since the
     addresses of those before them are still in torchrun's store.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+    if os.environ.get("WORLD_SIZE", "1") == "1" or not {"RANK", "MASTER_ADDR"} <= os.environ.keys():
         return ALONE
     import torch
     from torch import distributed
 
     if not distributed.is_initialized():
         store, rank, size = next(distributed.rendezvous("env://"))
-        attempt = [os.environ.get(f"TORCHELASTIC_{name}", "") for name in ("RUN_ID", "RESTART_COUNT")]
-        backend = "gloo"
+        run, count = (os.environ.get(f"TORCHELASTIC_{name}", "0") for name in ("RUN_ID", "RESTART_COUNT"))
+        backend, local = "gloo", int(os.environ.get("LOCAL_RANK", "0"))
         if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+            if local >= torch.cuda.device_count():
+                raise SdeflowError(
+                    f"this machine has {torch.cuda.device_count()} GPU(s): give --nproc-per-node that many"
+                )
+            torch.cuda.set_device(local)
             backend = "cpu:gloo,cuda:nccl"
-        own = distributed.PrefixStore("/".join(["sdeflow", *attempt]), store)
+        _STORES.append(distributed.PrefixStore(f"sdeflow/{run}", store))
+        own = distributed.PrefixStore(count, _STORES[-1])
         with _answered():
-            distributed.init_process_group(backend, store=own, rank=rank, world_size=size)
+            distributed.init_process_group(backend, PATIENCE, size, rank, own)
         atexit.register(distributed.destroy_process_group)  # its threads must not outlive the interpreter
     return Ranks(distributed.get_rank(), distributed.get_world_size())
-
-
-def restarted() -> bool:
-    """Whether torchrun has started these processes again, after one of them was lost."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def _world() -> Any:

@@ -118,6 +118,7 @@ class Keeper:
             snapshots = self._snapshots(meta) if self.recorder.steps else None
             kept = self._parameters(state) if meta.step in self._moments else {}
             self.folder.keep(snapshots, meta, state, kept or None)
+            self._ranks.note(str(self.folder.path))
 
     def finish(self, meta: Metadata, state: State, stop: Stop) -> tuple[xr.Dataset, State, Metadata]:
         """The trajectory of a run that has ended, the state that is kept and what is known of it.

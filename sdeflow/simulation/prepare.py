@@ -89,18 +89,22 @@ class Prepared:
     def _start(self, origin: Origin | None) -> tuple[State, System]:
         """Where the run begins, and the system that moves it: of this process's data where others share it.
 
-        Then all of the start is drawn on the host, and cut.
+        Then all of the start is drawn on the host, and cut; what all have is as the leading process has it.
         """
-        run, several = self._run, self.ranks.several
-        host = torch.device("cpu") if several else run.device
-        whole = self._shared.to(run.dtype, host)
-        z = initial_state(whole, replace(run.all_replicas, device=host))
+        run, device = self._run, torch.device("cpu") if self._sharded else self._run.device
+        whole = self._shared.to(run.dtype, device)
+        z = initial_state(whole, replace(run.all_replicas, device=device))
         self.anew = [] if origin is None else begun(whole, z, origin)
-        if not several and not run.parallel.fixed:
+        if not self._sharded:
             return z, whole
-        shard, fixed = self.sharing.shard, run.parallel.fixed
-        own = sharded(shareable(self._shared), shard, self.ranks, fixed=fixed).to(run.dtype, run.device)
-        return self.sharing.cut(z, run.device), own
+        own = shareable(self._shared)
+        own = sharded(own, self.sharing.shard, self.ranks, fixed=run.parallel.fixed)
+        return self.sharing.cut(z, run.device), own.to(run.dtype, run.device)
+
+    @property
+    def _sharded(self) -> bool:
+        """Whether forces are those of parts of the data, added up."""
+        return self.ranks.several or self._run.parallel.fixed
 
     @property
     def whole(self) -> System:
@@ -181,7 +185,7 @@ class Prepared:
         if run.evaluate is not None:
             at_once = None if run.batch is None else run.batch.size
             # all held-out data in every process
-            whole = self._shared.to(run.dtype, run.device) if self.ranks.several else system
+            whole = self._shared.to(run.dtype, run.device) if self._sharded else system
             self.held_out = HeldOut(
                 whole, run.integrator, run.evaluate, replicas, at_once=at_once, source=engine.source
             )

@@ -21,7 +21,7 @@ from sdeflow.parallel.ranks import ALONE, Ranks
 from sdeflow.simulation.ending import Solution, diverged_where
 from sdeflow.simulation.keeper import Keeper
 from sdeflow.simulation.memory import require_memory
-from sdeflow.simulation.prepare import Prepared, prepare
+from sdeflow.simulation.prepare import Prepared, prepare, threads_for
 from sdeflow.simulation.solve import environment_of, solve, solve_from
 from sdeflow.state import State
 from sdeflow.terminal import Progress
@@ -99,7 +99,7 @@ def resume_from(
             dataset = Keeper(run, prepared, folder, taken=meta.snapshots).join(meta, prepared.state)
             whole = prepared.sharing.whole(prepared.state)
             return Solution(dataset, whole, meta.retcode, meta.message, frozenset(meta.diverged))
-        meta = _resumed(meta, run, damage, ranks)
+        meta = _resumed(meta, run, damage, ranks, threads_for(prepared.state))
         keeper = Keeper(run, prepared, folder, taken=meta.snapshots)
         keeper.require_room()  # before the folder changes
         record = observed(meta.files(folder.path)) if run.callbacks and folder is not None else {}
@@ -133,7 +133,13 @@ def _reopen(folder: RunFolder | None, meta: Metadata, prepared: Prepared, run: R
 
 def _again(declare: Callable[[Metadata], Run], meta: Metadata, out: Path, ranks: Ranks) -> Run:
     """The run to go on with; raises SdeflowError where it is another than in the folder."""
-    run = replace(declare(meta), begun=meta.begun).shared(ranks)
+    alone = replace(declare(meta), begun=meta.begun)
+    run = alone.shared(ranks)
+    if run.parallel != alone.parallel:
+        raise SdeflowError(
+            f"{out} was begun on one process without parallel.strata, and its minibatches are of all data at "
+            "once: go on on one process"
+        )
     _refuse_another(run, meta, out)
     return run
 
@@ -175,8 +181,11 @@ def _refuse_another(run: Run, meta: Metadata, path: Path) -> None:
         raise SdeflowError(f"{path} diverged, and would again: {diverged_where(meta, run)}")
 
 
-def _resumed(meta: Metadata, run: Run, damage: str, ranks: Ranks) -> Metadata:
-    """What is known of a run that goes on; a snapshot taken because it was the last is taken anew."""
+def _resumed(meta: Metadata, run: Run, damage: str, ranks: Ranks, threads: int) -> Metadata:
+    """What is known of a run that goes on; a snapshot taken because it was the last is taken anew.
+
+    threads   what the state is worth, on another number of processes than before
+    """
     left, segments = meta.snapshots, list[Segment]()
     every = run.save.every if run.evaluate is None else run.evaluate.every
     if meta.steps != run.steps and left == len(run.save.steps(meta.steps)) and meta.steps % every:
@@ -187,8 +196,9 @@ def _resumed(meta: Metadata, run: Run, damage: str, ranks: Ranks) -> Metadata:
         if count:
             segments.append(segment._replace(snapshots=count))
     found = [damage] if damage else []
-    here = environment_of(run, meta.environment["threads"], ranks)
     before = {"processes": 1} | meta.environment
+    own = before["threads"] if before["processes"] == ranks.size else threads
+    here = environment_of(run, own, ranks)
     for key in sorted(here):
         if here[key] != before.get(key) and not (key == "processes" and run.parallel.fixed):
             found.append(

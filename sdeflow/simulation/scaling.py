@@ -2,7 +2,8 @@
 
     compute     (a + c b / R) / F     a + c n operations of a step on n data, b of them in a step, F a second
     reduction   2 (R - 1)/R B / W + 2 ceil(log2 R) L     B bytes of forces on parameters, a ring over links of
-                                                         W bytes a second with latency L
+                                                         W bytes a second with latency L; as often as a step
+                                                         evaluates theta's force
     step        compute + reduction, which do not overlap
     efficiency  of R processes against one: step(1) / (R step(R))
 
@@ -12,17 +13,21 @@ catching up. Of models without them, or where F is not given, compute is what st
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from math import ceil, log2, prod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import ceil, inf, log2, prod
 
 import torch
+from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
 from sdeflow.config.run import Run
 from sdeflow.errors import SdeflowError
 from sdeflow.machine import operations
-from sdeflow.parallel.field import shareable
+from sdeflow.parallel.field import sharded, shareable
+from sdeflow.parallel.ranks import Ranks
+from sdeflow.parallel.shard import Shard
 from sdeflow.simulation.memory import state_bytes
 from sdeflow.simulation.timing import seconds_a_step
 from sdeflow.state import State
@@ -84,18 +89,44 @@ def shares(run: Run, ranks: Sequence[int], link: Link, work: Work) -> list[Share
     data = run.n_data if run.batch is None else run.batch.size
     if (most := max(ranks)) > data:
         raise SdeflowError(f"{most} processes cannot share the {data} data of a step: give at most {data}")
-    size, whole = reduced_bytes(run), state_bytes(run)
+    size, whole, times = reduced_bytes(run), state_bytes(run), reductions(run)
     of_data = run.replica_count * run.dtype.itemsize * _of_data(system)
     alone, found = work.of(data), []
     for r in ranks:
-        compute, reduction = work.of(data / r), link.reduction(size, r)
+        compute, reduction = work.of(data / r), times * link.reduction(size, r)
         efficiency = alone / (r * (compute + reduction))
         found.append(Share(r, data / r, compute, reduction, efficiency, whole - of_data * (1 - 1 / r)))
     return found
 
 
+def reductions(run: Run) -> int:
+    """How often a step adds up the forces on parameters.
+
+    Once by most schemes, whose other evaluations are the particles' alone; counted in a step on one datum.
+    """
+    sent = _Counting()
+    system = sharded(shareable(run.system), Shard.of(run.n_data), sent, fixed=False)
+    with _shapes_alone(run, system, 1) as (step, start, _):
+        before = len(sent.sums)
+        step()
+        if run.batch is not None:
+            start()
+    return len(sent.sums) - before
+
+
+@dataclass(frozen=True)
+class _Counting(Ranks):
+    """One process that counts what it would add up with others."""
+
+    sums: list[int] = field(default_factory=list)
+
+    def sum(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        self.sums.append(len(parts))
+        return list(parts)
+
+
 def reduced_bytes(run: Run) -> int:
-    """Bytes of the forces on parameters, which are added up once a step."""
+    """Bytes of the forces on parameters."""
     numbers = sum(prod(b.shape) for b in shareable(run.system).parameters)
     return run.replica_count * run.dtype.itemsize * numbers
 
@@ -107,7 +138,7 @@ def _of_data(system: BlockSystem) -> int:
 
 def measured(run: Run) -> Work | None:
     """Seconds of a step on this machine, as if all of it were for the data; None where none can be taken."""
-    seconds = seconds_a_step(run)
+    seconds = seconds_a_step(run, share=inf)
     data = run.n_data if run.batch is None else run.batch.size
     return None if seconds is None else Work(0.0, seconds / data)
 
@@ -119,22 +150,49 @@ def counted(run: Run) -> Work:
 
 
 def _operations_of(run: Run, n: int) -> float:
-    """Those of a step on the first n data, of shapes alone: no number is computed."""
-    scheme, batch, whole = run.integrator, run.batch, run.system.to(run.dtype, torch.device("cpu"))
-    assert isinstance(whole, BlockSystem)  # as `shares` has found
-    system = whole.minibatch(torch.arange(n).expand(run.replica_count, n))
-    spec, lead = scheme.noise_spec(system.h), (run.replica_count,)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        z: State = {name: torch.zeros(*lead, *a.shape, dtype=run.dtype) for name, a in system.axes.items()}
-        for b in system.blocks:
-            if b.rule is not None:
-                z |= {k: v.expand(*lead, *v.shape) for k, v in b.remember(b.rule.start(b)).items()}
-        normals = {c: (spec.substeps, c.normals(spec.kind), *lead, *c.shape) for c in system.channels}
-        noise = noise_of([(c, torch.zeros(shape, dtype=run.dtype)) for c, shape in normals.items()], spec)
-        kept = scheme.init(system, z)
-        scores = [b for b in system.particles if b.of_data]
-        taken = operations(lambda: scheme.step(system, 0.0, z | kept, system.h, noise))
-        if batch is not None:  # which makes forces that are kept useless, and may catch up
-            taken += operations(lambda: scheme.init(system, z))
-            taken += batch.extra_evaluations * operations(lambda: system.forces(0.0, z, scores))
-    return taken
+    """Those of a step on the first n data."""
+    assert isinstance(run.system, BlockSystem)  # as `shares` has found
+    with _shapes_alone(run, run.system, n) as (step, start, score):
+        if run.batch is None:
+            return operations(step)
+        # another batch makes forces that are kept useless, and may catch up
+        return operations(step) + operations(start) + run.batch.extra_evaluations * operations(score)
+
+
+Parts = tuple[Callable[[], object], Callable[[], object], Callable[[], object]]
+"""A step, what a scheme begins with, and an evaluation of the score."""
+
+
+@contextmanager
+def _shapes_alone(run: Run, system: BlockSystem, n: int) -> Iterator[Parts]:
+    """The parts of a step on the first n data, where shapes count and no number is computed.
+
+    Raises SdeflowError for a model that looks at numbers.
+    """
+    scheme, lead = run.integrator, (run.replica_count,)
+    system = system.to(run.dtype, torch.device("cpu")).minibatch(torch.arange(n).expand(*lead, n))
+    spec = scheme.noise_spec(system.h)
+    try:
+        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+            z: State = {k: torch.zeros(*lead, *a.shape, dtype=run.dtype) for k, a in system.axes.items()}
+            for b in system.blocks:
+                memory = {} if b.rule is None else b.remember(b.rule.start(b))
+                for name, value in memory.items():
+                    own = value.to(run.dtype) if value.is_floating_point() else value
+                    z[name] = own.expand(*lead, *value.shape)
+            normals = {c: (spec.substeps, c.normals(spec.kind), *lead, *c.shape) for c in system.channels}
+            noise = noise_of([(c, torch.zeros(of, dtype=run.dtype)) for c, of in normals.items()], spec)
+            kept = scheme.init(system, z)
+            scores = [b for b in system.particles if b.of_data]
+            yield (
+                lambda: scheme.step(system, 0.0, z | kept, system.h, noise),
+                lambda: scheme.init(system, z),
+                lambda: system.forces(0.0, z, scores),
+            )
+    except SdeflowError:
+        raise
+    except Exception as error:
+        raise SdeflowError(
+            f"a step of this model cannot be counted, which looks at numbers ({type(error).__name__}): only "
+            "models made of torch's operations alone can be asked what more processes bring"
+        ) from error

@@ -41,9 +41,12 @@ class Sharing:
         return cls(frozenset(names), shard, ranks)
 
     def cut(self, z: State, device: torch.device) -> State:
-        """This process's part of a whole state, on a device."""
+        """This process's part of a whole state, on a device; what all have is as the leading one has it."""
         rows = self.shard.rows
-        return {k: (v[:, rows].clone() if k in self.of_data else v).to(device) for k, v in z.items()}
+        return {
+            k: (v[:, rows].clone() if k in self.of_data else self.ranks.of_first(v)).to(device)
+            for k, v in sorted(z.items())
+        }
 
     def whole(self, z: State) -> State:
         """The whole state, on the host of the process that leads; {} for the others."""

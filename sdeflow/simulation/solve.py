@@ -44,7 +44,7 @@ def solve(
     try:
         return _solve_once(run, out, overwrite, progress, ranks)
     except Uncompilable as error:
-        if run.engine.fallback is None:
+        if run.engine.fallback is None or ranks.several:
             raise
         run = run.with_engine(replace(run.engine.fallback, why=str(error)))
     return _solve_once(run, out, overwrite, progress, ranks)  # here, where what the other has held is freed
@@ -59,8 +59,9 @@ def _solve_once(
     start = run.start
     origin = None if start is None else ranks.alike(lambda: _origin(start, out))
     prepared = prepare(run, origin, ranks)
-    written = out is not None and ranks.leads
-    folder = RunFolder(out, config=run.toml, overwrite=overwrite) if out is not None and written else None
+    folder = None
+    if out is not None and ranks.leads:
+        folder = RunFolder(out, config=run.toml, overwrite=overwrite)
     if prepared.warning and ranks.leads:
         warnings.warn(prepared.warning, StabilityWarning, stacklevel=4)
     meta = Metadata(
@@ -114,6 +115,7 @@ def solve_from(
 
     onlookers   its callbacks, which have been told of it
     """
+    onlookers.stopped = prepared.ranks.of_first(onlookers.stopped)
     with Stop() as stop, threads(meta.environment["threads"]):
         loop = TimeLoop(run, prepared, meta, keeper, stop, onlookers, progress)
         loop.to_the_end()

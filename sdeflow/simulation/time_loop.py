@@ -119,6 +119,8 @@ class TimeLoop:
             if self._ranks.several:
                 raise RunError(f"the run failed after step {self.step:,}: {error}") from error
             self.retcode, self.error = "failed", error
+        finally:
+            self._stop.whole = False
 
     def _all_steps(self) -> None:
         for target in self._recorder.when.after(self._recorder.taken):
@@ -242,7 +244,7 @@ class TimeLoop:
         compared   whether the energies of this state have been compared with the bound
         """
         due = not (self._untried and self._keeper.replaces) and (full or self._keeper.due(self.step))
-        if not self._ranks.most(due)[0]:  # as the process that writes has it
+        if not self._ranks.most(due and self._ranks.leads)[0]:  # as the process that writes has it
             return
         if not compared and not self._adapts:
             observed = self._recorder.observed(self._prepared.times(self.step)[""], self.state)

@@ -20,10 +20,10 @@ _TIMES, _REPEATED = 10, 0.1
 """How often a timing is repeated, up to so many seconds: small ones jitter, and the first warms torch up."""
 
 
-def seconds_a_step(run: Run, *, within: float = 4.0) -> float | None:
+def seconds_a_step(run: Run, *, within: float = 4.0, share: float = 2.0) -> float | None:
     """About how long a step takes on a CPU; None for a run without a model, and for one that cannot start.
 
-    Steps are timed on 1, 2, 4, ... of the data that a step sees, until these data take half of the time,
+    Steps are timed on 1, 2, 4, ... of the data that a step sees, until they take `share` times that on one,
     all of them are there, or the steps have taken `within` seconds. A step of b data takes a + c b; the two
     numbers come from the first and the last timing, with c between half and all of the last over its b, and
     three quarters where one timing was long enough. 'compiled', which takes a minute to begin, is timed as
@@ -40,7 +40,7 @@ def seconds_a_step(run: Run, *, within: float = 4.0) -> float | None:
     try:
         with threads(threads_for(whole)), torch.no_grad():
             last = spent = one = _seconds(run, system, 1)
-            while b < size and last < 2 * one and spent < within:
+            while b < size and last < share * one and spent < within:
                 b = min(2 * b, size)
                 last = _seconds(run, system, b)
                 spent += last

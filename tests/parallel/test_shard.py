@@ -33,6 +33,9 @@ class Counting(Ranks):
         self.sent.append(sum(p.numel() for p in parts))
         return list(parts)
 
+    def each(self, thing: Any) -> list[Any]:
+        return [thing] * self.size
+
 
 @pytest.mark.parametrize("data", [1, 7, 24, 100])
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
@@ -107,13 +110,13 @@ def test_both_networks_of_an_energy_prior_are_sent_at_once() -> None:
         (2, toy, {"batch": Batch(size=5)}, r"2 strata.*batch.size = 5, is no multiple of that"),
         (5, toy, {"batch": Batch(size=5)}, r"5 strata.*the data, D = 24, is no multiple of that"),
         (2, toy, {"noise": "torch"}, r"noise 'torch' does not: give --noise philox"),
-        (2, lambda: toy(theta={"h": "auto"}), {}, r"h of block 'theta' are? to be chosen on the way"),
+        (2, lambda: toy(theta={"h": "auto"}), {}, r"'auto' for h of block 'theta' takes one process"),
     ],
 )
 def test_what_cannot_be_shared_is_refused(size: int, system: Any, more: Any, words: str) -> None:
     run = declared(system(), "expint", **({"noise": "philox"} | more))
     with pytest.raises(SdeflowError, match=words):
-        run.shared(Ranks(0, size))
+        run.shared(Counting(0, size))
 
 
 @needs_kernel
@@ -122,7 +125,7 @@ def test_a_plain_sde_is_not_shared() -> None:
 
     run = declared(sdeflow.SDESystem(DoubleWell(), h=0.1), "euler_maruyama", noise="philox")
     with pytest.raises(SdeflowError, match="share the data of a model, and this system has none"):
-        run.shared(Ranks(0, 2))
+        run.shared(Counting(0, 2))
 
 
 @pytest.mark.parametrize(
@@ -141,6 +144,6 @@ def test_options_that_do_not_fit(given: dict[str, Any], words: str) -> None:
 @needs_kernel
 def test_strata_of_minibatches_are_written_down() -> None:
     """So that a run goes on with the same data on another number of processes."""
-    run = declared(toy(), "expint", noise="philox", batch=Batch(size=12)).shared(Ranks(0, 2))
+    run = declared(toy(), "expint", noise="philox", batch=Batch(size=12)).shared(Counting(0, 2))
     assert run.parallel == Parallel(strata=2)
-    assert declared(toy(), "expint", noise="philox").shared(Ranks(0, 2)).parallel == Parallel()
+    assert declared(toy(), "expint", noise="philox").shared(Counting(0, 2)).parallel == Parallel()

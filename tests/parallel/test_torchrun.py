@@ -41,6 +41,14 @@ class Half(Hierarchical):
 
     fails = False
 
+class Soon(Half):
+    calls = 0
+
+    def log_joint(self, theta, x, y):
+        self.calls += 1
+        self.fails = self.calls > 12
+        return super().log_joint(theta, x, y)
+
 class Late(Half):
     calls = 0
 
@@ -115,6 +123,37 @@ def test_a_model_that_fails_in_one_process_ends_all(model: str, words: str, tmp_
 
 
 @pytest.mark.slow
+def test_a_first_step_that_fails_leaves_the_run_before(tmp_path: Path) -> None:
+    """Also where the buffer of snapshots is full before a step has succeeded."""
+    folder = tmp_path / "out"
+    assert command(*toy(folder, "--quiet", steps=5)) == 0
+    before = (folder / "trajectory.nc").read_bytes()
+    (tmp_path / "half.py").write_text(HALF)
+    given = [f"--set=model.use={tmp_path / 'half.py'}:Soon", "--overwrite", "--set=save.checkpoint=0"]
+    code, _, err = torchrun(2, *toy(folder, *given, "--set=save.every=1"))
+    assert code == 1
+    assert "the last datum" in err
+    assert (folder / "trajectory.nc").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_run_that_a_callback_stopped_goes_on(tmp_path: Path) -> None:
+    """The process that leads has the callback, and all stop and go on together."""
+    folder, stops = (
+        tmp_path / "out",
+        [
+            "--set=callbacks.early_stopping.monitor=loss",
+            "--set=callbacks.early_stopping.patience=0",
+            "--set=callbacks.early_stopping.least=1e9",
+        ],
+    )
+    code, out, err = torchrun(2, *toy(folder, *stops))
+    assert (code, err.count("stopped:")) == (0, 1)
+    code, out, err = torchrun(2, "resume", folder, "--steps", 100)
+    assert code == 0, err[-2000:]
+
+
+@pytest.mark.slow
 def test_a_run_that_diverges_is_told_once(tmp_path: Path) -> None:
     code, _, err = torchrun(2, *toy(tmp_path / "out", "--set=system.theta.h=30"))
     assert (code, err.count("diverged:")) == (1, 1)
@@ -147,6 +186,17 @@ def test_torchrun_starts_a_killed_run_again(tmp_path: Path) -> None:
     assert "another process of the run has ended" in err
     assert "3,000 steps in" in out
     assert "resumed at step" in (folder / "run.log").read_text()
+
+
+@pytest.mark.slow
+def test_a_restart_takes_up_no_run_of_another(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    assert command(*toy(folder, "--quiet", steps=5)) == 0
+    process = started(2, *toy(folder, steps=50), restarts=1)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert err.count("exists: give --overwrite") == 2, "once an attempt"
+    assert checkpoint.peek(folder / "checkpoint").step == 5
 
 
 def lost(kills: int) -> str:

@@ -9,8 +9,10 @@ from commands import Cli
 from processes import D, deep, toy
 from support import declared, needs_kernel
 
+import sdeflow
 from sdeflow import Batch, SdeflowError
-from sdeflow.simulation.scaling import Link, Work, counted, reduced_bytes, shares
+from sdeflow.config.catalogue import find
+from sdeflow.simulation.scaling import Link, Work, counted, reduced_bytes, reductions, shares
 
 PRODUCT = 6 * 2 * 3
 """Multiplications in the linear map of `deep`, from 6 to 2 for 3 particles; an addition goes with each."""
@@ -29,6 +31,24 @@ PRODUCT = 6 * 2 * 3
 def test_operations_of_a_step(integrator: str, more: dict[str, Any], products: int) -> None:
     work = counted(declared(deep(), integrator, **more))
     assert (work.once, work.datum) == (0, 2 * PRODUCT * products)
+
+
+@pytest.mark.parametrize(
+    ("system", "integrator", "more", "times"),
+    [
+        (deep, "expint", {}, 1),
+        (deep, "expint_shared", {}, 1),
+        (deep, "baoab", {}, 1),
+        (deep, "baoab", {"batch": Batch(size=6)}, 2),
+        (deep, "quicsort", {}, 2),
+        (lambda: deep(find("systems", "soul"), inner_steps=5), "alternating", {}, 5),
+        (lambda: deep(sdeflow.pgd, theta={"h": 1e-2, "optimizer": "adam"}), "euler_maruyama", {}, 1),
+    ],
+)
+def test_how_often_forces_are_added_up(
+    system: Any, integrator: str, more: dict[str, Any], times: int
+) -> None:
+    assert reductions(declared(system(), integrator, **more)) == times
 
 
 def test_replicas_count_each() -> None:
