@@ -254,7 +254,7 @@ def started() -> Ranks:
         _STORES.append(distributed.PrefixStore(f"sdeflow/{run}", store))
         own = distributed.PrefixStore(count, _STORES[-1])
         with _answered():
-            distributed.init_process_group(backend, PATIENCE, size, rank, own)
+            distributed.init_process_group(backend, timeout=PATIENCE, world_size=size, rank=rank, store=own)
         atexit.register(distributed.destroy_process_group)  # its threads must not outlive the interpreter
     return Ranks(distributed.get_rank(), distributed.get_world_size())
 

@@ -139,18 +139,14 @@ def test_a_first_step_that_fails_leaves_the_run_before(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_run_that_a_callback_stopped_goes_on(tmp_path: Path) -> None:
     """The process that leads has the callback, and all stop and go on together."""
-    folder, stops = (
-        tmp_path / "out",
-        [
-            "--set=callbacks.early_stopping.monitor=loss",
-            "--set=callbacks.early_stopping.patience=0",
-            "--set=callbacks.early_stopping.least=1e9",
-        ],
-    )
-    code, out, err = torchrun(2, *toy(folder, *stops))
-    assert (code, err.count("stopped:")) == (0, 1)
-    code, out, err = torchrun(2, "resume", folder, "--steps", 100)
+    folder, stopping = tmp_path / "out", {"observable": "loss", "patience": 1, "min_delta": 1e9}
+    stops = [f"--set=callbacks.early_stopping.{name}={value}" for name, value in stopping.items()]
+    code, _, err = torchrun(2, *toy(folder, *stops))
+    assert (code, err.count("stopped:")) == (0, 1), err[-2000:]
+    first = checkpoint.peek(folder / "checkpoint").step
+    code, _, err = torchrun(2, "resume", folder, "--steps", 100)
     assert code == 0, err[-2000:]
+    assert checkpoint.peek(folder / "checkpoint").step > first
 
 
 @pytest.mark.slow
