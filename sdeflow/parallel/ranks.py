@@ -142,7 +142,7 @@ class Ranks:
 
     def noted(self, name: str) -> bool:
         """Whether this torchrun has started processes before which left a name, as the leading one knows."""
-        return bool(self.lead(lambda: self.several and _STORES[-1].check([f"noted/{name}"])))
+        return self.several and self.of_first(self.leads and bool(_STORES[-1].check([f"noted/{name}"])))
 
     # Agreement -------------------------------------------------------------------------------------
 

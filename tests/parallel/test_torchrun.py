@@ -41,14 +41,6 @@ class Half(Hierarchical):
 
     fails = False
 
-class Soon(Half):
-    calls = 0
-
-    def log_joint(self, theta, x, y):
-        self.calls += 1
-        self.fails = self.calls > 12
-        return super().log_joint(theta, x, y)
-
 class Late(Half):
     calls = 0
 
@@ -123,30 +115,14 @@ def test_a_model_that_fails_in_one_process_ends_all(model: str, words: str, tmp_
 
 
 @pytest.mark.slow
-def test_a_first_step_that_fails_leaves_the_run_before(tmp_path: Path) -> None:
-    """Also where the buffer of snapshots is full before a step has succeeded."""
-    folder = tmp_path / "out"
-    assert command(*toy(folder, "--quiet", steps=5)) == 0
-    before = (folder / "trajectory.nc").read_bytes()
-    (tmp_path / "half.py").write_text(HALF)
-    given = [f"--set=model.use={tmp_path / 'half.py'}:Soon", "--overwrite", "--set=save.checkpoint=0"]
-    code, _, err = torchrun(2, *toy(folder, *given, "--set=save.every=1"))
-    assert code == 1
-    assert "the last datum" in err
-    assert (folder / "trajectory.nc").read_bytes() == before
-
-
-@pytest.mark.slow
-def test_a_run_that_a_callback_stopped_goes_on(tmp_path: Path) -> None:
-    """The process that leads has the callback, and all stop and go on together."""
+def test_a_callback_stops_all_processes(tmp_path: Path) -> None:
+    """The process that leads has the callback, and all stop together."""
     folder, stopping = tmp_path / "out", {"observable": "loss", "patience": 1, "min_delta": 1e9}
     stops = [f"--set=callbacks.early_stopping.{name}={value}" for name, value in stopping.items()]
     code, _, err = torchrun(2, *toy(folder, *stops))
     assert (code, err.count("stopped:")) == (0, 1), err[-2000:]
-    first = checkpoint.peek(folder / "checkpoint").step
-    code, _, err = torchrun(2, "resume", folder, "--steps", 100)
-    assert code == 0, err[-2000:]
-    assert checkpoint.peek(folder / "checkpoint").step > first
+    code, _, err = torchrun(2, "resume", folder, "--steps", 100)  # which it is still to stop
+    assert (code, err.count("stopped:")) == (0, 1), err[-2000:]
 
 
 @pytest.mark.slow
