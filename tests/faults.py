@@ -140,8 +140,8 @@ def instrument(tick: Ticks) -> None:
             tick(disk=False)
             yield slab
 
-    def ticking_prepare(*given: Any) -> Any:
-        ready = prepare(*given)
+    def ticking_prepare(*given: Any, **named: Any) -> Any:
+        ready = prepare(*given, **named)
         step = ready.stepper
 
         class Ticking:

@@ -194,19 +194,16 @@ class Run(RunOptions):
         if ranks.several:
             shareable(self.system)
             if len({*ranks.each(fingerprint(self.system))}) > 1:
+                raise SdeflowError("processes have different models or data: make them of files and seeds")
+            if (name := self.engine.source_name) != "philox":
                 raise SdeflowError(
-                    "the processes have different models or data: make them of files and seeds alone"
-                )
-            if self.engine.source_name != "philox":
-                raise SdeflowError(
-                    "several processes draw noise by the address of each number, which noise "
-                    f"'{self.engine.source_name}' does not: give --noise philox, where its kernel is there"
+                    f"several processes draw noise by addresses, which noise '{name}' lacks: give --noise philox"
                 )
         self.shard(ranks)
         if not ranks.several or self.batch is None or self.parallel.strata is not None:
             return self
         own, config = replace(self.parallel, strata=ranks.size), self.config
-        return replace(self, parallel=own, config=None if config is None else config.with_strata(ranks.size))
+        return replace(self, parallel=own, config=config and config.with_strata(ranks.size))
 
     def shard(self, ranks: Ranks = ALONE) -> Shard:
         """The data of one of the processes that take the run."""

@@ -109,7 +109,8 @@ def _compiled(system: System, integrator: Integrator[Any], noise: NormalSource, 
     def transition(z: State, draws: Sequence[Tensor]) -> State:
         return step(numbers.system, numbers.channels, z, numbers.show(draws))
 
-    missing = _normals_elsewhere(system, spec) * len(next(noise.normals(0))[1][0, 0, 0])
+    drawn = next(noise.normals(0), None)
+    missing = 0 if drawn is None else drawn[1].shape[3] * _normals_elsewhere(system, spec)
     return CompiledSteps(transition, draw, integrator.evaluations, every, begin, missing)
 
 

@@ -81,7 +81,9 @@ class MiniBatches:
         )
         # One system for all steps, whose forces are shown the data of each: a compiled step is of one system.
         self._even = evenly_of(shard, batch.size).to(replicas.device).expand(replicas.count, -1)
-        self._part = system.minibatch(self._even, shard.of_batch(batch.size).start)
+        first = torch.cat([torch.full((batch.size // shard.strata,), p.start) for p in shard.pieces])
+        first = first.to(replicas.device).expand(replicas.count, -1)
+        self._part = system.minibatch(first, shard.of_batch(batch.size).start)
         forces = self._part.force_field
         self._ahead = ReadAhead(forces.fetch) if forces.stored else None
         self._spec = integrator.noise_spec(system.h)

@@ -49,9 +49,9 @@ EXPORT void toy_steps(
         at[1] = t[2] * at[1] + t[3] * f;
         double rest = sum = 0;  // what the room of the last block adds up to is nothing
         baseline::Toy toy{float(at[0]), float(variance), &sum}, last{toy.theta, toy.variance, &rest};
-        Task<float> task{{&key, 1, size, first + n, 0}, {{x, u}, {x, u, y}}, c, 0};
+        Task<float> task{{&key, 1, size, 0, first + n, 0}, {{x, u}, {x, u, y}}, c, 0};
         baseline::blocks(task, toy, 0, whole);
-        baseline::blocks(task, last, whole, blocks_of<float>(size));
+        baseline::blocks(task, last, whole, blocks_of<float>(task.draw));
         for (i64 i = whole * BLOCK<float>; i < size; ++i) sum += x[i];
     }
 }
