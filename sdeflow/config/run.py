@@ -197,7 +197,7 @@ class Run(RunOptions):
                 raise SdeflowError("processes have different models or data: make them of files and seeds")
             if (name := self.engine.source_name) != "philox":
                 raise SdeflowError(
-                    f"several processes draw noise by addresses, which noise '{name}' lacks: give --noise philox"
+                    f"processes draw noise by addresses, and noise '{name}' has none: give --noise philox"
                 )
         self.shard(ranks)
         if not ranks.several or self.batch is None or self.parallel.strata is not None:

@@ -109,7 +109,7 @@ def test_both_networks_of_an_energy_prior_are_sent_at_once() -> None:
         (1, toy, {"parallel": Parallel(strata=30)}, r"parallel.strata = 30 cannot share 24 data"),
         (2, toy, {"batch": Batch(size=5)}, r"2 strata.*batch.size = 5, is no multiple of that"),
         (5, toy, {"batch": Batch(size=5)}, r"5 strata.*the data, D = 24, is no multiple of that"),
-        (2, toy, {"noise": "torch"}, r"noise 'torch' lacks: give --noise philox"),
+        (2, toy, {"noise": "torch"}, r"noise 'torch' has none: give --noise philox"),
         (2, lambda: toy(theta={"h": "auto"}), {}, r"'auto' for h of block 'theta' takes one process"),
     ],
 )
