@@ -151,10 +151,8 @@ CASES: dict[str, Callable[[], Arrays]] = {
 }
 
 COMPILED: dict[str, Callable[[], Arrays]] = {
-    "compiled": lambda: run(toy(), "expint", engine="compiled"),
     "compiled batch": lambda: run(toy(), "baoab", EVEN, engine="compiled", batch=B),
     "compiled uneven": lambda: run(toy(data=25), "baoab", engine="compiled"),
-    "fixed compiled": lambda: run(deep(), "expint", FIXED, engine="compiled"),
 }
 
 STATE = ("theta", "m", "X", "U", "alpha", "beta", "m_alpha", "m_beta", "Z", "V")

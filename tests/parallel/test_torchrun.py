@@ -150,7 +150,7 @@ def test_all_stop_after_the_same_step_and_go_on(tmp_path: Path) -> None:
 def test_torchrun_starts_a_killed_run_again(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     process = started(2, *toy(folder, "--set=save.checkpoint=0", steps=3000), restarts=1)
-    wait_for(folder / "checkpoint")
+    wait_for(folder / "segments/000002.nc")  # so that steps are acknowledged
     children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
     os.kill(int(children.stdout.split()[-1]), signal.SIGKILL)
     out, err = process.communicate(timeout=120)
@@ -181,8 +181,3 @@ def lost(kills: int) -> str:
 
 def test_kills_lose_nothing() -> None:
     assert "no acknowledged step lost, none hung" in lost(4)
-
-
-@pytest.mark.slow
-def test_many_kills_lose_nothing() -> None:
-    assert "no acknowledged step lost, none hung" in lost(25)
