@@ -3,8 +3,9 @@
     python tests/kills.py --kills 200
 
 Each attempt starts 1, 2 or 3 processes, and one of them is killed (or all are asked to stop, as Ctrl-C does)
-at a random time; then the others must end within BOUND seconds. No step that was acknowledged may be lost,
-and once a run has come to its end all of its state is that of the run in one piece, to the bit.
+at a random time; then the others must end, by themselves or by torchrun's SIGTERM, within BOUND seconds. No
+step that was acknowledged may be lost, and once a run has come to its end all of its state is that of the run
+in one piece, to the bit.
 """
 
 from __future__ import annotations
@@ -31,6 +32,11 @@ from sdeflow.trajectory import checkpoint
 from sdeflow.trajectory.layout import CHECKPOINT, PREVIOUS
 
 STEPS, BOUND = 1500, 30.0
+
+ALONE = 5.0
+"""Seconds in which processes end by themselves; then they get SIGTERM, which torchrun sends at once: those
+that wait for one to begin cannot see that it is gone."""
+
 FIXED = Parallel(strata=6, reduction="fixed")
 MOTION = {"h": 0.01, "eta": 100.0, "gamma": 0.1}
 
@@ -90,6 +96,9 @@ def attempt(folder: Path, size: int, after: float, asked: bool) -> list[int]:
         for pid in pids if asked else random.sample(pids, 1):
             if pid not in codes:
                 os.kill(pid, signal.SIGTERM if asked else signal.SIGKILL)
+    if not wait(time.monotonic() + ALONE):
+        for pid in set(pids) - codes.keys():
+            os.kill(pid, signal.SIGTERM)
     if not wait(time.monotonic() + BOUND):
         for pid in set(pids) - codes.keys():
             os.kill(pid, signal.SIGKILL)
