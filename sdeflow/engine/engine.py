@@ -118,12 +118,8 @@ def _normals_elsewhere(system: BlockSystem, spec: NoiseSpec) -> int:
     """Normals of a step of a replica that other processes draw, for particles of their data."""
     assert system.model_forces is not None
     others = system.model_forces.n_all - system.model_forces.n_data
-    per_datum = (prod(c.shape[1:]) * c.normals(spec.kind) for c in system.channels if _of_data(c))
-    return others * spec.substeps * sum(per_datum)
-
-
-def _of_data(channel: Channel) -> bool:
-    return channel.block is not None and channel.block.of_data
+    of_data = (c for c in system.channels if c.block is not None and c.block.of_data)
+    return others * spec.substeps * sum(prod(c.shape[1:]) * c.normals(spec.kind) for c in of_data)
 
 
 def traced(system: System) -> bool:

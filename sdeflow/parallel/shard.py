@@ -43,11 +43,6 @@ class Shard:
         return cls(data, strata, range(rank * each, (rank + 1) * each))
 
     @property
-    def whole(self) -> bool:
-        """Whether these are all data."""
-        return len(self.own) == self.strata
-
-    @property
     def first(self) -> int:
         return self._begin(self.own.start)
 

@@ -191,7 +191,7 @@ def _shapes_alone(run: Run, system: BlockSystem, n: int) -> Iterator[Parts]:
             )
     except SdeflowError:
         raise
-    except Exception as error:
+    except Exception as error:  # what a user wrote can fail in any way on shapes alone
         raise SdeflowError(
             f"a step of this model cannot be counted, which looks at numbers ({type(error).__name__}): only "
             "models made of torch's operations alone can be asked what more processes bring"
