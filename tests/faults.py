@@ -218,7 +218,7 @@ def child(run: Run, out: Path, resumed: bool, fault: Fault | None, pipe: int) ->
 
             def reported(cls: Any, path: Path) -> Any:
                 found = reopen(cls, path)
-                os.write(pipe, f"s{found[0].meta.step}\n".encode())
+                os.write(pipe, f"s{found.meta.step}\n".encode())
                 return found
 
             folder.RunFolder.reopen = classmethod(reported)  # type: ignore[assignment,method-assign]

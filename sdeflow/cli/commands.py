@@ -81,7 +81,7 @@ def run(
     from sdeflow.simulation.resume import resume_from, with_engine_of
     from sdeflow.simulation.solve import solve
     from sdeflow.terminal import progress_bar
-    from sdeflow.trajectory.folder import refuse_occupied
+    from sdeflow.trajectory.claim import refuse_occupied
     from sdeflow.trajectory.layout import safe_name
 
     ranks = started()

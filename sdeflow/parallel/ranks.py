@@ -97,42 +97,6 @@ class Ranks:
         rows = torch.cat([found[r, :n] for r, n in enumerate(counts)])
         return rows.transpose(0, 1).contiguous()
 
-    def gathered(self, part: Tensor) -> Tensor | None:
-        """As `joined`, on the host of the process that leads; None for the others."""
-        if not self.several:
-            return part
-        import torch
-
-        counts = self.each(part.shape[1])
-        padded = torch.zeros((max(counts), len(part), *part.shape[2:]), dtype=part.dtype)
-        padded[: part.shape[1]] = part.transpose(0, 1)
-        pieces = [torch.empty_like(padded) for _ in counts] if self.leads else None
-        with _answered():
-            torch.distributed.gather(padded, pieces)
-        if pieces is None:
-            return None
-        rows = torch.cat([piece[:n] for piece, n in zip(pieces, counts, strict=True)])
-        return rows.transpose(0, 1).contiguous()
-
-    def scattered(self, whole: Tensor | None, rows: slice) -> Tensor:
-        """The `rows` of this process, along the second axis of a tensor on the host of the one that leads."""
-        if not self.several:
-            return cast("Tensor", whole)[:, rows]
-        import torch
-
-        about: Any = None if whole is None else (whole.dtype, whole.shape)
-        (dtype, shape), all_rows = self.of_first(about), self.each(rows)
-        most = max(r.stop - r.start for r in all_rows)
-        own = torch.empty((most, shape[0], *shape[2:]), dtype=dtype)
-        pieces = None
-        if whole is not None:
-            pieces = [torch.zeros_like(own) for _ in all_rows]
-            for piece, r in zip(pieces, all_rows, strict=True):
-                piece[: r.stop - r.start] = whole[:, r].transpose(0, 1)
-        with _answered():
-            torch.distributed.scatter(own, pieces)
-        return own[: rows.stop - rows.start].transpose(0, 1).contiguous()
-
     # What outlives a restart -----------------------------------------------------------------------
 
     def note(self, name: str) -> None:

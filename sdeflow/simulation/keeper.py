@@ -8,7 +8,7 @@ from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import xarray as xr
 
@@ -17,6 +17,7 @@ from sdeflow.errors import SdeflowError
 from sdeflow.simulation.onlookers import Onlookers
 from sdeflow.system.average import AVERAGE, averaged
 from sdeflow.terminal import human
+from sdeflow.trajectory import shards
 from sdeflow.trajectory.dataset import final_state, to_dataset
 from sdeflow.trajectory.durable import DiskFull
 from sdeflow.trajectory.layout import TRAJECTORY, resuming
@@ -108,9 +109,19 @@ class Keeper:
     def keep(self, meta: Metadata, state: State) -> None:
         """Puts snapshots and state on the disk, where there is a folder; then `meta.step` is acknowledged."""
         if self._stored:
-            whole = self._prepared.sharing.whole(state)
-            self._ranks.lead(lambda: self._write(meta, whole))
+            meta, common = self._sharded(meta, state)
+            self._ranks.lead(lambda: self._write(meta, common))
             self.recorder.clear()
+
+    def _sharded(self, meta: Metadata, state: State) -> tuple[Metadata, State]:
+        """Puts what each process alone has on the disk; gives what names it all, and what all have."""
+        ranks, folder, sharing = self._ranks, self.folder, self._prepared.sharing
+        if not ranks.several:
+            return replace(meta, shards=()), state
+        root = cast(Path, ranks.of_first(ranks.lead(lambda: cast("RunFolder", folder).begin())))
+        with self._naming_the_safe_step():
+            own = ranks.alike(lambda: shards.write(root, meta.step, ranks.rank, sharing.own(state)))
+        return replace(meta, shards=tuple(ranks.each(own))), sharing.common(state)
 
     def _write(self, meta: Metadata, state: State) -> None:
         assert self.folder is not None
@@ -124,12 +135,12 @@ class Keeper:
         """The trajectory of a run that has ended, the state that is kept and what is known of it.
 
         Where all replicas diverged that is the last checkpoint's state, if there is one. Of several processes
-        the one that leads has the state, and where it writes a folder the trajectory.
+        none has the state, and where there is a folder the one that leads has the trajectory.
         """
-        whole = self._prepared.sharing.whole(state)
         if not self._stored:
-            return self._snapshots(meta), whole, meta
-        found = self._ranks.lead(lambda: self._finish(meta, whole, stop))
+            return self._snapshots(meta), state, meta
+        covered, common = self._sharded(meta, state)
+        found = self._ranks.lead(lambda: self._finish(covered, common, stop))
         meta = self._ranks.of_first(meta if found is None else found[2])
         return (xr.Dataset(attrs=self.attributes(meta)), {}, meta) if found is None else found
 
@@ -137,10 +148,11 @@ class Keeper:
         folder = self.folder
         assert folder is not None
         self.log(f"{meta.retcode}: {meta.message}")
-        attrs, final = self.attributes(meta), final_state(self._prepared.whole, state)
+        whole = state | shards.read(folder.begin(), meta.shards, {})
+        attrs, final = self.attributes(meta), final_state(self._prepared.whole, whole)
         if meta.all_diverged(self.recorder.replicas) and not folder.new:
-            meta = replace(meta, step=folder.meta.step)
-            _, state = folder.checkpoint()
+            meta = replace(meta, step=folder.meta.step, shards=folder.meta.shards)
+            state = folder.common()
         self._write(meta, state)
         self.recorder.clear()
         try:
@@ -151,16 +163,16 @@ class Keeper:
             meta = replace(meta, retcode="interrupted", message=message)
         return open_run(folder.path), state, meta
 
-    def join(self, meta: Metadata, state: State) -> xr.Dataset:
+    def join(self, meta: Metadata) -> xr.Dataset:
         """Finishes a run in a folder that took all its steps and was kept from joining its segments."""
-        whole = self._prepared.sharing.whole(state)
 
         def join() -> xr.Dataset:
-            assert self.folder is not None
+            folder = self.folder
+            assert folder is not None
             lost = meta.all_diverged(self.recorder.replicas)
-            final = None if lost else final_state(self._prepared.whole, whole)
-            self.folder.finish(meta, whole, self.attributes(meta), final)
-            return open_run(self.folder.path)
+            final = None if lost else final_state(self._prepared.whole, folder.state())
+            folder.finish(meta, folder.common(), self.attributes(meta), final)
+            return open_run(folder.path)
 
         found = self._ranks.lead(join)
         return xr.Dataset(attrs=self.attributes(meta)) if found is None else found

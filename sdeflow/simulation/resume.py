@@ -21,9 +21,8 @@ from sdeflow.parallel.ranks import ALONE, Ranks
 from sdeflow.simulation.ending import Solution, diverged_where
 from sdeflow.simulation.keeper import Keeper
 from sdeflow.simulation.memory import require_memory
-from sdeflow.simulation.prepare import Prepared, prepare, threads_for
+from sdeflow.simulation.prepare import prepare, threads_for
 from sdeflow.simulation.solve import environment_of, solve, solve_from
-from sdeflow.state import State
 from sdeflow.terminal import Progress
 from sdeflow.trajectory.checkpoint import Metadata, Segment
 from sdeflow.trajectory.folder import RunFolder
@@ -78,57 +77,46 @@ def resume_from(
     Raises SdeflowError where that is another run, or the run diverged; Damaged, naming the file, where what
     is in the folder is not what was written.
     """
-    folder, state = ranks.lead(lambda: RunFolder.reopen(out)) or (None, None)
+    folder = ranks.lead(lambda: RunFolder.reopen(out))
     try:
         known = None if folder is None else (folder.meta, folder.damage)
         meta, damage = cast("tuple[Metadata, str]", ranks.of_first(known))
         run = ranks.alike(lambda: _again(declare, meta, out, ranks))
         ended = meta.steps == run.steps and not _goes_on(meta, run)
         if meta.whole and ended:
-            dataset = open_run(out) if ranks.leads else xr.Dataset()
-            return Solution(dataset, state or {}, meta.retcode, meta.message, frozenset(meta.diverged))
+            dataset, state = (xr.Dataset(), {}) if folder is None else (open_run(out), folder.state())
+            return Solution(dataset, state, meta.retcode, meta.message, frozenset(meta.diverged))
         if meta.step == 0 and not meta.ended and run.start is None:
             if folder is not None:
                 folder.close()
             return solve(_not_tried(run), out=out, overwrite=True, progress=progress, ranks=ranks)
         ranks.alike(lambda: require_memory(run, folder=True))
         prepared = prepare(run, ranks=ranks)
-        _restore(prepared, state, meta.step)
-        state = None  # so that it can be freed when there is a next one
+        ranks.alike(lambda: prepared.restore(prepared.sharing.stored(out, meta), meta.step))
         if meta.ended and ended:
-            dataset = Keeper(run, prepared, folder, taken=meta.snapshots).join(meta, prepared.state)
-            whole = prepared.sharing.whole(prepared.state)
-            return Solution(dataset, whole, meta.retcode, meta.message, frozenset(meta.diverged))
+            dataset = Keeper(run, prepared, folder, taken=meta.snapshots).join(meta)
+            return Solution(dataset, prepared.state, meta.retcode, meta.message, frozenset(meta.diverged))
         meta = _resumed(meta, run, damage, ranks, threads_for(prepared.state))
         keeper = Keeper(run, prepared, folder, taken=meta.snapshots)
         keeper.require_room()  # before the folder changes
         record = observed(meta.files(folder.path)) if run.callbacks and folder is not None else {}
         with keeper.onlookers(meta, record) as onlookers:
-            return solve_from(
-                run, prepared, _reopen(folder, meta, prepared, run), keeper, onlookers, progress
-            )
+            return solve_from(run, prepared, _reopen(folder, meta, run, ranks), keeper, onlookers, progress)
     finally:
         if folder is not None:
             folder.close()
 
 
-def _restore(prepared: Prepared, state: State | None, step: int) -> None:
-    """Puts the state of a checkpoint, which the process that leads has, into a run that was prepared."""
-    part = prepared.sharing.handed_out(state)
-    prepared.ranks.alike(lambda: prepared.restore(part, step))
-
-
-def _reopen(folder: RunFolder | None, meta: Metadata, prepared: Prepared, run: Run) -> Metadata:
+def _reopen(folder: RunFolder | None, meta: Metadata, run: Run, ranks: Ranks) -> Metadata:
     """Makes the folder one of a run under way; gives what its checkpoint knows then."""
-    whole = prepared.sharing.whole(prepared.state)
 
     def reopened() -> Metadata:
         assert folder is not None  # as the process that leads has it
-        folder.resume(meta, whole, run.toml)
+        folder.resume(meta, run.toml)
         folder.log(f"resumed at step {meta.step:,} of {run.steps:,}")
         return folder.meta
 
-    return cast(Metadata, prepared.ranks.of_first(prepared.ranks.lead(reopened)))
+    return cast(Metadata, ranks.of_first(ranks.lead(reopened)))
 
 
 def _again(declare: Callable[[Metadata], Run], meta: Metadata, out: Path, ranks: Ranks) -> Run:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from sdeflow.parallel.ranks import Ranks
 from sdeflow.parallel.shard import Shard
 from sdeflow.state import State
 from sdeflow.system.integrator import KEPT
+from sdeflow.trajectory.checkpoint import Metadata
+from sdeflow.trajectory.layout import CHECKPOINT
+from sdeflow.trajectory.shards import load
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -48,35 +51,24 @@ class Sharing:
             for k, v in sorted(z.items())
         }
 
-    def whole(self, z: State) -> State:
-        """The whole state, on the host of the process that leads; {} for the others."""
-        if not self.ranks.several:
-            return z
-        found = {}
-        for name in sorted(z):  # in the same order in every process
-            value = self.ranks.gathered(z[name].cpu()) if name in self.of_data else z[name].cpu()
-            if value is not None and self.ranks.leads:
-                found[name] = value
-        return found
+    def own(self, z: State) -> State:
+        """What this process alone has, on the host."""
+        return {k: v.cpu() for k, v in z.items() if k in self.of_data}
+
+    def common(self, z: State) -> State:
+        """What all processes have; of one process all."""
+        return {k: v for k, v in z.items() if k not in self.of_data} if self.ranks.several else z
+
+    def stored(self, folder: Path, meta: Metadata) -> State:
+        """This process's part of the state in the checkpoint of a run folder; it reads no more.
+
+        Raises RunError where it does not see the folder.
+        """
+        return load(folder / CHECKPOINT, meta, dict.fromkeys(self.of_data, self.shard.rows))
 
     def everywhere(self, z: State) -> State:
         """The whole state, for each process."""
         return {k: self.ranks.joined(z[k]) if k in self.of_data else z[k] for k in sorted(z)}
-
-    def handed_out(self, z: Mapping[str, Tensor] | None) -> State:
-        """This process's part of a whole state that the process that leads has."""
-        ranks = self.ranks
-        if z is not None and not ranks.several:
-            return dict(z)
-        found: State = {}
-        for name in ranks.of_first(None if z is None else sorted(z)) or []:
-            whole = None if z is None else z[name]
-            found[name] = (
-                ranks.scattered(whole, self.shard.rows)
-                if name in self.of_data
-                else cast(Tensor, ranks.of_first(whole))
-            )
-        return found
 
     def rows(self, value: Tensor, index: NDArray) -> Tensor:
         """Rows of a variable [R, own, ...] by their place among all data [k], for each process."""

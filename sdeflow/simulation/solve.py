@@ -19,7 +19,8 @@ from sdeflow.simulation.time_loop import TimeLoop
 from sdeflow.system.start import Origin, Start
 from sdeflow.terminal import Progress
 from sdeflow.trajectory.checkpoint import Metadata
-from sdeflow.trajectory.folder import RunFolder, refuse_occupied
+from sdeflow.trajectory.claim import refuse_occupied
+from sdeflow.trajectory.folder import RunFolder
 from sdeflow.trajectory.provenance import environment, stamp
 from sdeflow.trajectory.stored import origin_of
 

@@ -33,6 +33,13 @@ class Segment(NamedTuple):
     snapshots: int
 
 
+class Shard(NamedTuple):
+    """A file with the rows of data that one process has; its path is relative to the run folder."""
+
+    file: str
+    sha256: str
+
+
 @dataclass(frozen=True)
 class Metadata:
     """What a checkpoint knows besides the state, all of it JSON.
@@ -48,6 +55,7 @@ class Metadata:
     diverged      by replica, which variable left the finite numbers, and by which step
     history       what was done to the run, one line each
     stopped       which callback has stopped the run, '' for none
+    shards        files with the rows of data of each of several processes, in their order (shards.py)
     start         what the run began from (run, step, checksum, anew), where that is not its seed alone
     """
 
@@ -68,6 +76,7 @@ class Metadata:
     start: dict[str, Any] = field(default_factory=dict)
     begun: int = 0
     stopped: str = ""
+    shards: tuple[Shard, ...] = ()
 
     @property
     def ended(self) -> bool:
@@ -138,6 +147,7 @@ def _metadata(path: Path, text: str) -> Metadata:
             )
         values |= {name: values.pop(in_file) for name, in_file in _JSON_NAMES.items()}
         values["segments"] = tuple(Segment(*segment) for segment in values["segments"])
+        values["shards"] = tuple(Shard(*shard) for shard in values.get("shards", ()))
         values["diverged"] = {int(replica): what for replica, what in values["diverged"].items()}
         return Metadata(**values | {key: tuple(values[key]) for key in ("history", "warnings")})
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -23,21 +23,20 @@ from safetensors.torch import save
 
 from sdeflow.errors import RunError, SdeflowError
 from sdeflow.state import State
-from sdeflow.trajectory import checkpoint, durable, segments
-from sdeflow.trajectory.checkpoint import Damaged, Metadata, Segment
+from sdeflow.trajectory import checkpoint, durable, segments, shards
+from sdeflow.trajectory.checkpoint import Damaged, Metadata, Segment, Shard
+from sdeflow.trajectory.claim import locked, refuse_occupied
 from sdeflow.trajectory.layout import (
     CHECKPOINT,
     CONFIG,
     FINAL,
     KEPT,
-    LOCK,
     LOG,
     PREVIOUS,
     SEGMENTS,
     TRAJECTORY,
     kept_file,
     kept_files,
-    resuming,
 )
 
 Snapshots = xr.Dataset | None
@@ -62,7 +61,7 @@ class RunFolder:
         self.damage = ""
 
     @classmethod
-    def reopen(cls, path: Path) -> tuple[RunFolder, State]:
+    def reopen(cls, path: Path) -> RunFolder:
         """Goes on with a run where its newest sound checkpoint left it; what that does not cover is removed.
 
         Raises SdeflowError for what is no run folder or has a writer, Damaged where neither checkpoint and
@@ -71,14 +70,14 @@ class RunFolder:
         if not path.is_dir() or not any((path / name).exists() for name in (CHECKPOINT, PREVIOUS)):
             raise SdeflowError(f"{path} has no checkpoint: give the folder of a run that 'sdeflow run' made")
         folder = cls(path)
-        folder._lock = _locked(folder.path)
+        folder._lock = locked(folder.path)
         try:
-            folder.kept, state = folder._sound()
+            folder.kept = folder._sound()
             folder._drop_strays()
         except BaseException:
             folder.close()
             raise
-        return folder, state
+        return folder
 
     @property
     def new(self) -> bool:
@@ -91,10 +90,13 @@ class RunFolder:
         assert self.kept is not None
         return self.kept
 
-    def checkpoint(self) -> tuple[int, State]:
-        """The newest checkpoint's step and state."""
-        meta, state = checkpoint.decode(self.path / CHECKPOINT)
-        return meta.step, state
+    def state(self) -> State:
+        """The newest checkpoint's, of all processes."""
+        return shards.load(self.path / CHECKPOINT, self.meta, {})
+
+    def common(self) -> State:
+        """What its own file has of it: all, but for what its shards have."""
+        return checkpoint.decode(self.path / CHECKPOINT)[1]
 
     # Writing ---------------------------------------------------------------------------------------
 
@@ -103,6 +105,25 @@ class RunFolder:
         now = time.monotonic()
         wait = max(least, min((now - self._began) / 200, 300.0), 20 * self._cost)
         return self.new or least == 0 or now - self._last >= wait
+
+    def begin(self) -> Path:
+        """Where files go that the next checkpoint is to name: the folder, or what becomes it.
+
+        Raises SdeflowError where it may not be written, RunError where the disk does not take it.
+        """
+        if self.kept is not None:
+            return self.path
+        if self._lock is None:
+            refuse_occupied(self.path, self._overwrite)
+            self._remove_partial()
+            try:
+                (self._partial / SEGMENTS).mkdir(parents=True)
+                self._lock = locked(self._partial)
+                if self._config:
+                    durable.write(self._partial / CONFIG, self._config.encode())
+            except OSError as error:
+                raise durable.refusal(self.path, error) from error
+        return self._partial
 
     def keep(self, dataset: Snapshots, meta: Metadata, state: State, kept: State | None = None) -> None:
         """Puts snapshots since the last call and a checkpoint on the disk; then `meta.step` is acknowledged.
@@ -143,8 +164,9 @@ class RunFolder:
         self._cover(replace(meta, segments=whole), state)
         shutil.rmtree(self.path / SEGMENTS, ignore_errors=True)
 
-    def resume(self, meta: Metadata, state: State, config: str) -> None:
+    def resume(self, meta: Metadata, config: str) -> None:
         """Makes a run that was reopened one that is under way: segments, no trajectory.nc, more steps."""
+        state = self.common()
         (self.path / SEGMENTS).mkdir(exist_ok=True)
         listed = tuple(self._as_segment(s) if s.file == TRAJECTORY else s for s in meta.segments)
         if (self.path / TRAJECTORY).exists():
@@ -179,25 +201,20 @@ class RunFolder:
             self._lines.clear()
 
     def close(self) -> None:
-        """Lets others write."""
+        """Lets others write; what was begun without coming to a checkpoint goes."""
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+        if self.kept is None:
+            shutil.rmtree(self._partial, ignore_errors=True)
 
     def _make(self, dataset: Snapshots, meta: Metadata, state: State, kept: State | None) -> None:
         """The folder appears under its name with a first checkpoint in it."""
-        refuse_occupied(self.path, self._overwrite)
-        partial = self._partial
-        old = self.path.with_name(f".{self.path.name}.old-{os.getpid()}")
-        self._remove_partial()
+        partial, old = self.begin(), self.path.with_name(f".{self.path.name}.old-{os.getpid()}")
         try:
-            (partial / SEGMENTS).mkdir(parents=True)
-            self._lock = _locked(partial)
-            if self._config:
-                durable.write(partial / CONFIG, self._config.encode())
             self._put(partial, dataset, replace(meta, segments=()), state, kept)
             if self.path.exists():
-                replaced = _locked(self.path)
+                replaced = locked(self.path)
                 self.path.rename(old)
                 try:
                     partial.rename(self.path)
@@ -219,7 +236,6 @@ class RunFolder:
         finally:
             if self.kept is None:
                 self.close()
-            shutil.rmtree(partial, ignore_errors=True)
             shutil.rmtree(old, ignore_errors=True)
 
     def withdraw(self) -> None:
@@ -239,7 +255,7 @@ class RunFolder:
         """Removes what runs that were killed before their first checkpoint have left under this name."""
         for partial in self.path.parent.glob(f".{glob.escape(self.path.name)}.partial-*"):
             with suppress(RunError):  # one that is locked is being made
-                _locked(partial).release()
+                locked(partial).release()
                 shutil.rmtree(partial, ignore_errors=True)
 
     def _put(self, root: Path, dataset: Snapshots, meta: Metadata, state: State, kept: State | None) -> None:
@@ -251,7 +267,7 @@ class RunFolder:
             listed = (*listed, Segment(file, digest, dataset.sizes["time"]))
         if kept is not None:  # before the checkpoint, so that no step after it is acknowledged without
             (root / KEPT).mkdir(exist_ok=True)
-            durable.write(root / kept_file(meta.step), checkpoint.encode(meta, kept))
+            durable.write(root / kept_file(meta.step), checkpoint.encode(replace(meta, shards=()), kept))
         self._checkpoint(root, replace(meta, segments=listed), state)
 
     def _cover(self, meta: Metadata, state: State) -> None:
@@ -262,6 +278,7 @@ class RunFolder:
     def _checkpoint(self, root: Path, meta: Metadata, state: State) -> None:
         """Writes the checkpoint; the one before becomes checkpoint.prev."""
         newest, temporary = root / CHECKPOINT, root / f".{CHECKPOINT}.next"
+        before = () if self.kept is None else self.kept.shards
         durable.write(temporary, checkpoint.encode(meta, state))
         try:
             if newest.exists():
@@ -271,17 +288,19 @@ class RunFolder:
         except OSError as error:
             raise durable.refusal(newest, error) from error
         self.kept = meta
+        shards.drop(root, (*before, *meta.shards))
 
     # Reopening -----------------------------------------------------------------------------------
 
-    def _sound(self) -> tuple[Metadata, State]:
+    def _sound(self) -> Metadata:
         """The newest checkpoint that is sound with all that it covers; a damaged newer one is set aside."""
         reasons = []
         for name in (CHECKPOINT, PREVIOUS):
             try:
-                meta, state = checkpoint.decode(self.path / name)
-                for segment in meta.segments:
-                    _verify(self.path / segment.file, segment.sha256)
+                meta, _ = checkpoint.decode(self.path / name)
+                covered: list[Segment | Shard] = [*meta.segments, *meta.shards]
+                for one in covered:
+                    _verify(self.path / one.file, one.sha256)
             except FileNotFoundError:
                 continue
             except Damaged as error:
@@ -294,7 +313,7 @@ class RunFolder:
                     (self.path / CHECKPOINT).replace(self.path / f"{CHECKPOINT}.damaged")
                 (self.path / PREVIOUS).replace(self.path / CHECKPOINT)
             self.damage = reasons[0] if reasons else ""
-            return meta, state
+            return meta
         raise Damaged("; ".join(dict.fromkeys(reasons)))
 
     def _drop_strays(self) -> None:
@@ -303,30 +322,16 @@ class RunFolder:
         for pattern in (f"{SEGMENTS}/*", f"{SEGMENTS}/.*", f"{KEPT}/*", f"{KEPT}/.*", ".*.tmp", ".*.next"):
             for path in set(self.path.glob(pattern)) - covered:
                 path.unlink()
+        shards.drop(self.path, (*self.meta.shards, *self._shards_before()))
         if self.meta.whole:
             shutil.rmtree(self.path / SEGMENTS, ignore_errors=True)
 
-
-def refuse_occupied(folder: Path, overwrite: bool) -> None:
-    """Raises SdeflowError where a run may not be written to `folder`."""
-    try:
-        exists = bool(os.stat(folder))
-    except (FileNotFoundError, NotADirectoryError):
-        exists = False
-    except OSError as error:  # too long a name, a loop of links
-        raise SdeflowError(f"{folder} cannot be the name of a folder: {error.strerror}") from error
-    if not exists:
-        above = next(parent for parent in folder.absolute().parents if parent.exists())
-        if not above.is_dir() or not os.access(above, os.W_OK):
-            raise SdeflowError(f"{folder} cannot be made: {above} is not a folder that you may write to")
-        return
-    if not overwrite:
-        again = f"; to go on with it: {resuming(folder)}" if (folder / CHECKPOINT).exists() else ""
-        raise SdeflowError(
-            f"{folder} exists: give --overwrite to replace it, or --out to write elsewhere{again}"
-        )
-    if not (folder.is_dir() and ((folder / CHECKPOINT).exists() or (folder / PREVIOUS).exists())):
-        raise SdeflowError(f"{folder} is not a run folder, so it is not overwritten: choose another --out")
+    def _shards_before(self) -> tuple[Shard, ...]:
+        """What the checkpoint before the newest names."""
+        try:
+            return checkpoint.peek(self.path / PREVIOUS).shards
+        except (FileNotFoundError, Damaged):
+            return ()
 
 
 def _verify(path: Path, digest: str) -> None:
@@ -336,15 +341,3 @@ def _verify(path: Path, digest: str) -> None:
         raise Damaged(f"{path} cannot be read: {error.strerror}") from error
     if not sound:
         raise Damaged(f"{path} is damaged: its content does not fit its checksum")
-
-
-def _locked(folder: Path) -> filelock.BaseFileLock:
-    """The lock of a run folder, which the system lets go when its holder ends, however it ends."""
-    lock = filelock.FileLock(folder / LOCK, timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout:
-        raise RunError(f"{folder} is being written by another sdeflow: one run has one writer") from None
-    except OSError as error:
-        raise durable.refusal(folder, error) from error
-    return lock

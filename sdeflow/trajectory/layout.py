@@ -5,6 +5,7 @@ run.log              what was done, a line each
 segments/            snapshots so far, netCDF files in order
 checkpoint           the state, and the segments that it covers, by checksum
 checkpoint.prev      the one before
+shards/              of a run on several processes, the rows of data of each, which checkpoints name
 kept/                parameters at some moments of the run (save.keep), a file each, named by its step
 final.safetensors    at the end, the whole last state by parameter name
 evaluation.nc        what `sdeflow evaluate` found, of a run that has ended
@@ -18,7 +19,7 @@ from pathlib import Path
 
 TRAJECTORY, FINAL, CONFIG, LOG = "trajectory.nc", "final.safetensors", "config.toml", "run.log"
 EVALUATION = "evaluation.nc"
-CHECKPOINT, PREVIOUS, SEGMENTS, KEPT = "checkpoint", "checkpoint.prev", "segments", "kept"
+CHECKPOINT, PREVIOUS, SEGMENTS, KEPT, SHARDS = "checkpoint", "checkpoint.prev", "segments", "kept", "shards"
 LOCK = ".lock"
 
 

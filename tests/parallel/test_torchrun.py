@@ -89,6 +89,9 @@ def test_a_run_and_its_resumption_on_one_process(tmp_path: Path) -> None:
     assert err.count("sdeflow:") == 1, "told once"
     code, out, err = torchrun(3, *toy(tmp_path / "shared"))
     assert (code, out.count("200 steps in")) == (0, 1), err
+    meta, common = checkpoint.decode(tmp_path / "shared/checkpoint")
+    assert len(meta.shards) == 3
+    assert not common.keys() & {"X", "U"}, "no process had all of them"
     assert command("resume", tmp_path / "shared", "--steps", 50, "--quiet") == 0
     assert command(*toy(tmp_path / "whole", "--quiet", steps=250)) == 0
     with xr.open_dataset(tmp_path / "shared/trajectory.nc") as shared:
@@ -112,6 +115,18 @@ def test_a_model_that_fails_in_one_process_ends_all(model: str, words: str, tmp_
     assert re.search(rf"sdeflow, process 1: .*{words}", err), err[-3000:]
     assert "the last datum" in err
     assert "Traceback" not in err.partition("torch/distributed")[0]
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_at_once_replaces_no_other(tmp_path: Path) -> None:
+    (tmp_path / "half.py").write_text(HALF.replace("calls > 100", "calls > 3"))
+    out = tmp_path / "out"
+    assert command(*toy(out, "--quiet", steps=20)) == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    code, _, err = torchrun(2, *toy(out, "--overwrite", "--set", f"model.use={tmp_path / 'half.py'}:Late"))
+    assert (code, "the last datum" in err) == (1, True), err[-2000:]
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before
+    assert {path.name for path in tmp_path.iterdir()} == {"half.py", "out"}, "nothing half-written"
 
 
 @pytest.mark.slow

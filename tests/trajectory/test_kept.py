@@ -96,7 +96,7 @@ def test_what_the_checkpoint_does_not_cover_goes(tmp_path: Path) -> None:
     simulate(toy(), "expint", out=out, save=Save(every=2, keep=3), **OPTIONS)
     (out / "kept/.000000000000016.tmp").write_bytes(b"half")
     shutil.copy(kept_files(out)[12], out / "kept/000000000000016")
-    folder, _ = RunFolder.reopen(out)
+    folder = RunFolder.reopen(out)
     folder.close()
     assert [*kept_files(out)] == [4, 8, 12] == sorted(int(path.name) for path in (out / "kept").iterdir())
 

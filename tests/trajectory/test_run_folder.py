@@ -28,7 +28,7 @@ from sdeflow.trajectory.folder import RunFolder
 def test_one_run_has_one_writer(tmp_path: Path) -> None:
     out = tmp_path / "run"
     simulate(toy(), "expint", out=out, **WHOLE)
-    folder, _ = RunFolder.reopen(out)
+    folder = RunFolder.reopen(out)
     options = WHOLE | {"steps": 20}
     with pytest.raises(RunError, match="is being written by another sdeflow"):
         simulate(toy(), "expint", out=out, resume=True, **options)
