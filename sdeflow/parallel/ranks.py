@@ -43,6 +43,11 @@ class Ranks:
         return self.size > 1
 
     @property
+    def here(self) -> int:
+        """How many of them this machine has."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if self.several else 1
+
+    @property
     def leads(self) -> bool:
         """Whether it is the one that writes files and talks to the user."""
         return self.rank == 0

@@ -12,6 +12,8 @@ from torch import Tensor
 from sdeflow.model.forces import ModelForces, held_out_forces
 from sdeflow.noise.source import NormalSource, TorchNoise
 from sdeflow.options import Evaluate
+from sdeflow.parallel.ranks import ALONE, Ranks
+from sdeflow.parallel.shard import Shard
 from sdeflow.state import Replicas, State
 from sdeflow.system.increments import Channel, NoiseSpec
 from sdeflow.system.integrator import Integrator
@@ -30,7 +32,8 @@ class HeldOut:
     Held-out particles start like the others and follow the dynamics of the system's particle blocks, by the
     run's scheme and numbers, on noise of their own: what is stable for the run is so for them. Where others
     take inner steps they take one, from where they are; draws of an encoder are drawn anew. They are part of
-    the state, as 'held_out.X' [R, D', N, d] and 'held_out.U', and change no other number.
+    the state, as 'held_out.X' [R, D', N, d] and 'held_out.U', and change no other number. Several
+    processes share them where each gets one datum at least; else each has all.
 
     scheme    what moves them; forces that it keeps are computed anew at the start of each evaluation
     at_once   data whose forces are taken together, which bounds the memory
@@ -46,19 +49,24 @@ class HeldOut:
         replicas: Replicas,
         *,
         at_once: int | None = None,
+        ranks: Ranks = ALONE,
         source: Callable[[Sequence[Channel], NoiseSpec, Replicas], NormalSource] = TorchNoise,
     ) -> None:
-        forces = held_out_forces(system.model_forces)
+        whole = held_out_forces(system.model_forces)
+        self.n_data, self.n_particles = whole.n_data, whole.n_particles
+        self._ranks = ranks if self.n_data >= ranks.size else ALONE
+        self.shard = Shard.of(self.n_data, self._ranks.rank, self._ranks.size)
+        forces = whole.part(self.shard.rows) if self._ranks.several else whole
         blocks = [
-            replace(b, shape=(forces.n_data, *b.shape[1:]), inner=None if b.steps else b.inner)
+            replace(b, shape=(self.n_data, *b.shape[1:]), first=0, inner=None if b.steps else b.inner)
             for b in system.blocks
             if b.role == "particles"
         ]
-        self.system = BlockSystem(blocks, forces, h=system.h)
-        self._moved = BlockSystem(blocks, self._forces, h=system.h)
+        self._whole = BlockSystem(blocks, whole, h=system.h)
+        self.system = self._whole.on_data(forces, self.shard.count, self.shard.first)
+        self._moved = BlockSystem(self.system.blocks, self._forces, h=system.h)
         self._scheme = scheme = scheme.fitted(self._moved)
-        self.evaluate, self.n_data, self.n_particles = evaluate, forces.n_data, forces.n_particles
-        self._replicas = replicas
+        self.evaluate, self._replicas = evaluate, replicas
         size = min(at_once or (AT_ONCE if forces.stored else forces.n_data), forces.n_data)
         self._index = torch.arange(forces.n_data, device=replicas.device).expand(replicas.count, -1)
         self._slices = [slice(i, i + size) for i in range(0, forces.n_data, size)]
@@ -70,10 +78,16 @@ class HeldOut:
 
     def start(self) -> State:
         """The particles at the start of a run; raises SdeflowError where the model cannot take the data."""
-        z = initial_state(self.system, self._replicas)
+        z = initial_state(self._whole, self._replicas)
+        own = {name: z[name][:, self.shard.rows].clone() for name in self.system.axes}
         piece, forces = next(iter(self._pieces))
-        forces.check({"theta": z["theta"], "X": z["X"][:, piece]})
-        return {PREFIX + name: z[name] for name in self.system.axes}
+        forces.check({"theta": z["theta"], "X": own["X"][:, piece]})
+        return {PREFIX + name: value for name, value in own.items()}
+
+    @property
+    def shared(self) -> list[str]:
+        """Names in the state of what processes have parts of."""
+        return [PREFIX + name for name in self.system.axes] if self._ranks.several else []
 
     @property
     def _pieces(self) -> Iterable[tuple[slice, ModelForces]]:
@@ -117,7 +131,7 @@ class HeldOut:
         part = {"theta": z["theta"], "X": z[PREFIX + "X"]}
         with torch.no_grad():
             losses = self._in_pieces(part, lambda f, z: f.loss(z)[:, None] * z["X"].shape[1])
-        return losses.sum(1) / self.n_data
+        return self._ranks.sum([losses.sum(1)])[0] / self.n_data
 
     def _forces(self, t: float, z: State, names: Sequence[str]) -> dict[str, Tensor]:
         """The scores of the particles of all data: no other block moves here."""

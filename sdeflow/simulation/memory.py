@@ -12,23 +12,30 @@ from sdeflow.config.run import Run
 from sdeflow.errors import SdeflowError
 from sdeflow.machine import free_memory
 from sdeflow.model.rows import Rows
+from sdeflow.parallel.ranks import ALONE, Ranks
 from sdeflow.system.average import average_axes, averaged
 from sdeflow.system.block import Block
 from sdeflow.terminal import human
 from sdeflow.trajectory.record import BUFFER, Recorder
 
 
-def require_memory(run: Run, *, folder: bool) -> None:
-    """Raises SdeflowError where there is no room for a run, beside its data, which are there already."""
-    needed, on_gpu = peak_bytes(run, folder=folder) - data_bytes(run), run.device.type == "cuda"
+def require_memory(run: Run, *, folder: bool, ranks: Ranks = ALONE) -> None:
+    """Raises SdeflowError where there is no room for a run, beside its data, which are there already.
+
+    Processes that share it share the memory of their machine, and have a GPU each.
+    """
+    on_gpu = run.device.type == "cuda"
+    part = run.shard(ranks).count / run.n_data if ranks.several else 1.0
+    needed = peak_bytes(run, folder=folder, part=part) - data_bytes(run)
     snapshots = 0 if folder or on_gpu else snapshot_bytes(run)
-    free = torch.cuda.mem_get_info(run.device)[0] if on_gpu else free_memory()
+    free = torch.cuda.mem_get_info(run.device)[0] if on_gpu else free_memory() // ranks.here
     if needed + snapshots > free:
         fix = "take fewer particles (system.particles), data or replicas"
         if snapshots > needed:
             fix = "save less often (save.every), of fewer data (save.data) or particles (save.particles)"
         raise SdeflowError(
-            f"the run would hold about {human(needed + snapshots)} of memory at once, and "
+            f"{'each process' if ranks.several else 'the run'} would hold about "
+            f"{human(needed + snapshots)} of memory at once, and "
             f"{human(free)}{' of the GPU' if on_gpu else ''} are free: {fix}"
         )
 
@@ -46,10 +53,12 @@ def snapshot_bytes(run: Run) -> int:
     return recorder.numbers_per_snapshot * run.dtype.itemsize * len(recorder.when)
 
 
-def state_bytes(run: Run) -> int:
-    """Bytes of the state of all replicas."""
-    numbers = sum(prod(a.shape) for a in run.system.axes.values()) + sum(map(_kept, run.system.blocks))
-    return run.replica_count * (numbers * run.dtype.itemsize + average_bytes(run))
+def state_bytes(run: Run, part: float = 1.0) -> int:
+    """Bytes of the state of all replicas, or of a process that has a part of the data."""
+    of_data = {name for b in run.system.blocks if b.of_data for name in b.variables}
+    numbers = sum(prod(a.shape) * (part if v in of_data else 1) for v, a in run.system.axes.items())
+    numbers += sum(_kept(b) * (part if b.of_data else 1) for b in run.system.blocks)
+    return int(run.replica_count * (numbers * run.dtype.itemsize + average_bytes(run)))
 
 
 def _kept(b: Block) -> int:
@@ -89,14 +98,16 @@ def read_bytes(run: Run) -> int:
     return sum(size * v.numel() * (3 * v.element_size() + run.dtype.itemsize) for v in items)
 
 
-def peak_bytes(run: Run, *, folder: bool = True) -> int:
+def peak_bytes(run: Run, *, folder: bool = True, part: float = 1.0) -> int:
     """The most bytes that a run on the host holds at once, but for a model's own intermediate values.
 
-    At the start one replica is drawn in float64 beside the state that it is copied to, and there may be what
-    the run begins from. A step makes a new state beside the old, from forces and noise of the data it sees.
-    Writing a checkpoint, where there is a run folder, takes three copies.
+    part   of the data, which a process has
+
+    At the start, which each process draws whole, one replica is drawn in float64 beside the state that it is
+    copied to, and there may be what the run begins from. A step makes a new state beside the old, from forces
+    and noise of the data it sees. Writing a checkpoint, where there is a run folder, takes three copies.
     """
-    state = state_bytes(run)
+    state, own = state_bytes(run), state_bytes(run, part)
     start = state + state // run.replica_count * 8 // run.dtype.itemsize + (0 if run.start is None else state)
     kind = run.integrator.noise_spec(run.system.h).kind
     normals = (
@@ -105,6 +116,6 @@ def peak_bytes(run: Run, *, folder: bool = True) -> int:
         * sum((c.normals(kind) + 2) * run.integrator.substeps * prod(c.shape) for c in run.system.channels)
     )
     share = 1.0 if run.batch is None else run.batch.size / run.n_data
-    step = 2 * state + int(share * (state + normals))
+    step = 2 * own + int(share * (own + part * normals))
     step += read_bytes(run)
-    return data_bytes(run) + max(start, step, 4 * state if folder else 0)
+    return data_bytes(run) + max(start, step, 4 * own if folder else 0)

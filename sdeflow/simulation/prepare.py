@@ -184,11 +184,17 @@ class Prepared:
             self.stepper, self.observe = self._batches, self._batches.observe
         if run.evaluate is not None:
             at_once = None if run.batch is None else run.batch.size
-            # all held-out data in every process
             whole = self._shared.to(run.dtype, run.device) if self._sharded else system
             self.held_out = HeldOut(
-                whole, run.integrator, run.evaluate, replicas, at_once=at_once, source=engine.source
+                whole,
+                run.integrator,
+                run.evaluate,
+                replicas,
+                at_once=at_once,
+                ranks=self.ranks,
+                source=engine.source,
             )
+            self.sharing = self.sharing.also(self.held_out.shared, self.held_out.shard)
 
 
 def prepare(run: Run, origin: Origin | None = None, ranks: Ranks = ALONE) -> Prepared:

@@ -90,7 +90,7 @@ def resume_from(
             if folder is not None:
                 folder.close()
             return solve(_not_tried(run), out=out, overwrite=True, progress=progress, ranks=ranks)
-        ranks.alike(lambda: require_memory(run, folder=True))
+        ranks.alike(lambda: require_memory(run, folder=True, ranks=ranks))
         prepared = prepare(run, ranks=ranks)
         ranks.alike(lambda: prepared.restore(prepared.sharing.stored(out, meta), meta.step))
         if meta.ended and ended:

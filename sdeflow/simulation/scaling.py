@@ -85,17 +85,16 @@ def shares(run: Run, ranks: Sequence[int], link: Link, work: Work) -> list[Share
 
     Raises SdeflowError for a system that processes cannot share, and for more of them than data.
     """
-    system = shareable(run.system)
+    shareable(run.system)
     data = run.n_data if run.batch is None else run.batch.size
     if (most := max(ranks)) > data:
         raise SdeflowError(f"{most} processes cannot share the {data} data of a step: give at most {data}")
-    size, whole, times = reduced_bytes(run), state_bytes(run), reductions(run)
-    of_data = run.replica_count * run.dtype.itemsize * _of_data(system)
+    size, times = reduced_bytes(run), reductions(run)
     alone, found = work.of(data), []
     for r in ranks:
         compute, reduction = work.of(data / r), times * link.reduction(size, r)
         efficiency = alone / (r * (compute + reduction))
-        found.append(Share(r, data / r, compute, reduction, efficiency, whole - of_data * (1 - 1 / r)))
+        found.append(Share(r, data / r, compute, reduction, efficiency, state_bytes(run, 1 / r)))
     return found
 
 
@@ -129,11 +128,6 @@ def reduced_bytes(run: Run) -> int:
     """Bytes of the forces on parameters."""
     numbers = sum(prod(b.shape) for b in shareable(run.system).parameters)
     return run.replica_count * run.dtype.itemsize * numbers
-
-
-def _of_data(system: BlockSystem) -> int:
-    """Numbers of a replica's state that processes share."""
-    return sum(prod(axes.shape) for axes in system.axes.values() if axes.dims[:1] == ("datum",))
 
 
 def measured(run: Run) -> Work | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,10 +29,11 @@ if TYPE_CHECKING:
 class Sharing:
     """Cuts a state into the parts of processes, and puts it together.
 
-    of_data   names of variables [R, D, ...] with a row for each datum
+    shards   which data of variables [R, D, ...], by name, this process has
+    shard    which of the model's data
     """
 
-    of_data: frozenset[str]
+    shards: Mapping[str, Shard]
     shard: Shard
     ranks: Ranks
 
@@ -41,34 +43,38 @@ class Sharing:
         for b in system.blocks:
             if b.of_data:
                 names |= {*b.variables, *b.kept.values(), KEPT + b.name}
-        return cls(frozenset(names), shard, ranks)
+        return cls(dict.fromkeys(names, shard), shard, ranks)
+
+    def also(self, names: Iterable[str], shard: Shard) -> Sharing:
+        """The same with variables of other data."""
+        return replace(self, shards={**self.shards, **dict.fromkeys(names, shard)})
 
     def cut(self, z: State, device: torch.device) -> State:
         """This process's part of a whole state, on a device; what all have is as the leading one has it."""
         rows = self.shard.rows
         return {
-            k: (v[:, rows].clone() if k in self.of_data else self.ranks.of_first(v)).to(device)
+            k: (v[:, rows].clone() if k in self.shards else self.ranks.of_first(v)).to(device)
             for k, v in sorted(z.items())
         }
 
     def own(self, z: State) -> State:
         """What this process alone has, on the host."""
-        return {k: v.cpu() for k, v in z.items() if k in self.of_data}
+        return {k: v.cpu() for k, v in z.items() if k in self.shards}
 
     def common(self, z: State) -> State:
         """What all processes have; of one process all."""
-        return {k: v for k, v in z.items() if k not in self.of_data} if self.ranks.several else z
+        return {k: v for k, v in z.items() if k not in self.shards} if self.ranks.several else z
 
     def stored(self, folder: Path, meta: Metadata) -> State:
         """This process's part of the state in the checkpoint of a run folder; it reads no more.
 
         Raises RunError where it does not see the folder.
         """
-        return load(folder / CHECKPOINT, meta, dict.fromkeys(self.of_data, self.shard.rows))
+        return load(folder / CHECKPOINT, meta, {name: shard.rows for name, shard in self.shards.items()})
 
     def everywhere(self, z: State) -> State:
         """The whole state, for each process."""
-        return {k: self.ranks.joined(z[k]) if k in self.of_data else z[k] for k in sorted(z)}
+        return {k: self.ranks.joined(z[k]) if k in self.shards else z[k] for k in sorted(z)}
 
     def rows(self, value: Tensor, index: NDArray) -> Tensor:
         """Rows of a variable [R, own, ...] by their place among all data [k], for each process."""

@@ -56,7 +56,7 @@ def _solve_once(
 ) -> Solution:
     if out is not None:
         ranks.lead(lambda: refuse_occupied(out, overwrite))
-    ranks.alike(lambda: require_memory(run, folder=out is not None))
+    ranks.alike(lambda: require_memory(run, folder=out is not None, ranks=ranks))
     start = run.start
     origin = None if start is None else ranks.alike(lambda: _origin(start, out))
     prepared = prepare(run, origin, ranks)

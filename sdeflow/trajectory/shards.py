@@ -90,3 +90,6 @@ def drop(root: Path, but: Iterable[Shard]) -> None:
         if path not in kept:
             with suppress(OSError):  # it is in nobody's way
                 path.unlink()
+    if not kept:
+        with suppress(OSError):  # there is none
+            (root / SHARDS).rmdir()

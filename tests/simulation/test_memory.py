@@ -13,8 +13,16 @@ from support import declared, toy
 from sdeflow import machine
 from sdeflow.errors import SdeflowError
 from sdeflow.options import Save
+from sdeflow.parallel.ranks import Ranks
 from sdeflow.simulation import memory
-from sdeflow.simulation.memory import data_bytes, free_memory, peak_bytes, require_memory, snapshot_bytes
+from sdeflow.simulation.memory import (
+    data_bytes,
+    free_memory,
+    peak_bytes,
+    require_memory,
+    snapshot_bytes,
+    state_bytes,
+)
 from sdeflow.simulation.solve import solve
 
 MOTION = {"h": 0.01, "eta": 1.0, "gamma": 1.0}
@@ -37,6 +45,22 @@ def test_the_last_byte_decides(monkeypatch: pytest.MonkeyPatch, folder: bool) ->
     monkeypatch.setattr(memory, "free_memory", lambda: needed - 1)
     with pytest.raises(SdeflowError, match="take fewer particles" if folder else "save less often"):
         require_memory(long, folder=folder)
+
+
+def test_processes_share_the_memory_of_their_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each holds the start whole, and then its own particles: of 10 data in two processes half of them."""
+    shared, two = run(steps=100), Ranks(0, 2)
+    particles, parameters = 4 * 2 * 40, 4 * 2
+    assert state_bytes(shared) == particles + parameters
+    assert state_bytes(shared, 0.5) == particles // 2 + parameters
+    start = 3 * (particles + parameters)  # in float64 beside itself; four copies of one's own are less
+    assert 4 * (particles // 2 + parameters) < start
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(memory, "free_memory", lambda: 2 * start)
+    require_memory(shared, folder=True, ranks=two)
+    monkeypatch.setattr(memory, "free_memory", lambda: 2 * start - 1)
+    with pytest.raises(SdeflowError, match="each process would hold about"):
+        require_memory(shared, folder=True, ranks=two)
 
 
 def test_nothing_is_made_of_a_run_that_does_not_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
