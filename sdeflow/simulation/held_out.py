@@ -30,7 +30,7 @@ class HeldOut:
     Held-out particles start like the others and follow the dynamics of the system's particle blocks, by the
     run's scheme and numbers, on noise of their own: what is stable for the run is so for them. Where others
     take inner steps they take one, from where they are; draws of an encoder are drawn anew. They are part of
-    the state, as 'held_out.X' [R, D', N, d] and 'held_out.U', and change no other number.
+    the state, as 'held_out.X' [R, D', N, d], 'held_out.U' and what a rule keeps, and change no other number.
 
     scheme    what moves them; forces that it keeps are computed anew at the start of each evaluation
     at_once   data whose forces are taken together, which bounds the memory
@@ -55,6 +55,7 @@ class HeldOut:
             if b.role == "particles"
         ]
         self.system = BlockSystem(blocks, forces, h=system.h)
+        self._variables = [name for b in blocks for name in (*b.variables, *b.kept.values())]
         self._moved = BlockSystem(blocks, self._forces, h=system.h)
         self._scheme = scheme = scheme.fitted(self._moved)
         self.evaluate, self.n_data, self.n_particles = evaluate, forces.n_data, forces.n_particles
@@ -73,7 +74,7 @@ class HeldOut:
         z = initial_state(self.system, self._replicas)
         piece, forces = next(iter(self._pieces))
         forces.check({"theta": z["theta"], "X": z["X"][:, piece]})
-        return {PREFIX + name: z[name] for name in self.system.axes}
+        return {PREFIX + name: z[name] for name in self._variables}
 
     @property
     def _pieces(self) -> Iterable[tuple[slice, ModelForces]]:
@@ -103,14 +104,14 @@ class HeldOut:
 
         Where numbers are scheduled these are those of the last step.
         """
-        part = {"theta": z["theta"]} | {name: z[PREFIX + name] for name in self.system.axes}
+        part = {"theta": z["theta"]} | {name: z[PREFIX + name] for name in self._variables}
         steps, last = self.evaluate.steps, max(n - 1, 0)
         moved = self._moved.at(last)
         with torch.no_grad():
             part |= self._scheme.init(moved, part)
             for i in range(n * steps, (n + 1) * steps):
                 part = self._scheme.step(moved, i * moved.h, part, moved.h, self._noise(i, last))
-        return z | {PREFIX + name: part[name] for name in self.system.axes}
+        return z | {PREFIX + name: part[name] for name in self._variables}
 
     def loss(self, z: State) -> Tensor:
         """Mean over held-out data and particles of -log p_theta(x, y), [R]."""
