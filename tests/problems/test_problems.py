@@ -66,14 +66,14 @@ WITH_VARIANTS = [(name, variant) for name in BUNDLED for variant in [None, *vari
 
 def test_the_catalogue_of_problems_is_complete() -> None:
     expected = {
-        "hierarchical": ["tuned"],
+        "hierarchical": ["tuned", "svgd_em", "coin_em"],
         "momentum_grid": [],
         "regimes": ["underdamped", "critical", "overdamped", "tuned"],
         "gradient_correction": ["f0.99", "f1.00", "f1.01", "tuned"],
         "nesterov": ["mu0.99", "mu0.9", "mu0.5", "tuned"],
         "enrichment": ["start-5", "start-20", "start-100"],
         "mixture_1d": ["pgd", "mpgd-theta", "mpgd-x"],
-        "breast_cancer": ["fixed"],
+        "breast_cancer": ["fixed", "svgd_em", "coin_em"],
         "digits": ["fixed", "energy"],
         "ill_conditioned": ["fixed", "pgd"],
         "two_modes": ["fixed", "pgd"],
