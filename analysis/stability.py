@@ -69,8 +69,7 @@ def equilibrium(system: BlockSystem, *, tolerance: float = 1e-9) -> State:
             z[b.momentum] = torch.zeros_like(z[b.momentum])
     positions = {b.position: z[b.position] for b in system.blocks}
     model = system.force_field if isinstance(system.force_field, ModelForces) else None
-
-    at_end = "linearise at the end of a run, in Python with linearised(run, folder), as a command with --at RUN"
+    at_end = "linearise at the end of a run, in Python with linearised(run, folder), by command with --at RUN"
     if isinstance(model, KernelForces):
         raise SdeflowError(f"particles that feel each other by a kernel do not rest at a maximum: {at_end}")
     if model is not None and not model.model.joint_maximum:

@@ -47,6 +47,7 @@ class KernelForces(ModelForces):
         super().__init__(model, particles, _layout=_layout)
         self.kernel = kernel
         self.about = f"the scores of a datum's particles combined by the {kernel}"
+        self.warning = collapse(kernel, particles, self.latent)
 
     def of_model(self, model: Model) -> KernelForces:
         return KernelForces(model, self.n_particles, self.kernel, _layout=self.parameters)
@@ -57,21 +58,20 @@ class KernelForces(ModelForces):
             forces["x"] = self.kernel.force(z["X"], forces["x"])
         return forces
 
-    @property
-    def warning(self) -> str:
-        """Where there are fewer particles than coordinates of a latent, how little they spread."""
-        n, d = self.n_particles, self.latent
-        if n >= d:
-            return ""
-        if isinstance(self.kernel, Linear):
-            found = f"they lie in a plane of {n - 1} dimensions, in which alone they have a variance"
-        else:
-            near = min(KEPT_VARIANCE, key=lambda at: abs(log(at[0] / n)) + abs(log(at[1] / d)))
-            found = (
-                f"at N = {near[0]} and d = {near[1]}, of a normal law and with the median bandwidth, "
-                f"{KEPT_VARIANCE[near]:g} of the variance is left"
-            )
-        return (
-            f"N = {n} particles under the {self.kernel} collapse in d = {d} dimensions: {found}, and what "
-            "parameters learn of a variance is wrong: take more particles, or a system with noise such as pgd"
+
+def collapse(kernel: Kernel, n: int, d: int) -> str:
+    """How little N particles spread where they are fewer than a latent's coordinates; '' elsewhere."""
+    if n >= d:
+        return ""
+    if isinstance(kernel, Linear):
+        found = f"they lie in a plane of {n - 1} dimensions, in which alone they have a variance"
+    else:
+        near = min(KEPT_VARIANCE, key=lambda at: abs(log(at[0] / n)) + abs(log(at[1] / d)))
+        found = (
+            f"at N = {near[0]} and d = {near[1]}, of a normal law and with the median bandwidth, "
+            f"{KEPT_VARIANCE[near]:g} of the variance is left"
         )
+    return (
+        f"N = {n} particles under the {kernel} collapse in d = {d} dimensions: {found}, and what parameters "
+        "learn of a variance is wrong: take more particles, or a system with noise such as pgd"
+    )

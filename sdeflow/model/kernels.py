@@ -11,14 +11,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from math import log
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from sdeflow.errors import SdeflowError, did_you_mean, is_number
 
-MEDIAN = "median"
+MEDIAN: Literal["median"] = "median"
 
 
 class Kernel(ABC):
@@ -46,9 +46,9 @@ class RBF(Kernel):
     bandwidth: float | Literal["median"] = MEDIAN
 
     def __post_init__(self) -> None:
-        length = self.bandwidth
-        if length != MEDIAN and not (is_number(length) and 0 < length < float("inf")):
-            raise SdeflowError(f"bandwidth must be a positive number or 'median', given {length!r}")
+        given: Any = self.bandwidth
+        if given != MEDIAN and not (is_number(given) and 0 < given < float("inf")):
+            raise SdeflowError(f"bandwidth must be a positive number or 'median', given {given!r}")
 
     def __str__(self) -> str:
         return f"rbf kernel, {'median bandwidth' if self.bandwidth == MEDIAN else f'l = {self.bandwidth:g}'}"

@@ -113,7 +113,9 @@ def test_how_much_variance_is_left(at: tuple[int, int]) -> None:
     else:
         raise AssertionError("particles do not come to rest")
     digit = 0.0005 if KEPT_VARIANCE[at] < 0.1 else 0.005
-    assert x.var(0, correction=0).mean().item() == pytest.approx(KEPT_VARIANCE[at], abs=digit + 0.01 * (d > 2))
+    assert x.var(0, correction=0).mean().item() == pytest.approx(
+        KEPT_VARIANCE[at], abs=digit + 0.01 * (d > 2)
+    )
 
 
 def forces(latent: int, n: int, kernel: Kernel = RBF()) -> KernelForces:  # noqa: B008 (frozen)
@@ -123,8 +125,12 @@ def forces(latent: int, n: int, kernel: Kernel = RBF()) -> KernelForces:  # noqa
 def test_a_collapse_is_told_by_the_nearest_figure() -> None:
     assert forces(5, 5).warning == ""
     told = forces(60, 7).warning
-    assert told.startswith("N = 7 particles under the rbf kernel, median bandwidth collapse in d = 60 dimensions")
-    assert "at N = 10 and d = 50, of a normal law and with the median bandwidth, 0.043 of the variance" in told
+    assert told.startswith(
+        "N = 7 particles under the rbf kernel, median bandwidth collapse in d = 60 dimensions"
+    )
+    assert (
+        "at N = 10 and d = 50, of a normal law and with the median bandwidth, 0.043 of the variance" in told
+    )
     assert "at N = 50 and d = 50, of" in forces(51, 49).warning
     assert "a plane of 3 dimensions" in forces(5, 4, Linear()).warning
 

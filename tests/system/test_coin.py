@@ -1,7 +1,7 @@
 """Coin betting.
 
-Oracles: its equations in numpy, coordinate by coordinate, in the order in which they were published; its first
-step; scales of forces that change no bit.
+Oracles: its equations in numpy, coordinate by coordinate, in the order in which they were published; its
+first step; scales of forces that change no bit.
 """
 
 from __future__ import annotations

@@ -97,7 +97,11 @@ def means_and_variances(y: Array, m: Array, c: Array, steps: int) -> list[Array]
     for _ in range(steps):
         b = v * (y + theta)
         a = 1 - (c + m * (m - b)) / v
-        theta, m, c = theta + h_theta * (m - theta).sum(), m + h * (-(m - b) / v + m * a), c * (1 + h * a) ** 2
+        theta, m, c = (
+            theta + h_theta * (m - theta).sum(),
+            m + h * (-(m - b) / v + m * a),
+            c * (1 + h * a) ** 2,
+        )
         found.append(np.array([theta, *m, *c]))
     return found
 
@@ -174,7 +178,7 @@ def test_one_particle_climbs_to_the_joint_maximum() -> None:
         theta, x = theta + 0.02 * (x - theta).sum(), x + 0.05 * ((theta - x) + (y - x))
 
 
-# Numbers of an independent computation ------------------------------------------------------------------------
+# Numbers of an independent computation ---------------------------------------------------------------------
 
 TOLD = {0.0: {10: 9.18, 100: 100.008, 1500: 100.03}, 100.0: {10: 0.035, 100: 96.3, 1500: 100.106}}
 """theta of coin-EM by a, and step; D = 100, N = 20, mean(y) = 100.11, from 0."""
@@ -195,7 +199,7 @@ def against_the_numbers(a: float, steps: int, replicas: int) -> None:
 
 @pytest.mark.parametrize("a", TOLD)
 def test_coin_em_goes_as_fast_as_it_is_told_to(a: float) -> None:
-    against_the_numbers(a, 100, 5)
+    against_the_numbers(a, 100, 4)
 
 
 @pytest.mark.slow  # 10 s each
@@ -363,7 +367,9 @@ def test_the_observed_force_vanishes_where_particles_rest() -> None:
 
 def test_a_collapse_is_told(tmp_path: Path) -> None:
     system = sdeflow.svgd_em(model(6, 5), particles=3, **NUMBERS)
-    with pytest.warns(StabilityWarning, match=r"N = 3 particles .* collapse in d = 5 dimensions: .* 0\.22 of"):
+    with pytest.warns(
+        StabilityWarning, match=r"N = 3 particles .* collapse in d = 5 dimensions: .* 0\.22 of"
+    ):
         run = simulate(system, steps=1, out=tmp_path / "run")
     assert "collapse in d = 5" in run.attrs["warnings"]
     assert "warning: N = 3 particles" in (tmp_path / "run" / "run.log").read_text()
@@ -412,9 +418,7 @@ def test_a_system_says_its_kernel() -> None:
         ),
         (
             lambda: linearised(
-                Run.declare(
-                    sdeflow.svgd_em(model(), particles=3, **NUMBERS), "expint", RunSection(steps=1)
-                )
+                Run.declare(sdeflow.svgd_em(model(), particles=3, **NUMBERS), "expint", RunSection(steps=1))
             ),
             "particles that feel each other by a kernel do not rest at a maximum",
         ),
@@ -436,7 +440,7 @@ def test_systems_can_be_exchanged() -> None:
 
 TOML = """
 model = { use = "hierarchical", data = 4, latent = 2 }
-system = { use = "svgd_em", particles = 5, kernel = "rbf", bandwidth = 0.7, theta = { h = 0.02 }, x = { h = 0.05 } }
+system = { use = "svgd_em", particles = 5, bandwidth = 0.7, theta = { h = 0.02 }, x = { h = 0.05 } }
 run = { steps = 3, dtype = "float64" }
 """
 
@@ -461,7 +465,8 @@ def test_a_kernel_in_toml(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     out = cli("list", "coin_em", "svgd_em").out
     assert "X: coin, by a kernel" in out
     assert "X: overdamped, T = 0, by a kernel" in out
-    assert {"sharrock2024tuning", "liu2016stein"} <= {*cli("cite", "svgd_em").out.replace("{", ",").split(",")}
+    cited = cli("cite", "svgd_em").out
+    assert all(f"@inproceedings{{{key}," in cited for key in ("sharrock2024tuning", "liu2016stein"))
     for given, words in (
         ("kernel='rfb'", "'system.kernel'"),
         ("bandwidth='mean'", "'system.bandwidth"),
