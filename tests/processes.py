@@ -133,7 +133,7 @@ CASES: dict[str, Callable[[], Arrays]] = {
     "held out": lambda: run(deep(), "baoab", EVEN, batch=B, evaluate=Evaluate(every=4, steps=2)),
     "rmsprop": lambda: run(deep(theta={"precondition": "rmsprop"}), "expint"),
     "adam": lambda: run(deep(sdeflow.pgd, theta={"h": 1e-2, "optimizer": "adam"}), "euler_maruyama"),
-    "svgd_em": lambda: run(deep(sdeflow.svgd_em, 25, x={"h": 0.05}, bandwidth=1.0), "expint"),
+    "svgd_em": lambda: run(toy(sdeflow.svgd_em, model=Hierarchical(data=25, latent=3)), "expint"),
     "coin_em": lambda: run(toy(sdeflow.coin_em), "expint_nc2", EVEN, batch=B, replicas=2, steps=4),
     "schedule": lambda: run(toy(theta={"gamma": {"kind": "linear", "from": 0.1, "to": 1.0}}), "expint"),
     "short run": lambda: run(deep(find("systems", "short_run"), inner_steps=3), "alternating"),
