@@ -33,6 +33,7 @@ from torch import Tensor
 from sdeflow.analysis.chosen import chosen, refuse_auto
 from sdeflow.errors import SdeflowError
 from sdeflow.model.forces import ModelForces
+from sdeflow.model.kernel_forces import KernelForces
 from sdeflow.state import Replicas
 from sdeflow.system.increments import Noise
 from sdeflow.system.integrator import Integrator
@@ -68,12 +69,13 @@ def equilibrium(system: BlockSystem, *, tolerance: float = 1e-9) -> State:
             z[b.momentum] = torch.zeros_like(z[b.momentum])
     positions = {b.position: z[b.position] for b in system.blocks}
     model = system.force_field if isinstance(system.force_field, ModelForces) else None
-
+    at_end = "linearise at the end of a run, in Python with linearised(run, folder), by command with --at RUN"
+    if isinstance(model, KernelForces):
+        raise SdeflowError(f"particles that feel each other by a kernel do not rest at a maximum: {at_end}")
     if model is not None and not model.model.joint_maximum:
         raise SdeflowError(
             f"{type(model.model).__name__} has no equilibrium without noise, for its weights grow while the "
-            "latents shrink: linearise at the end of a run, in Python with linearised(run, folder), as a "
-            "command with --at RUN"
+            f"latents shrink: {at_end}"
         )
 
     def at(x: Vector) -> State:

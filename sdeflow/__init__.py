@@ -62,6 +62,7 @@ _HOME = {
         "sdeflow.system.schedule": "Schedule",
         "sdeflow.system.sde": "SDESystem",
         "sdeflow.system.start": "Start",
+        "sdeflow.system.stein": "KernelDeclaration coin_em momentum_svgd_em svgd_em",
         "sdeflow.system.system": "BlockSystem",
         "sdeflow.trajectory.opening": "open_run",
     }.items()
@@ -111,6 +112,10 @@ if TYPE_CHECKING:
     from sdeflow.system.schedule import Schedule as Schedule
     from sdeflow.system.sde import SDESystem as SDESystem
     from sdeflow.system.start import Start as Start
+    from sdeflow.system.stein import KernelDeclaration as KernelDeclaration
+    from sdeflow.system.stein import coin_em as coin_em
+    from sdeflow.system.stein import momentum_svgd_em as momentum_svgd_em
+    from sdeflow.system.stein import svgd_em as svgd_em
     from sdeflow.system.system import BlockSystem as BlockSystem
     from sdeflow.trajectory.opening import open_run as open_run
 

@@ -49,7 +49,7 @@ class DivergenceWarning(UserWarning):
 
 
 class StabilityWarning(UserWarning):
-    """A step may be too large for the curvature seen at the start."""
+    """A step may be too large for the curvature seen at the start, or particles may collapse."""
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

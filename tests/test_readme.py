@@ -55,7 +55,7 @@ LONGEST = {
     "sdeflow/sweep/README.md": 90,
     "sdeflow/tuning/README.md": 60,
     "sdeflow/callbacks/README.md": 90,
-    "sdeflow/system/README.md": 140,
+    "sdeflow/system/README.md": 190,
     "integrators/README.md": 120,
     "problems/README.md": 120,
     "analysis/README.md": 120,

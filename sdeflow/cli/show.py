@@ -73,6 +73,11 @@ def _describe_blocks(system: BlockSystem) -> None:
         for b in system.blocks
     ]
     table("Blocks", ("block", "on its own clock", "step h", "η", "γ", "T", "γηh"), rows)
+    field = system.force_field
+    if field.about:
+        out.print(shown(f"f: {field.about}\n"), markup=False)
+    if field.warning:
+        out.print(shown(f"warning: {field.warning}\n"), markup=False)
     for b in system.blocks:
         if b.inner is not None:
             out.print(shown(f"{b.name} takes {b.inner}\n"), markup=False)

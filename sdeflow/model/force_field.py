@@ -27,12 +27,16 @@ class ForceField(ABC):
     scale        D/b of a minibatch's b data, by which their sum stands for that of all; 1 of all data
     stored       whether some of the data are not in memory
     shared       whether other processes have a part in them
+    about        in words, what forces are that are not a model's own; '' where there is no more to say
+    warning      what to know of them before a run, '' for nothing
     """
 
     opposed: Mapping[str, str] = MappingProxyType({})
     scale: float = 1.0
     stored: bool = False
     shared: bool = False
+    about: str = ""
+    warning: str = ""
 
     @property
     @abstractmethod

@@ -68,8 +68,12 @@ class ModelForces(ModelField):
     def layouts(self) -> dict[str, ParameterLayout]:
         return {"param": self.parameters}
 
+    def of_model(self, model: Model) -> ModelForces:
+        """The forces of a model with the same parameters: of other data, or in another precision."""
+        return ModelForces(model, self.n_particles, _layout=self.parameters)
+
     def to(self, dtype: torch.dtype, device: torch.device) -> ModelForces:
-        return ModelForces(self.model.to(dtype, device), self.n_particles, _layout=self.parameters)
+        return self.of_model(self.model.to(dtype, device))
 
     def observing(self, functions: Mapping[str, Callable[..., Any]]) -> ModelForces:
         part = copy(self)
@@ -79,7 +83,7 @@ class ModelForces(ModelField):
     def part(self, data: slice) -> ModelForces:
         model = copy(self.model)
         model.data = tree_map(lambda v: v.select(data) if isinstance(v, Rows) else v[data], model.data)
-        return ModelForces(model, self.n_particles, _layout=self.parameters)
+        return self.of_model(model)
 
     def minibatch(self, index: Tensor) -> ModelForces:
         part = copy(self)
@@ -283,7 +287,7 @@ def held_out_forces(forces: ModelField | None) -> ModelForces:
     _refuse_other_kind(forces.model)
     model = copy(forces.model)
     model.data = model.held_out
-    return ModelForces(model, forces.n_particles, _layout=forces.parameters)
+    return forces.of_model(model)
 
 
 def _refuse_other_kind(model: Model) -> None:

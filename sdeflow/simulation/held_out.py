@@ -32,8 +32,8 @@ class HeldOut:
     Held-out particles start like the others and follow the dynamics of the system's particle blocks, by the
     run's scheme and numbers, on noise of their own: what is stable for the run is so for them. Where others
     take inner steps they take one, from where they are; draws of an encoder are drawn anew. They are part of
-    the state, as 'held_out.X' [R, D', N, d] and 'held_out.U', and change no other number. Several
-    processes share them where each gets one datum at least; else each has all.
+    the state, as 'held_out.X' [R, D', N, d], 'held_out.U' and what a rule keeps, and change no other number.
+    Several processes share them where each gets one datum at least; else each has all.
 
     scheme    what moves them; forces that it keeps are computed anew at the start of each evaluation
     at_once   data whose forces are taken together, which bounds the memory
@@ -64,6 +64,7 @@ class HeldOut:
         ]
         self._whole = BlockSystem(blocks, whole, h=system.h)
         self.system = self._whole.on_data(forces, self.shard.count, self.shard.first)
+        self._variables = [name for b in blocks for name in (*b.variables, *b.kept.values())]
         self._moved = BlockSystem(self.system.blocks, self._forces, h=system.h)
         self._scheme = scheme = scheme.fitted(self._moved)
         self.evaluate, self._replicas = evaluate, replicas
@@ -79,7 +80,7 @@ class HeldOut:
     def start(self) -> State:
         """The particles at the start of a run; raises SdeflowError where the model cannot take the data."""
         z = initial_state(self._whole, self._replicas)
-        own = {name: z[name][:, self.shard.rows].clone() for name in self.system.axes}
+        own = {name: z[name][:, self.shard.rows].clone() for name in self._variables}
         piece, forces = next(iter(self._pieces))
         forces.check({"theta": z["theta"], "X": own["X"][:, piece]})
         return {PREFIX + name: value for name, value in own.items()}
@@ -87,7 +88,7 @@ class HeldOut:
     @property
     def shared(self) -> list[str]:
         """Names in the state of what processes have parts of."""
-        return [PREFIX + name for name in self.system.axes] if self._ranks.several else []
+        return [PREFIX + name for name in self._variables] if self._ranks.several else []
 
     @property
     def _pieces(self) -> Iterable[tuple[slice, ModelForces]]:
@@ -117,14 +118,14 @@ class HeldOut:
 
         Where numbers are scheduled these are those of the last step.
         """
-        part = {"theta": z["theta"]} | {name: z[PREFIX + name] for name in self.system.axes}
+        part = {"theta": z["theta"]} | {name: z[PREFIX + name] for name in self._variables}
         steps, last = self.evaluate.steps, max(n - 1, 0)
         moved = self._moved.at(last)
         with torch.no_grad():
             part |= self._scheme.init(moved, part)
             for i in range(n * steps, (n + 1) * steps):
                 part = self._scheme.step(moved, i * moved.h, part, moved.h, self._noise(i, last))
-        return z | {PREFIX + name: part[name] for name in self.system.axes}
+        return z | {PREFIX + name: part[name] for name in self._variables}
 
     def loss(self, z: State) -> Tensor:
         """Mean over held-out data and particles of -log p_theta(x, y), [R]."""

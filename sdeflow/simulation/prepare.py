@@ -39,7 +39,7 @@ class Prepared:
     state     at the start, or where the run was resumed
     system    as it moves; in a warm-up it changes, and with it what is made of it
     warm_up   what chooses the numbers that are 'auto'; None where there are none
-    warning   what to know of catching up by long steps, '' for nothing
+    warning   what to know of the forces, and of catching up by long steps; '' for nothing
     anew      names of what an origin did not give to the start
     ranks     the processes that take the run; `state` has this one's part of the particles
     sharing   who has which part of the state
@@ -59,7 +59,8 @@ class Prepared:
         if isinstance(system, BlockSystem):
             system = system.observing(run.observables)
         self._shared, self.sharing = system, Sharing.of(system, run.shard(ranks), ranks)
-        self.warm_up, self.held_out, self.warning = None, None, ""
+        self.warm_up, self.held_out = None, None
+        self.warning = "" if system.model_forces is None else system.model_forces.warning
         self._scheduled = {
             b.name: OwnTime(b.schedules["h"], b.steps) for b in system.blocks if "h" in b.schedules
         }
@@ -77,7 +78,7 @@ class Prepared:
             self._move(self.warm_up.system)
         with torch.no_grad():
             if self._batches is not None:
-                self.warning = self._batches.warning(z)
+                self.warning = " ".join(filter(None, [self.warning, self._batches.warning(z)]))
                 z = self._batches.start(z)
             else:
                 scheme = run.integrator

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from sdeflow.errors import SdeflowError, expect_number, expect_positive
 from sdeflow.system.block import AUTO
+from sdeflow.system.optimizer_names import optimizer_named
 from sdeflow.system.schedule import Schedule
 
 Scheduled = dict[str, Any] | Callable[[int], float]
@@ -29,7 +30,7 @@ class Motion:
     precondition   divides the force by the root of its running mean square; for parameters at T = 0
     optimizer      what moves parameters at T = 0 without a momentum, in place of gradient descent: a name, a
                    table with `name` and options, or an `sdeflow.Optimizer`; h is its learning rate, and must
-                   be given (sdeflow.system.optimizer_names)
+                   be given, but for coin, which has none (sdeflow.system.optimizer_names)
     restart        whether a momentum that points against the force is set to zero; for parameters at T = 0
     """
 
@@ -71,6 +72,10 @@ def motion_of(block: str, numbers: Motion | Mapping[str, Any]) -> Motion:
         "gamma": _number(block, "gamma", motion.gamma),
         "temperature": _number(block, "temperature", motion.temperature),
     }
+    if motion.optimizer is not None:
+        new["optimizer"] = optimizer_named(motion.optimizer)
+        if new["optimizer"].stepless:
+            new["h"] = 1.0
     if not (is_auto(new["h"]) or isinstance(new["h"], Schedule)):
         new["h"] = expect_positive(f"block '{block}': the step h", new["h"])
     if not isinstance(new["temperature"], Schedule):

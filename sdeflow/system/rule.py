@@ -90,6 +90,7 @@ class Optimizer(Rule):
     usual       the learning rate that its authors take, to be named where none is given
     kept        slots of tensors like the position, 0 at the start
     counts      whether the steps are counted too, in the slot `step`
+    stepless    whether it has no learning rate: h is left aside, and the block's clock counts its steps
     traced      whether it is torch's operations alone and looks at no value, so that a step can be compiled
     """
 
@@ -97,6 +98,7 @@ class Optimizer(Rule):
     usual: ClassVar[float] = 1e-3
     kept: ClassVar[Sequence[str]] = ()
     counts: ClassVar[bool] = False
+    stepless: ClassVar[bool] = False
     traced: ClassVar[bool] = True
 
     def start(self, block: Block) -> Memory:

@@ -121,10 +121,12 @@ class BlockSystem:
             + f"T={b.number('temperature')}, {' x '.join(map(str, b.shape))} ({', '.join(b.dims)})"
             + ("" if b.inner is None else f", {b.inner}")
             for b in self.blocks
-        )
+        ) + (f"; {self.force_field.about}" if self.force_field.about else "")
 
     def step_of(self, b: Block) -> str:
         """A block's own step in words."""
+        if b.optimizer is not None and b.optimizer.stepless:
+            return "none"
         if "h" in b.schedules:
             return b.number("h")
         return AUTO if "h" in b.auto else span([one.rate * self.h for one in b.replicas])
