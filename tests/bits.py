@@ -40,6 +40,7 @@ INTEGRATORS = (
 )
 SYSTEMS = ("pgd", "ipla", "mpgd", "mpgd_theta", "mpgd_x", "kiplmc")
 INNER = ("short_run", "abp", "soul")
+KERNELS = ("svgd_em", "momentum_svgd_em", "coin_em")
 HELD_OUT = ("--set", "model.held_out=50", "--set", "model.images=400", "--set", "save.every=10")
 MOTION = {"h": 0.02, "eta": 3.0, "gamma": 0.7}
 
@@ -92,6 +93,8 @@ def cases() -> Iterator[tuple[str, Callable[[], xr.Dataset]]]:
             )
         for name in INNER:
             yield case(f"{name} {dtype}", lambda name=name: toy(name), "auto", dtype=dtype)
+        for name in KERNELS:
+            yield case(f"{name} {dtype}", lambda name=name: toy(name), "expint_nc2", dtype=dtype)
         for name in ("ebipla", "kinetic_ebipla"):
             yield case(f"{name} {dtype}", lambda name=name: energy(name), dtype=dtype)
         for integrator in ("expint", "obabo", "ubu", "baoab", "expint_shared", "nag"):

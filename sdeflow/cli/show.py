@@ -75,7 +75,7 @@ def _describe_blocks(system: BlockSystem) -> None:
     table("Blocks", ("block", "on its own clock", "step h", "η", "γ", "T", "γηh"), rows)
     field = system.force_field
     if field.about:
-        out.print(shown(f"f: {field.about}\n"), markup=False)
+        out.print(shown(f"{field.about}\n"), markup=False)
     if field.warning:
         out.print(shown(f"warning: {field.warning}\n"), markup=False)
     for b in system.blocks:

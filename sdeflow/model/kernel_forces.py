@@ -46,7 +46,7 @@ class KernelForces(ModelForces):
     ) -> None:
         super().__init__(model, particles, _layout=_layout)
         self.kernel = kernel
-        self.about = f"the scores of a datum's particles combined by the {kernel}"
+        self.about = f"f_x combines the scores of a datum's particles by the {kernel}"
         self.warning = collapse(kernel, particles, self.latent)
 
     def of_model(self, model: Model) -> KernelForces:

@@ -51,7 +51,9 @@ class RBF(Kernel):
             raise SdeflowError(f"bandwidth must be a positive number or 'median', given {given!r}")
 
     def __str__(self) -> str:
-        return f"rbf kernel, {'median bandwidth' if self.bandwidth == MEDIAN else f'l = {self.bandwidth:g}'}"
+        return (
+            f"rbf kernel with {'median bandwidth' if self.bandwidth == MEDIAN else f'l = {self.bandwidth}'}"
+        )
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = x - x.mean(-2, keepdim=True)  # it counts where they are to each other, and far from 0 digits go

@@ -23,6 +23,7 @@ class KernelDeclaration(Declaration):
     model         what to learn
     particles     N, [particles] a datum; with fewer than a latent has coordinates they collapse
     theta, x      the block's numbers, as in `SystemDeclaration`, all to be given; coin_em takes none of them
+                  but its option, { optimizer = { name = 'coin', a = 100.0 } }
     h             the reference step of the common clock, in units of [time] (default: theta's own)
     kernel        'rbf', exp(-|x - y|^2 / (2 l^2)), or 'linear', 1 + <x, y>
     bandwidth     l of 'rbf', or 'median': l^2 is the median of |x - y|^2 over all pairs, those of a particle

@@ -126,7 +126,7 @@ def test_a_collapse_is_told_by_the_nearest_figure() -> None:
     assert forces(5, 5).warning == ""
     told = forces(60, 7).warning
     assert told.startswith(
-        "N = 7 particles under the rbf kernel, median bandwidth collapse in d = 60 dimensions"
+        "N = 7 particles under the rbf kernel with median bandwidth collapse in d = 60 dimensions"
     )
     assert (
         "at N = 10 and d = 50, of a normal law and with the median bandwidth, 0.043 of the variance" in told

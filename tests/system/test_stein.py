@@ -382,7 +382,7 @@ def test_a_system_says_its_kernel() -> None:
         for more in ({}, {"bandwidth": 2.0}, {"bandwidth": 0.5}, {"kernel": "linear"})
     }
     assert len(told) == 4
-    assert any(words.endswith("combined by the rbf kernel, l = 2") for words in told)
+    assert any(words.endswith("by the rbf kernel with l = 2.0") for words in told)
 
 
 @pytest.mark.parametrize(
@@ -452,12 +452,12 @@ def test_a_kernel_in_toml(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert cli("run", "own.toml", "-q", "--out", "a").code == 0
     assert cli("run", "own.toml", "-q", "--out", "b", "--set", "system.bandwidth='median'").code == 0
     with xr.open_dataset("a/trajectory.nc") as a, xr.open_dataset("b/trajectory.nc") as b:
-        assert "rbf kernel, l = 0.7" in a.attrs["system"]
-        assert "rbf kernel, median bandwidth" in b.attrs["system"]
+        assert "by the rbf kernel with l = 0.7" in a.attrs["system"]
+        assert "by the rbf kernel with median bandwidth" in b.attrs["system"]
         assert not np.allclose(a.X[-1], b.X[-1])
     out = cli("show", "own.toml", "--set", "model.latent=50").out
-    assert "f: the scores of a datum's particles combined by the rbf kernel, l = 0.7" in out
-    assert "warning: N = 5 particles under the rbf kernel, l = 0.7 collapse in d = 50 dimensions" in out
+    assert "f_x combines the scores of a datum's particles by the rbf kernel with l = 0.7" in out
+    assert "warning: N = 5 particles under the rbf kernel with l = 0.7 collapse in d = 50 dimensions" in out
     assert "X ← q₀ + G" not in out
     out = cli("show", "own.toml", "--system", "coin_em").out
     assert "X ← q₀ + G / max(A + L, a L) (1 + R / L)" in out
