@@ -32,7 +32,7 @@ Whitening = Callable[[Series], Series]
 MOST_MODES, MOST_LAGS = 4, 6
 
 PENCIL_POINTS = 200
-"""Points that the pencil sees, which need only find the valley of the least squares."""
+"""Points that the pencil sees, which need only find the valley of the least squares; and a power's fit."""
 
 
 class Fit(NamedTuple):
@@ -69,6 +69,31 @@ def slowest_mode(t: Series, y: Series, whiten: Whitening, *, free: bool) -> Fit 
             break
         last = criterion
     return chosen
+
+
+def power_law(t: Series, y: Series, noise: float, *, free: bool) -> tuple[float, float, float]:
+    """A (t + s)^-p, with a limit where it is free, fitted to y [n]: p, the growth of t + s, the misfit.
+
+    Over points evenly spread in log t, weighted by 1/(|y| + 5 deviations of the noise), so that all of the
+    fall counts; the misfit is the root of the mean square of what is left, so weighted.
+    """
+    at = np.unique(np.geomspace(1, len(t), PENCIL_POINTS).astype(int)) - 1
+    since, y = t[at] - t[0], y[at]
+    weight = 1 / (np.maximum.accumulate(np.abs(y)[::-1])[::-1] + 5 * noise + 1e-300)
+    origin = since[1:2].sum()
+
+    def residual(parameters: Series) -> Series:
+        p, s = parameters[0], origin * np.exp(np.clip(parameters[1], -50, 50))
+        power = np.exp(np.clip(-p * np.log1p(since / s), -200, 200))
+        basis = np.stack([power, np.ones_like(since)][: 1 + free], 1) * weight[:, None]
+        q = np.linalg.qr(basis)[0]
+        left = weight * y
+        return left - q @ (q.T @ left)
+
+    start = np.array([1.0, np.log(max(t[0], origin) / origin)])
+    fit = scipy.optimize.least_squares(residual, start, method="lm", max_nfev=200)
+    growth = 1 + since[-1] / (origin * np.exp(np.clip(fit.x[1], -50, 50)))
+    return float(fit.x[0]), float(growth), float(np.sqrt(np.mean(np.square(fit.fun))))
 
 
 def whitening(noise: Series) -> Whitening:

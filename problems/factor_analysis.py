@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import log, pi
+from typing import Self
 
 import numpy as np
 import torch
@@ -42,6 +43,15 @@ class LinearGaussian(Model):
         self.data = y
         self.latent_shape = (latent,)
         self._constant = -(y.shape[1] + latent) * log(2 * pi) / 2
+
+    def with_data(self, data: Tensor, held_out: Tensor | None) -> Self:
+        own = super().with_data(data, held_out)
+        own.mle = own._maximum()
+        return own
+
+    def _maximum(self) -> Parameters:
+        """The MLE of the data."""
+        raise NotImplementedError
 
     def log_joint(self, theta: Parameters, x: Tensor, y: Tensor) -> Tensor:
         log_noise = theta["log_noise"].expand_as(theta["mean"])
@@ -132,6 +142,10 @@ class FactorAnalysis(LinearGaussian):
         x = torch.randn(data, latent, generator=g, dtype=torch.float64)
         noise = torch.randn(data, observed, generator=g, dtype=torch.float64)
         super().__init__(x @ weight.mT + mean + psi.sqrt() * noise, latent)
+        self.mle = self._maximum()
+
+    def _maximum(self) -> Parameters:
+        (data, observed), (latent,) = self.data.shape, self.latent_shape
         found = _maximised(np.cov(self.data.numpy().T, bias=True), latent)
         if found is None:
             raise SdeflowError(
@@ -139,7 +153,7 @@ class FactorAnalysis(LinearGaussian):
                 f"settle in {EM_MOST:,} steps, or a noise tends to 0; give more data or fewer factors"
             )
         w, psi = map(torch.from_numpy, found)
-        self.mle = {"weight": w, "mean": self.data.mean(0), "log_noise": psi.log()}
+        return {"weight": w, "mean": self.data.mean(0), "log_noise": psi.log()}
 
 
 def _maximised(s: Matrix, k: int) -> tuple[Matrix, Matrix] | None:

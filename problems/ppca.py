@@ -13,6 +13,9 @@ from sdeflow.errors import SdeflowError, is_number
 from sdeflow.model.model import Parameters
 from sdeflow.problems.factor_analysis import LinearGaussian
 
+ROUNDING = 1e-14
+"""A noise less than this, of the largest eigenvalue of the covariance, is none."""
+
 
 class PPCA(LinearGaussian):
     """The linear-Gaussian model with one noise variance s2 for all coordinates.
@@ -45,16 +48,23 @@ class PPCA(LinearGaussian):
         super().__init__(y[parts.train], latent)
         if held_out:
             self.held_out = y[parts.test]
-        self.mle = self._closed_form()
+        self.mle = self._maximum()
+
+    def init_theta(self, generator: torch.Generator) -> Parameters:
+        """As the base's; raises SdeflowError where the data leave no noise, and the likelihood no maximum."""
         if not self.mle["log_noise"].isfinite():
             raise SdeflowError(
-                f"the data lie in {latent} dimensions and leave no noise to learn: take fewer latents"
+                f"the data lie in {self.latent_shape[0]} dimensions and leave no noise to learn: take fewer "
+                "latents, or give model.instance_noise"
             )
+        return super().init_theta(generator)
 
-    def _closed_form(self) -> Parameters:
+    def _maximum(self) -> Parameters:
         k = self.latent_shape[0]
         values, vectors = torch.linalg.eigh(self.data.mT.cov(correction=0))
         noise = values[:-k].mean()
+        if noise < ROUNDING * values[-1]:
+            noise = torch.zeros_like(noise)
         weight = vectors[:, -k:] * (values[-k:] - noise).sqrt()
         return {"weight": weight, "mean": self.data.mean(0), "log_noise": noise.log()}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import log, pi
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -52,6 +53,11 @@ class TwoModes(Model):
         self.variance = 1 / (1 / self.prior + 1 / self.noise)
         self.mle = self.data.mean(0)
         self._constant = -latent * (log(2 * pi) + log(prior * noise)) - log(2)
+
+    def with_data(self, data: Tensor, held_out: Tensor | None) -> Self:
+        own = super().with_data(data, held_out)
+        own.mle = data.mean(0)
+        return own
 
     def log_joint(self, theta: Parameters, x: Tensor, y: Tensor) -> Tensor:
         r = (y - theta["theta"])[:, None]

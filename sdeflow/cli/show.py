@@ -45,6 +45,8 @@ def describe(config: Config, run: Run, variants: Sequence[str]) -> None:
         out.print(shown(f"model   {model}"), markup=False)
         if config.model.energy_prior is not None:
             out.print("        with a neural energy in place of its prior")
+        if (tau := config.model.instance_noise) is not None:
+            out.print(f"        with noise of standard deviation {tau:g} added to its data")
     out.print(shown(f"system  {config.system.use}"), markup=False)
     out.print(f"scheme  {run.integrator.name}: {first_line(run.integrator)}\n", markup=False)
     if run.system.blocks:

@@ -13,13 +13,15 @@ from sdeflow.config.schema import Config
 from sdeflow.entries import from_file
 from sdeflow.errors import SdeflowError
 from sdeflow.model.energy_prior import EnergyPrior
+from sdeflow.model.instance_noise import with_instance_noise
 from sdeflow.model.model import Model
 from sdeflow.system.motion import Motion
 from sdeflow.system.published import Declaration
 from sdeflow.system.sde import SDESystem
 from sdeflow.system.system import BlockSystem
 
-PRIOR = "energy_prior"
+AROUND = ("energy_prior", "instance_noise")
+"""Keys of [model] that are no arguments of a model, but change what it gives."""
 
 
 def build(config: Config, *, watched: bool = False) -> Run:
@@ -73,11 +75,13 @@ def _model_system(config: Config) -> BlockSystem:
     assert config.model is not None
     use = config.model.use
     found = find("models", use)
-    model = call(found, config.model.arguments, "model", also=[PRIOR]) if callable(found) else found
+    model = call(found, config.model.arguments, "model", also=AROUND) if callable(found) else found
     if not isinstance(model, Model):
         raise SdeflowError(f"'model.use': {use} gives {type(model).__name__}, not an sdeflow.Model")
+    if (tau := config.model.instance_noise) is not None:
+        model = with_instance_noise(model, tau, seed=config.model.arguments.get("data_seed", 0))
     if (energy := config.model.energy_prior) is not None:
-        model = call(EnergyPrior, energy, f"model.{PRIOR}", built={"plain": model})
+        model = call(EnergyPrior, energy, "model.energy_prior", built={"plain": model})
     declaration = find("systems", config.system.use)
     if not callable(declaration) or hasattr(declaration, "drift"):
         raise SdeflowError(f"system '{config.system.use}' is a plain SDE and takes no model: remove [model]")

@@ -10,9 +10,10 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tomli_w
+from annotated_types import Gt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sdeflow.entries import data_file
@@ -45,9 +46,11 @@ class NamedModel(Named):
     """A model, and the numbers of the energy that takes the place of its prior, where one does.
 
     energy_prior   a neural energy that is learned in place of the prior N(0, I)
+    instance_noise   standard deviation of noise that is added to the data once, by the model's `data_seed`
     """
 
     energy_prior: dict[str, Any] | None = None
+    instance_noise: Annotated[float, Gt(0)] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -119,6 +119,15 @@ class Model(ABC):
             found[name] = value
         return found
 
+    def with_data(self, data: Data, held_out: Data | None) -> Self:
+        """A copy that learns from other data of the same kind.
+
+        A model that keeps numbers made of its data, such as an MLE, makes them anew here.
+        """
+        own = copy.copy(self)
+        own.data, own.held_out = data, held_out
+        return own
+
     def to(self, dtype: torch.dtype, device: torch.device) -> Self:
         """A copy with every tensor and module attribute on `device`, its floating-point ones as `dtype`."""
         return moved(self, dtype, device)

@@ -23,7 +23,9 @@ from sdeflow.problems.hierarchical import Hierarchical
 from sdeflow.problems.ill_conditioned import IllConditioned
 from sdeflow.problems.latent_ebm import LatentEBM
 from sdeflow.problems.logistic import Logistic
+from sdeflow.problems.matrix_sensing import MatrixSensing
 from sdeflow.problems.ppca import PPCA
+from sdeflow.problems.state_space import StateSpace, StochasticVolatility
 from sdeflow.problems.two_modes import TwoModes
 
 Theta = dict[str, torch.Tensor]
@@ -223,6 +225,9 @@ LAWS |= {
     "factor_analysis": (m := FactorAnalysis(100), dict(m.mle)),
     "decoder": decoder(),
     "ebm": gaussian_ebm(),
+    "matrix_sensing": (MatrixSensing(), {"factor": torch.linspace(-1, 1, 8, dtype=torch.float64).view(4, 2)}),
+    "state_space": ((s := StateSpace(6)), s.start),
+    "stochastic_volatility": ((v := StochasticVolatility(6)), v.start),
 }
 
 

@@ -12,9 +12,8 @@ from support import Matrix, affine_map, places
 
 import sdeflow
 from sdeflow import Save, simulate
-from sdeflow.analysis.decay import Series
 from sdeflow.analysis.free_energy import energy_along, toy_minimum
-from sdeflow.analysis.rates import decay, fit_decay, over_replicas
+from sdeflow.analysis.rates import decay, fit_decay, fit_power, over_replicas
 from sdeflow.analysis.stability import contraction, equilibrium, step_map
 from sdeflow.config.catalogue import find, integrator_named
 from sdeflow.errors import DivergenceWarning, SdeflowError
@@ -83,16 +82,41 @@ def test_what_holds_no_rate_is_refused() -> None:
         over_replicas([0.1])
 
 
-@pytest.mark.parametrize(
-    "way",
-    [1 / (1 + T / 100), np.exp(-np.where(T < 500, 0.01 * T, 2.5 + 0.005 * T))],
-    ids=["power", "bent"],
-)
-def test_a_way_without_a_rate_has_not_settled(way: Series) -> None:
+def test_a_way_that_bends_has_not_settled() -> None:
     """A fall that slows down has a rate of its own in each window."""
+    way = np.exp(-np.where(T < 500, 0.01 * T, 2.5 + 0.005 * T))
     y = way[:, None] + 1e-3 * np.random.default_rng(0).standard_normal((len(T), 8))
     with pytest.raises(SdeflowError, match="has not settled to one mode, as windows"):
         fit_decay(T, y)
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("p", [0.5, 1.0, 2.0])
+def test_a_power_is_found_and_has_no_rate(p: float, known: bool) -> None:
+    """8 series (1 + t/10)^-p beside a quick mode and noise of 1e-4: the interval holds p, and is near."""
+    clean = 3 + (1 + T / 10)[:, None] ** -p * np.linspace(1, 2, 8) + np.exp(-0.2 * T)[:, None]
+    y = clean + 1e-4 * np.random.default_rng(0).standard_normal(clean.shape)
+    limit = 3.0 if known else None
+    fit = fit_power(T, y, limit=limit)
+    assert fit.exponent.low < p < fit.exponent.high
+    assert abs(fit.exponent.mean - p) < 0.1 * p
+    with pytest.raises(
+        SdeflowError, match=rf"no rate can be told: from .* falls like t\^-{fit.exponent.mean:.2f}"
+    ):
+        fit_decay(T, y, limit=limit)
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_what_decays_is_no_power(seed: int) -> None:
+    """60 or 180 sums of one to three modes of random rates and amplitudes, with and without noise."""
+    rng = np.random.default_rng(seed)
+    for count in range(60 + 120 * seed):
+        modes = 1 + count % 3
+        rates = np.exp(rng.uniform(np.log(0.003), np.log(0.1), modes))
+        clean = np.exp(-np.outer(T, rates)) @ rng.uniform(0.2, 2, modes)
+        y = clean + (count % 2) * 1e-3 * rng.standard_normal(len(T))
+        with pytest.raises(SdeflowError, match="no power can be told"):
+            fit_power(T, y, limit=0.0)
 
 
 def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:

@@ -22,6 +22,7 @@ from sdeflow.config.schema import load_config, override
 from sdeflow.data import read, split
 from sdeflow.data.splitting import fold
 from sdeflow.errors import SdeflowError
+from sdeflow.model.forces import ModelForces
 from sdeflow.problems.ppca import PPCA
 
 TABLE = np.array([[1.5, -2.0], [0.25, 1e-300], [3.0, 0.1]])
@@ -362,7 +363,7 @@ def test_a_packaged_model_of_own_data(tmp_path: Path) -> None:
 
 def test_data_without_noise_are_told() -> None:
     with pytest.raises(SdeflowError, match="the data lie in 2 dimensions and leave no noise"):
-        PPCA(torch.zeros(9, 4))
+        ModelForces(PPCA(torch.zeros(9, 4)), particles=1)
 
 
 # Splits ----------------------------------------------------------------------------------------------

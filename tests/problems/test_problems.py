@@ -77,6 +77,8 @@ def test_the_catalogue_of_problems_is_complete() -> None:
         "digits": ["fixed", "energy"],
         "ill_conditioned": ["fixed", "pgd"],
         "two_modes": ["fixed", "pgd"],
+        "matrix_sensing": ["spare"],
+        "state_space": ["fixed", "pgd", "drift", "volatility"],
         "double_well": [],
         "ornstein_uhlenbeck": [],
     }
