@@ -106,4 +106,6 @@ def _sde_system(config: Config) -> SDESystem:
         sde = call(sde, given, "system", also=keys)
     elif given:
         raise SdeflowError(f"system '{name}' takes no arguments, given {', '.join(given)}")
+    if "h" not in own and getattr(sde, "final_time", None) is None:
+        raise SdeflowError("'system.h' is missing")
     return call(SDESystem, own, "system", built={"sde": sde})
