@@ -27,12 +27,14 @@ class ForceField(ABC):
     scale        D/b of a minibatch's b data, by which their sum stands for that of all; 1 of all data
     stored       whether some of the data are not in memory
     shared       whether other processes have a part in them
+    timed        whether they depend on the time; a model's do not
     """
 
     opposed: Mapping[str, str] = MappingProxyType({})
     scale: float = 1.0
     stored: bool = False
     shared: bool = False
+    timed: bool = False
 
     @property
     @abstractmethod

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
+from sdeflow.errors import SdeflowError
 from sdeflow.options import Batch
 from sdeflow.state import State
 from sdeflow.system.increments import NoiseSpec
@@ -85,15 +88,18 @@ class Integrator(ABC, Generic[S]):
         """The scheme as it takes `system`, where its parts and its cost depend on that; itself for most."""
         return self
 
-    def init(self, system: S, z: State) -> State:
-        """Extra tensors that the scheme keeps in the state between steps; none for most."""
+    def init(self, system: S, z: State, t: float = 0.0) -> State:
+        """Extra tensors that the scheme keeps in the state z, at time t, between steps; none for most.
+
+        In minibatches it is asked for them before every step: what it kept is of another batch.
+        """
         return {}
 
     @abstractmethod
     def step(self, system: S, t: float, z: State, h: float, noise: tuple[Noise, ...]) -> State:
         """The state at t + h on the reference clock. `noise` has one mapping a substep, by noisy variable.
 
-        A model's forces do not depend on time, and its steps may be called with t = 0 throughout.
+        t is a tensor, float64 without axes, where steps are compiled.
         """
 
 
@@ -144,6 +150,20 @@ def kept_forces(forces: dict[str, Tensor]) -> State:
 def recall_forces(z: State) -> dict[str, Tensor]:
     """The kept forces by block name."""
     return {name.removeprefix(KEPT): f for name, f in z.items() if name.startswith(KEPT)}
+
+
+def init_at(integrator: Integrator[Any], *, timed: bool) -> Callable[..., State]:
+    """`init(system, z, t)` of a scheme, of one too whose own takes no t; raises SdeflowError for such a one
+    where forces are `timed`, as it would see those of time 0.
+    """
+    if "t" in inspect.signature(integrator.init).parameters:
+        return integrator.init
+    if timed:
+        raise SdeflowError(
+            f"integrator '{integrator.name}' keeps something from step to step, and forces depend on the "
+            "time here: give its init(system, z) an argument t"
+        )
+    return lambda system, z, t: integrator.init(system, z)
 
 
 def evaluations(integrator: Integrator[Any], batch: Batch | None) -> int:
