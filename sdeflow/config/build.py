@@ -69,7 +69,7 @@ def _observable(name: str, spec: str) -> Any:
     return from_file(spec, "observable")
 
 
-def _model_system(config: Config) -> BlockSystem:
+def _model_system(config: Config) -> BlockSystem | SDESystem:
     assert config.model is not None
     use = config.model.use
     found = find("models", use)
@@ -86,7 +86,7 @@ def _model_system(config: Config) -> BlockSystem:
         for key, value in config.system.arguments.items()
     }
     system = call(declaration, arguments, "system", built={"model": model})
-    if not isinstance(system, BlockSystem):
+    if not isinstance(system, BlockSystem | SDESystem):
         raise SdeflowError(f"system '{config.system.use}' gives a {type(system).__name__}, not a BlockSystem")
     return system
 
