@@ -46,7 +46,7 @@ def describe(config: Config, run: Run, variants: Sequence[str]) -> None:
         if config.model.energy_prior is not None:
             out.print("        with a neural energy in place of its prior")
     out.print(shown(f"system  {config.system.use}"), markup=False)
-    out.print(f"scheme  {run.integrator.name}: {first_line(run.integrator)}\n", markup=False)
+    out.print(f"scheme  {run.integrator}: {first_line(run.integrator)}\n", markup=False)
     if run.system.blocks:
         assert isinstance(run.system, BlockSystem)
         _describe_blocks(run.system)

@@ -97,7 +97,7 @@ def _sde_system(config: Config) -> SDESystem:
     if isinstance(sde, Declaration) or isfunction(sde):
         raise SdeflowError(f"system '{name}' needs a model: add a [model] table with use = ...")
     for method in ("drift", "diffusion"):
-        if not callable(getattr(sde, method, None)):
+        if not hasattr(sde, method):
             raise SdeflowError(f"system '{name}' has no {method}(t, x): an SDE needs drift and diffusion")
     given = config.system.arguments
     keys = ["h", "paths", "start"]

@@ -271,7 +271,7 @@ class Run(RunOptions):
         settings: dict[str, Any] = {
             "system": str(self.system),
             "model": fingerprint(self.system),
-            "integrator": self.integrator.name,
+            "integrator": str(self.integrator),
             "seed": self.seed,
             "replicas": self.replicas,
             "save": str(replace(self.save, checkpoint=0.0)),

@@ -61,7 +61,7 @@ class MiniBatches:
             raise SdeflowError("minibatches need a model's forces, and this system's are a function")
         if not integrator.minibatches:
             raise SdeflowError(
-                f"integrator '{integrator.name}' takes no minibatches: it is a reference for whole data"
+                f"integrator '{integrator.name}' takes no minibatches: its steps are of all data"
             )
         self.n_data, model = system.model_forces.n_data, system.model_forces.model
         self._transforms = len(system.model_forces.transforms)

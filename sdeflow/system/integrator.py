@@ -33,7 +33,8 @@ class Integrator(ABC, Generic[S]):
     strong_order, weak_order   in the step size, for the additive noise of our systems; NaN if not stated
     evaluations                evaluations of theta's gradient or of the score a step, at most
     increments, substeps       which increments a step needs over each of its `substeps` equal parts
-    minibatches                whether a step may see another batch than the last
+    minibatches                whether a step may see another batch than the last: what `init` gives is then a
+                               cache, made anew for each batch. A scheme that has memory in it says False
     schedules                  whether a step may have other numbers than the last
     needs                      in words, what `refuses` checks
     needs_momenta              whether every block must have one, and forces be as they are (no RMSProp)
@@ -44,8 +45,8 @@ class Integrator(ABC, Generic[S]):
     """
 
     name: ClassVar[str]
-    strong_order: ClassVar[float] = math.nan
-    weak_order: ClassVar[float] = math.nan
+    strong_order: float = math.nan
+    weak_order: float = math.nan
     evaluations: int = 1
     increments: ClassVar[Kind] = "W"
     noise: ClassVar[Kind]  # what `increments` was called before, and heeded where it alone is set
@@ -65,6 +66,10 @@ class Integrator(ABC, Generic[S]):
             cls.name = cls.__name__.lower()
         first = next(vars(c) for c in cls.__mro__ if {"increments", "noise"} & vars(c).keys())
         cls.increments = cls.noise = cls._declared = first.get("increments", first.get("noise"))
+
+    def __str__(self) -> str:
+        """The scheme in words: its name, with options where it has any."""
+        return self.name
 
     def noise_spec(self, h: float) -> NoiseSpec:
         """The noise of a step of length h."""

@@ -26,7 +26,7 @@ class SDESystem:
     The SDE is an object with drift(t, x) and diffusion(t, x), x of shape [R, paths, d]. Each gives a number
     or a tensor that broadcasts against x; noise is diagonal. Where the start is by name, the SDE has these
     variables: x is a dict of them, and drift and diffusion give dicts; what diffusion leaves out has no
-    noise. Besides, the object may have
+    noise. `diffusion = None` says that nothing has: an ODE. Besides, the object may have
 
         start(generator, paths)   a law of the start: float64 tensors [paths, d], one or by name, drawn by a
                                   generator that depends on the seed alone
@@ -56,9 +56,12 @@ class SDESystem:
         start: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
     ) -> None:
         own = type(sde).__name__
+        self._ode = getattr(sde, "diffusion", own) is None
         for method in ("drift", "diffusion"):
-            if not callable(getattr(sde, method, None)):
-                raise SdeflowError(f"{own} has no {method}(t, x): an SDE needs drift and diffusion")
+            if not callable(getattr(sde, method, None)) and (method == "drift" or not self._ode):
+                raise SdeflowError(
+                    f"{own} has no {method}(t, x): an SDE needs drift and diffusion, an ODE diffusion = None"
+                )
         self.sde, self.paths = sde, expect_count("paths", paths)
         self.final_time = getattr(sde, "final_time", None)
         if self.final_time is not None:
@@ -75,7 +78,7 @@ class SDESystem:
         self._one = not isinstance(first, Mapping)
         z = self.start(0)
         self._axes = {name: Axes(("particle", _dim(name, z)), tuple(x.shape)) for name, x in z.items()}
-        self._noisy = ["X"] if self._one else self._with_noise(z)
+        self._noisy = [] if self._ode else ["X"] if self._one else self._with_noise(z)
 
     @property
     def definition(self) -> Any:
@@ -107,7 +110,7 @@ class SDESystem:
         return {name: _like(z[name], given[name]).expand_as(z[name]) for name in self._axes}
 
     def diffusion(self, t: float, z: State) -> dict[str, Any]:
-        given = self._named(self.sde.diffusion(t, self._seen(z)))
+        given = {} if self._ode else self._named(self.sde.diffusion(t, self._seen(z)))
         return {name: _like(z[name], given[name]) for name in self._noisy}
 
     @property
@@ -143,7 +146,8 @@ class SDESystem:
         return dict(drawn)
 
     def check(self, z: State) -> None:
-        for method, expected in (("drift", [*self._axes]), ("diffusion", self._noisy)):
+        parts = {"drift": [*self._axes]} | ({} if self._ode else {"diffusion": self._noisy})
+        for method, expected in parts.items():
             what = f"{type(self.sde).__name__}.{method}"
             given = attempt(what, getattr(self.sde, method), 0.0, self._seen(z))
             if not self._one and not isinstance(given, Mapping):

@@ -242,3 +242,43 @@ def test_a_mistake_is_a_sentence(parts: dict[str, Any], words: str) -> None:
 def test_a_start_of_another_form_is_refused(start: Any) -> None:
     with pytest.raises(SdeflowError, match="start"):
         SDESystem(Oscillator(), start=start)
+
+
+# Without noise ---------------------------------------------------------------------------------------
+
+
+class Decay:
+    """x' = -x."""
+
+    diffusion = None
+
+    def drift(self, t: float, x: Tensor) -> Tensor:
+        return -x
+
+
+class Falls(Oscillator):
+    """The oscillator without its noise."""
+
+    diffusion = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("scheme", ["euler_maruyama", "torchsde:srk", "ghvb"])
+def test_an_sde_whose_diffusion_is_none_is_an_ode(scheme: str) -> None:
+    """No channel, no draws, and a decay as it should be; Euler's to the bit."""
+    system = SDESystem(Decay(), h=0.125, paths=2, start=[1.0, 2.0])
+    assert (list(system.channels), system.diffusion(0.0, {"X": torch.ones(1, 2, 2)})) == ([], {})
+    run = simulate(system, scheme, steps=8, dtype="float64", save=ALL)
+    expected = (1 - 0.125) ** 8 if scheme == "euler_maruyama" else np.exp(-1)
+    tolerance = 1e-15 if scheme == "euler_maruyama" else 0.02
+    np.testing.assert_allclose(run.X[-1], expected * np.array([[1.0, 2.0]] * 2), rtol=tolerance)
+    falls = simulate(SDESystem(Falls(), h=0.25, paths=3), scheme, steps=4, save=ALL)
+    assert falls.attrs["retcode"] == "success"
+
+
+def test_a_forgotten_diffusion_is_still_told() -> None:
+    class Forgot:
+        def drift(self, t: float, x: Tensor) -> Tensor:
+            return -x
+
+    with pytest.raises(SdeflowError, match=r"Forgot has no diffusion.t, x.: .* an ODE diffusion = None"):
+        SDESystem(Forgot(), h=0.1)
