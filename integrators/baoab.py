@@ -20,8 +20,8 @@ class BAOAB(Integrator[BlockSystem]):
     needs, needs_momenta = "blocks, all with momentum", True
     source = "Leimkuhler, Matthews 2013"
 
-    def init(self, system: BlockSystem, z: State) -> State:
-        return kept_forces(system.forces(0.0, z, system.blocks))
+    def init(self, system: BlockSystem, z: State, t: float = 0.0) -> State:
+        return kept_forces(system.forces(t, z, system.blocks))
 
     def step(self, system: BlockSystem, t: float, z: State, h: float, noise: tuple[Noise, ...]) -> State:
         (dW,) = noise

@@ -19,8 +19,8 @@ class OBABO(Integrator[BlockSystem]):
     needs, needs_momenta = "blocks, all with momentum", True
     source = "Bussi, Parrinello 2007"
 
-    def init(self, system: BlockSystem, z: State) -> State:
-        return kept_forces(system.forces(0.0, z, system.blocks))
+    def init(self, system: BlockSystem, z: State, t: float = 0.0) -> State:
+        return kept_forces(system.forces(t, z, system.blocks))
 
     def step(self, system: BlockSystem, t: float, z: State, h: float, noise: tuple[Noise, ...]) -> State:
         first, second = noise

@@ -241,9 +241,9 @@ class ReversibleHeun(TorchSDE):
     strong_order, weak_order, evaluations = 1.0, 2.0, 1
     evaluates_at_state = False  # but at the second copy
 
-    def init(self, system: System, z: State) -> State:
+    def init(self, system: System, z: State, t: float = 0.0) -> State:
         import torch
 
-        flat = _Flat(system, 0.0, self.sde_type, z)
+        flat = _Flat(system, t, self.sde_type, z)
         y, now = flat.pack(z), torch.zeros(())
         return {f"{EXTRA}{i}": value for i, value in enumerate((flat.f(now, y), flat.g(now, y), y))}

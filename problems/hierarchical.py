@@ -63,6 +63,11 @@ class Hierarchical(Model):
     def score_theta(self, theta: Parameters, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         return {"theta": (x.sum() - x.numel() * theta["theta"]) / self.variance}
 
+    def log_likelihood(self, theta: Parameters) -> Tensor:
+        """sum_i log N(y_i; theta, (1 + s^2) I)."""
+        square = (self.data - theta["theta"]).square() / (1 + self.variance)
+        return -(square + log(2 * pi * (1 + self.variance))).sum() / 2
+
     def log_prior(self, theta: Parameters, x: Tensor) -> Tensor:
         """log N(x; theta, s^2 I), [n] of x [n, d]."""
         square = (x - theta["theta"]).square().sum(-1) / self.variance

@@ -58,8 +58,13 @@ K = 2 + 100 + np.sqrt(100**2 - 4)
 
 Matrix = NDArray[np.float64]
 
+ODE_SCHEMES = ("ghvb", "heavy_ball")
+"""Integrators of systems without noise."""
+
 INTEGRATORS = tuple(
-    n for n, p in entries("integrators").items() if p.value.startswith("sdeflow.") and ":" not in n
+    n
+    for n, p in entries("integrators").items()
+    if p.value.startswith("sdeflow.") and ":" not in n and n not in ODE_SCHEMES
 )
 SYSTEMS = ("pgd", "ipla", "mpgd", "mpgd-theta", "mpgd-x", "kiplmc")
 

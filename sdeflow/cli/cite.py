@@ -12,7 +12,7 @@ from functools import cache
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sdeflow.config import catalogue
 from sdeflow.config.schema import Config, load_config
@@ -126,14 +126,13 @@ def _of_folder(folder: Path) -> Iterator[Use]:
 
 def _of_config(config: Config) -> Iterator[Use]:
     if config.run.integrator != "auto":
-        yield _use("integrators", config.run.integrator)
+        yield _use("integrators", _name(config.run.integrator))
     yield _use("systems", config.system.use)
     if any(isinstance(b, Mapping) and b.get("precondition") for b in config.system.arguments.values()):
         yield Use(RMSProp.name, RMSProp.source)
     for block in config.system.arguments.values():
         if isinstance(block, Mapping) and (given := block.get("optimizer")):
-            name = given["name"] if isinstance(given, Mapping) else given
-            yield _use("optimizers", name)
+            yield _use("optimizers", _name(given))
     if config.model is not None:
         yield _use("models", config.model.use)
         if config.model.energy_prior is not None:
@@ -142,6 +141,11 @@ def _of_config(config: Config) -> Iterator[Use]:
             if isinstance(value, str) and value in DATASETS:
                 yield Use(value, DATASETS[value].source)
     yield from _of_noise(config.run.noise)
+
+
+def _name(given: str | Mapping[str, Any]) -> str:
+    """The name in a name, or in a table of it and options."""
+    return given if isinstance(given, str) else given["name"]
 
 
 def _of_noise(source: str) -> Iterator[Use]:

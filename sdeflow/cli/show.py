@@ -48,7 +48,7 @@ def describe(config: Config, run: Run, variants: Sequence[str]) -> None:
         if (tau := config.model.instance_noise) is not None:
             out.print(f"        with noise of standard deviation {tau:g} added to its data")
     out.print(shown(f"system  {config.system.use}"), markup=False)
-    out.print(f"scheme  {run.integrator.name}: {first_line(run.integrator)}\n", markup=False)
+    out.print(f"scheme  {run.integrator}: {first_line(run.integrator)}\n", markup=False)
     if run.system.blocks:
         assert isinstance(run.system, BlockSystem)
         _describe_blocks(run.system)

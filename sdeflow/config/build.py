@@ -71,7 +71,7 @@ def _observable(name: str, spec: str) -> Any:
     return from_file(spec, "observable")
 
 
-def _model_system(config: Config) -> BlockSystem:
+def _model_system(config: Config) -> BlockSystem | SDESystem:
     assert config.model is not None
     use = config.model.use
     found = find("models", use)
@@ -90,7 +90,7 @@ def _model_system(config: Config) -> BlockSystem:
         for key, value in config.system.arguments.items()
     }
     system = call(declaration, arguments, "system", built={"model": model})
-    if not isinstance(system, BlockSystem):
+    if not isinstance(system, BlockSystem | SDESystem):
         raise SdeflowError(f"system '{config.system.use}' gives a {type(system).__name__}, not a BlockSystem")
     return system
 
@@ -101,7 +101,7 @@ def _sde_system(config: Config) -> SDESystem:
     if isinstance(sde, Declaration) or isfunction(sde):
         raise SdeflowError(f"system '{name}' needs a model: add a [model] table with use = ...")
     for method in ("drift", "diffusion"):
-        if not callable(getattr(sde, method, None)):
+        if not hasattr(sde, method):
             raise SdeflowError(f"system '{name}' has no {method}(t, x): an SDE needs drift and diffusion")
     given = config.system.arguments
     keys = ["h", "paths", "start"]
@@ -110,4 +110,6 @@ def _sde_system(config: Config) -> SDESystem:
         sde = call(sde, given, "system", also=keys)
     elif given:
         raise SdeflowError(f"system '{name}' takes no arguments, given {', '.join(given)}")
+    if "h" not in own and getattr(sde, "final_time", None) is None:
+        raise SdeflowError("'system.h' is missing")
     return call(SDESystem, own, "system", built={"sde": sde})

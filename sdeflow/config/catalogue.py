@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
+from sdeflow.config.arguments import call
 from sdeflow.entries import GROUPS as GROUPS
 from sdeflow.entries import Group as Group
 from sdeflow.entries import entries as entries
 from sdeflow.entries import find as find
-from sdeflow.errors import Incompatible, SdeflowError, attempt, did_you_mean
+from sdeflow.errors import Incompatible, SdeflowError, did_you_mean
 from sdeflow.system.integrator import Integrator, why_not
 from sdeflow.system.system import System
 
-Scheme = str | Integrator | type[Integrator]
+Scheme = str | Mapping[str, Any] | Integrator | type[Integrator]
 
 
 def integrator_named(integrator: Scheme) -> Integrator:
-    """An integrator from its name, its class or itself; raises SdeflowError for anything else."""
+    """An integrator from its name, a table of its name and options, its class or itself.
+
+    Raises SdeflowError for anything else, and for options that it does not take.
+    """
+    options: dict[str, Any] = {}
+    if isinstance(integrator, Mapping):
+        options = dict(integrator)
+        integrator = options.pop("name", None)
+        if not isinstance(integrator, str):
+            raise SdeflowError(
+                "an integrator is a name, or a table as {name = 'ghvb', order = 3}; "
+                f"given a table of {', '.join(options) or 'nothing'}"
+            )
     found = find("integrators", integrator) if isinstance(integrator, str) else integrator
     if isinstance(found, type) and issubclass(found, Integrator):
-        found = attempt(found.__name__, found)
+        found = call(found, options, "run.integrator", also=["name"])
+    elif options:
+        raise SdeflowError(f"integrator '{integrator}' is made already, and takes no {', '.join(options)}")
     if not isinstance(found, Integrator):
         raise SdeflowError(
             f"an integrator derived from sdeflow.Integrator was expected, given {integrator!r}"

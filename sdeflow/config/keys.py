@@ -55,7 +55,7 @@ class Table(NamedTuple):
     @property
     def title(self) -> str:
         names = ", ".join(json.dumps(name) for name in self.use)
-        key = "name" if self.name.endswith("optimizer]") else "use"
+        key = "name" if self.name.endswith(("optimizer]", "integrator]")) else "use"
         return ", ".join(filter(None, [self.name, names and f"{key} = {names}"]))
 
 
@@ -74,6 +74,8 @@ def tables(*, own: bool = False) -> list[Table]:
         options = next((part for part in _union(field.annotation) if is_dataclass(part)), None)
         about = _sentence(whole.get(name, "")) or _about(options)
         found.append(Table(f"[{name}]", (), about, () if options is None else of_fields(options)))
+        if name == "run":
+            found += _of_integrators(own)
     return [*found, Table("[variants.NAME]", (), _sentence(whole["variants"]), ())]
 
 
@@ -141,6 +143,12 @@ def _of_systems(own: bool) -> Iterator[Table]:
     paths = of_arguments(SDESystem, ["sde"])
     for name, sde in plain:
         yield Table("[system]", (name,), _about(sde), (*paths, *of_arguments(sde)))
+
+
+def _of_integrators(own: bool) -> Iterator[Table]:
+    for name, scheme in _loaded("integrators", own):
+        if keys := of_arguments(scheme):
+            yield Table("[run.integrator]", (name,), _about(scheme), keys)
 
 
 def _loaded(group: Group, own: bool) -> Iterator[tuple[str, Any]]:
@@ -218,7 +226,8 @@ def _words(kind: Any) -> list[str]:
         return [json.dumps(name) for name in parts]
     if isinstance(origin, type) and issubclass(origin, Sequence):
         count = f"{len(parts)} " if origin is tuple and Ellipsis not in parts else ""
-        return [f"list of {count}{in_words(parts[0]).replace('number', 'numbers')}"]
+        several = re.sub(r"\b(number|list)\b", r"\1s", in_words(parts[0]))
+        return [f"list of {count}{several}"]
     if is_dataclass(kind) or (isinstance(origin, type) and issubclass(origin, Mapping)):
         return ["table"]
     if kind is NoneType or origin is Callable:

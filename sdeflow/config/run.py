@@ -34,7 +34,7 @@ from sdeflow.system.grid import Grid
 from sdeflow.system.integrator import Integrator, evaluations
 from sdeflow.system.published import Declaration
 from sdeflow.system.start import Origin, Start
-from sdeflow.system.system import BlockSystem, System
+from sdeflow.system.system import System
 from sdeflow.system.varying import spread
 
 
@@ -93,9 +93,8 @@ class Run(RunOptions):
         _refuse_observables(self.observables, self.system)
         if self.grid is not None:
             object.__setattr__(self, "system", spread(self.system, self.grid, self.replicas))
-        if isinstance(self.system, BlockSystem):
-            object.__setattr__(self, "system", self.system.in_run(self.steps, self.horizon))
-            refuse_schedules(self.system, self.batch, self.engine)
+        object.__setattr__(self, "system", self.system.in_run(self.steps, self.horizon))
+        refuse_schedules(self.system, self.batch, self.engine)
         auto, inner = (any(getattr(b, key) for b in self.system.blocks) for key in ("auto", "inner"))
         if inner and self.batch is not None and self.batch.catch_up != "off":
             raise SdeflowError(
@@ -272,7 +271,7 @@ class Run(RunOptions):
         settings: dict[str, Any] = {
             "system": str(self.system),
             "model": fingerprint(self.system),
-            "integrator": self.integrator.name,
+            "integrator": str(self.integrator),
             "seed": self.seed,
             "replicas": self.replicas,
             "save": str(replace(self.save, checkpoint=0.0)),

@@ -57,14 +57,15 @@ class NamedModel(Named):
 class RunSection(RunOptions):
     """How to run: numbers, and names of what takes the steps.
 
-    integrator   a name from 'sdeflow list', or file.py:Name; 'auto' takes one by the system
+    integrator   a name from 'sdeflow list', or file.py:Name; with options of its own a table,
+                 {name = "ghvb", order = 3}; 'auto' takes one by the system
     dtype        precision of the state
     device       where steps are taken; 'auto' takes cuda where it is there
     engine       how steps are computed
     noise        the source of normals
     """
 
-    integrator: str = "auto"
+    integrator: str | dict[str, Any] = "auto"
     dtype: Literal["float32", "float64"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     engine: EngineName = "auto"
@@ -275,6 +276,8 @@ def _absolute_files(tables: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     parts = [("model", "use"), ("system", "use"), ("run", "integrator"), ("start", "run")]
     for section, key in parts:
         result |= _absolute(result, section, key, folder)
+    if isinstance(run := result.get("run"), dict):
+        result["run"] = run | _absolute(run, "integrator", "name", folder)
     if isinstance(named := result.get("observables"), dict):
         for name in named:
             result |= _absolute(result, "observables", name, folder)

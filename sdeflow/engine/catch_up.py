@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -50,10 +50,13 @@ class CatchUp:
         spec = NoiseSpec(kind, max(1, batch.extra_evaluations), system.h)
         self.noise = engine.source(self._channels, spec, replicas)
 
-    def __call__(self, z: State, missed: Tensor, normals: Sequence[Tensor], n: int | Tensor = 0) -> State:
+    def __call__(
+        self, z: State, missed: Tensor, normals: Sequence[Tensor], n: int | Tensor = 0, t: Any = 0.0
+    ) -> State:
         """The state before step n after data (r, i) took missed[r, i] steps, at most `cap`: the last ones.
 
         normals   of the noise by channel, [substep, normal, R, *shape]
+        t         the time of step n, at which forces are held as theta is
         """
         if self._batch.catch_up == "off" or not self._blocks:
             return z
@@ -61,7 +64,7 @@ class CatchUp:
         missed = missed.clamp(max=self._batch.cap)
         if self._batch.catch_up == "srock":
             xi = {c.variable: of[:, 0] for c, of in zip(self._channels, normals, strict=True)}
-            return z | stabilised(self._system, self._staged, z, missed, xi, self._batch.used_stages)
+            return z | stabilised(self._system, self._staged, z, missed, xi, self._batch.used_stages, t)
         tables = self._tables(int(n)) if self._scheduled else self._steady
         for i in range(self._batch.extra_evaluations):
             times = missed if self._batch.catch_up == "one_step" else (missed > i).long()
@@ -79,7 +82,7 @@ class CatchUp:
                 for c, xi in zip(self._channels, normals, strict=True)
                 if c.variable == block.noisy
             }
-            z = z | exponential(late, z, self._system.forces(0.0, z, self._blocks), taken, noise)
+            z = z | exponential(late, z, self._system.forces(t, z, self._blocks), taken, noise)
         return z
 
     def _tables(self, n: int) -> list[FlowTable]:

@@ -80,10 +80,10 @@ class Engine:
             return _compiled(system, integrator, noise, every)
         stepper = EagerSteps(system, integrator, noise)
         counter = noise.counter if isinstance(noise, PhiloxNoise) and self.name == "fused" else None
-        # a model's forces do not depend on time, so a graph of its steps serves all of them, of one set of
-        # numbers: those of schedules are read on the host
+        # where forces do not depend on time a graph of its steps serves all of them, of one set of numbers:
+        # those of schedules are read on the host
         forces = system.model_forces
-        steady = forces is not None and not any(b.schedules for b in system.blocks)
+        steady = forces is not None and not forces.timed and not any(b.schedules for b in system.blocks)
         alone = forces is not None and not forces.shared  # a graph with reductions was not yet tried
         captured = counter is not None and steady and alone and traced(system)
         return GraphedSteps(stepper, counter) if captured and counter is not None else stepper
@@ -94,23 +94,29 @@ def _compiled(system: System, integrator: Integrator[Any], noise: NormalSource, 
         raise SdeflowError("engine 'compiled' needs a system made of a model: give 'auto' or 'eager'")
     assert isinstance(system, BlockSystem)  # as one with a model's forces is
     h, spec = system.h, integrator.noise_spec(system.h)
-    numbers = StepNumbers(system)
+    numbers, device = StepNumbers(system), torch.device("cpu")
 
-    def step(system: BlockSystem, channels: Sequence[Channel], z: State, normals: Sequence[Tensor]) -> State:
-        return integrator.step(system, 0.0, z, h, noise_of(zip(channels, normals, strict=True), spec))
+    def step(system: BlockSystem, channels: Sequence[Channel], z: State, drawn: Sequence[Tensor]) -> State:
+        t: Any  # a number to a scheme; of what is compiled once a tensor, as it changes
+        t, *normals = drawn
+        return integrator.step(system, t, z, h, noise_of(zip(channels, normals, strict=True), spec))
 
     def begin(z: State) -> None:
-        normals, device = [xi[0] for xi in draw(0, 1)], next(iter(z.values())).device
-        numbers.ask(lambda system, channels: step(system, channels, z, normals), device)
+        nonlocal device
+        device = next(iter(z.values())).device
+        drawn = [x[0] for x in draw(0, 1)]
+        numbers.ask(lambda system, channels: step(system, channels, z, drawn), device)
 
     def draw(n: int, count: int) -> list[Tensor]:
-        return [*(xi for _, xi in noise.normals(n, count)), *numbers.rows(n, count)]
+        times = torch.tensor([k * h for k in range(n, n + count)], dtype=torch.float64, device=device)
+        return [times, *(xi for _, xi in noise.normals(n, count)), *numbers.rows(n, count)]
 
     def transition(z: State, draws: Sequence[Tensor]) -> State:
         return step(numbers.system, numbers.channels, z, numbers.show(draws))
 
     drawn = next(noise.normals(0), None)
     missing = 0 if drawn is None else drawn[1].shape[3] * _normals_elsewhere(system, spec)
+    missing -= 1  # the time is no normal
     return CompiledSteps(transition, draw, integrator.evaluations, every, begin, missing)
 
 

@@ -25,7 +25,7 @@ from sdeflow.parallel.shard import Shard
 from sdeflow.seeds import generator
 from sdeflow.state import Replicas, State
 from sdeflow.system.increments import Channel, Noise, noise_of
-from sdeflow.system.integrator import Integrator, evaluations
+from sdeflow.system.integrator import Integrator, evaluations, init_at
 from sdeflow.system.traced import StepNumbers
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class MiniBatches:
             raise SdeflowError("minibatches need a model's forces, and this system's are a function")
         if not integrator.minibatches:
             raise SdeflowError(
-                f"integrator '{integrator.name}' takes no minibatches: it is a reference for whole data"
+                f"integrator '{integrator.name}' takes no minibatches: its steps are of all data"
             )
         self.n_data, model = system.model_forces.n_data, system.model_forces.model
         self._transforms = len(system.model_forces.transforms)
@@ -85,6 +85,7 @@ class MiniBatches:
         first = first.to(replicas.device).expand(replicas.count, -1)
         self._part = system.minibatch(first, shard.of_batch(batch.size).start)
         forces = self._part.force_field
+        self._init = init_at(integrator, timed=forces.timed)
         self._ahead = ReadAhead(forces.fetch) if forces.stored else None
         self._spec = integrator.noise_spec(system.h)
         self._noise = engine.source(self._part.channels, self._spec, replicas)
@@ -197,10 +198,10 @@ class MiniBatches:
     ) -> State:
         """Step n of a system on data `index` [R, b]; `late` are the normals for catching up."""
         part = self._show(z, index, uniform, fetched)
-        part = self._catch_up(part, n - part.pop(VISITED), late, n)
-        part |= self.integrator.init(system, part)  # forces kept from another batch are of no use
-        # a model's forces do not depend on time
-        part = self.integrator.step(system, 0.0, part, system.h, noise)
+        t: Any = (n.double() if isinstance(n, Tensor) else n) * system.h  # a tensor where it is compiled
+        part = self._catch_up(part, n - part.pop(VISITED), late, n, t)
+        part |= self._init(system, part, t)  # forces kept from another batch are of no use
+        part = self.integrator.step(system, t, part, system.h, noise)
         part[VISITED] = torch.zeros_like(index) + (n + 1)
         # a new tensor rather than a change in place, so that a step cut short leaves the old state whole;
         # what the integrator keeps for the same data is let go

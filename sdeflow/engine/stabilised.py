@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -73,8 +73,9 @@ def stabilised(
     times: Tensor,
     normals: dict[str, Tensor],
     stages: int,
+    t: Any = 0.0,
 ) -> State:
-    """What the blocks' stabilised steps change in z; theta is held.
+    """What the blocks' stabilised steps change in z; theta is held, and the time at t.
 
     times     [R, b], over how many steps each datum is taken
     normals   [stages, R, *shape] by noisy variable, none at T = 0; without a momentum the first draw p
@@ -90,7 +91,7 @@ def stabilised(
             p[b.name] = z[b.momentum]
         else:
             p[b.name] = b.root_temperature * normals[b.noisy][0] if b.noisy in normals else q * 0
-    f = system.forces(0.0, z, blocks)
+    f = system.forces(t, z, blocks)
     for i in range(1, stages):
         for b, (tau, drift, w, noise) in zip(blocks, numbers, strict=True):
             kick = tau / 2 if i == 1 else tau
@@ -100,7 +101,7 @@ def stabilised(
             if b.noisy in normals:
                 moving = plus(moving, (noise, normals[b.noisy][i]))
             new[b.position], p[b.name] = plus(q, (drift, moving)), moving
-        f = system.forces(0.0, z | new, blocks)
+        f = system.forces(t, z | new, blocks)
     for b, (tau, *_) in zip(blocks, numbers, strict=True):
         if b.momentum is not None:
             new[b.momentum] = plus(p[b.name], (tau / 2, f[b.name]))

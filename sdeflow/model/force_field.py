@@ -29,6 +29,7 @@ class ForceField(ABC):
     shared       whether other processes have a part in them
     about        in words, what forces are that are not a model's own; '' where there is no more to say
     warning      what to know of them before a run, '' for nothing
+    timed        whether they depend on the time; a model's do not
     """
 
     opposed: Mapping[str, str] = MappingProxyType({})
@@ -37,6 +38,7 @@ class ForceField(ABC):
     shared: bool = False
     about: str = ""
     warning: str = ""
+    timed: bool = False
 
     @property
     @abstractmethod

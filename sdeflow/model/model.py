@@ -167,7 +167,7 @@ def moved(thing: T, dtype: torch.dtype, device: torch.device) -> T:
 def _moved(value: Any, dtype: torch.dtype, device: torch.device) -> Any:
     if isinstance(value, Tensor):
         return value.to(device, dtype if value.is_floating_point() else None)
-    if isinstance(value, Rows):
+    if isinstance(value, Rows | Model):
         return value.to(dtype, device)
     if isinstance(value, nn.Module):
         return copy.deepcopy(value).to(device, dtype)

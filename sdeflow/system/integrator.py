@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
+from sdeflow.errors import SdeflowError
 from sdeflow.options import Batch
 from sdeflow.state import State
 from sdeflow.system.increments import NoiseSpec
@@ -30,7 +33,8 @@ class Integrator(ABC, Generic[S]):
     strong_order, weak_order   in the step size, for the additive noise of our systems; NaN if not stated
     evaluations                evaluations of theta's gradient or of the score a step, at most
     increments, substeps       which increments a step needs over each of its `substeps` equal parts
-    minibatches                whether a step may see another batch than the last
+    minibatches                whether a step may see another batch than the last: what `init` gives is then a
+                               cache, made anew for each batch. A scheme that has memory in it says False
     schedules                  whether a step may have other numbers than the last
     needs                      in words, what `refuses` checks
     needs_momenta              whether every block must have one, and forces be as they are (no RMSProp)
@@ -41,8 +45,8 @@ class Integrator(ABC, Generic[S]):
     """
 
     name: ClassVar[str]
-    strong_order: ClassVar[float] = math.nan
-    weak_order: ClassVar[float] = math.nan
+    strong_order: float = math.nan
+    weak_order: float = math.nan
     evaluations: int = 1
     increments: ClassVar[Kind] = "W"
     noise: ClassVar[Kind]  # what `increments` was called before, and heeded where it alone is set
@@ -62,6 +66,10 @@ class Integrator(ABC, Generic[S]):
             cls.name = cls.__name__.lower()
         first = next(vars(c) for c in cls.__mro__ if {"increments", "noise"} & vars(c).keys())
         cls.increments = cls.noise = cls._declared = first.get("increments", first.get("noise"))
+
+    def __str__(self) -> str:
+        """The scheme in words: its name, with options where it has any."""
+        return self.name
 
     def noise_spec(self, h: float) -> NoiseSpec:
         """The noise of a step of length h."""
@@ -85,15 +93,18 @@ class Integrator(ABC, Generic[S]):
         """The scheme as it takes `system`, where its parts and its cost depend on that; itself for most."""
         return self
 
-    def init(self, system: S, z: State) -> State:
-        """Extra tensors that the scheme keeps in the state between steps; none for most."""
+    def init(self, system: S, z: State, t: float = 0.0) -> State:
+        """Extra tensors that the scheme keeps in the state z, at time t, between steps; none for most.
+
+        In minibatches it is asked for them before every step: what it kept is of another batch.
+        """
         return {}
 
     @abstractmethod
     def step(self, system: S, t: float, z: State, h: float, noise: tuple[Noise, ...]) -> State:
         """The state at t + h on the reference clock. `noise` has one mapping a substep, by noisy variable.
 
-        A model's forces do not depend on time, and its steps may be called with t = 0 throughout.
+        t is a tensor, float64 without axes, where steps are compiled.
         """
 
 
@@ -144,6 +155,20 @@ def kept_forces(forces: dict[str, Tensor]) -> State:
 def recall_forces(z: State) -> dict[str, Tensor]:
     """The kept forces by block name."""
     return {name.removeprefix(KEPT): f for name, f in z.items() if name.startswith(KEPT)}
+
+
+def init_at(integrator: Integrator[Any], *, timed: bool) -> Callable[..., State]:
+    """`init(system, z, t)` of a scheme, of one too whose own takes no t; raises SdeflowError for such a one
+    where forces are `timed`, as it would see those of time 0.
+    """
+    if "t" in inspect.signature(integrator.init).parameters:
+        return integrator.init
+    if timed:
+        raise SdeflowError(
+            f"integrator '{integrator.name}' keeps something from step to step, and forces depend on the "
+            "time here: give its init(system, z) an argument t"
+        )
+    return lambda system, z, t: integrator.init(system, z)
 
 
 def evaluations(integrator: Integrator[Any], batch: Batch | None) -> int:

@@ -50,6 +50,12 @@ class System(Protocol):
         """What the user wrote: a model, a function of forces, an SDE, or the system itself."""
         return self
 
+    def in_run(self, steps: int, begun: int) -> System:
+        """The system in a run of so many steps that was begun with `begun`; raises SdeflowError where it
+        cannot be in one.
+        """
+        return self
+
     def drift(self, t: float, z: State) -> State:
         """Drift by variable, each like its variable."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
+from support import INTEGRATORS
 
 from sdeflow import Save, mpgd, simulate
 from sdeflow.config.catalogue import entries, integrator_named
@@ -13,7 +14,7 @@ from sdeflow.problems.hierarchical import Hierarchical
 from sdeflow.state import State
 
 MOTION = {"h": 1e-3, "eta": 3.0, "gamma": 0.5}
-BUILT_IN = [name for name, entry in entries("integrators").items() if entry.value.startswith("sdeflow.")]
+BUILT_IN = [*INTEGRATORS, *(name for name in entries("integrators") if name.startswith("torchsde:"))]
 
 
 @pytest.mark.parametrize("integrator", BUILT_IN)

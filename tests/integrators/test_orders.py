@@ -107,7 +107,7 @@ def test_strong_order(integrator: str, well: str) -> None:
 
 # The table of the whole catalogue ------------------------------------------------------------------
 
-CATALOGUE = [name for name, entry in entries("integrators").items() if entry.value.startswith("sdeflow.")]
+CATALOGUE = [*INTEGRATORS, *(name for name in entries("integrators") if name.startswith("torchsde:"))]
 
 
 @cache
@@ -193,7 +193,7 @@ def test_a_wrong_scheme_is_found_out(wrong: type[UBU]) -> None:
 # Without noise -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("integrator", [name for name, well in taken() if well == "well"] + ["nag"])
+@pytest.mark.parametrize("integrator", [n for n, well in taken() if well == "well"] + ["nag", "ghvb"])
 @pytest.mark.parametrize("gamma", [0.0, 0.8], ids=["no friction", "friction"])
 def test_order_without_noise(integrator: str, gamma: float) -> None:
     """theta rolling in the well at T = 0, against an 8th-order Runge-Kutta solution to 1e-12.

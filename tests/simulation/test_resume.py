@@ -16,6 +16,7 @@ from commands import command, contents
 from pieces import STEPS, WHOLE, flip, toy
 from safetensors.torch import load_file
 from small import assert_same
+from support import ODE_SCHEMES
 from torch import Tensor
 
 import sdeflow
@@ -57,6 +58,7 @@ def in_pieces(stop_before: Any, system: Any, scheme: str, out: Path, stops: list
     [
         pytest.param(s, marks=pytest.mark.slow if s.startswith("torchsde:") and s != "torchsde:heun" else ())
         for s in entries("integrators")
+        if s not in ODE_SCHEMES
     ],
 )
 def test_every_integrator(stop_before: Any, tmp_path: Path, scheme: str) -> None:

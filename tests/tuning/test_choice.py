@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from quadratic import MODELS, curvatures, open_system
+from support import ODE_SCHEMES
 
 import sdeflow
 from sdeflow import BlockSystem, Grid
@@ -28,7 +29,7 @@ from sdeflow.tuning.limits import Wells, wells_of
 
 SPLITTINGS = ("baoab", "obabo", "ubu")
 SHARE = 0.65
-KINETIC = [n for n in entries("integrators") if n != "torchsde:reversible_heun"]
+KINETIC = [n for n in entries("integrators") if n not in ("torchsde:reversible_heun", *ODE_SCHEMES)]
 
 
 def wells(name: str, parameter: bool | None = True, particle: bool | None = True) -> Wells:

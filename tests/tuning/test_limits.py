@@ -14,6 +14,7 @@ import pytest
 import scipy.linalg
 import torch
 from quadratic import MODELS, curvatures, open_system
+from support import ODE_SCHEMES
 
 from sdeflow import Block, BlockSystem, Integrator
 from sdeflow.analysis.stability import contraction, equilibrium, stability_limit
@@ -119,7 +120,7 @@ def test_every_scheme_of_the_catalogue_has_a_limit(name: str) -> None:
         hessians = [(1.0, 1.0, c) for c in (1.0, 0.9, 0.5, 0.0)] + [(1.0, 0.3, 0.0), (0.3, 1.0, 0.0)]
         assert float(own.contraction(limit, 1.0, 1.0, hessians).max()) <= 1 + 1e-7
         assert float(own.contraction(1.01 * limit, 1.0, 1.0, hessians).max()) > 1 + 1e-7
-        assert isfinite(own.heat(min(0.1, limit), 1.0))
+        assert name in ODE_SCHEMES or isfinite(own.heat(min(0.1, limit), 1.0))
 
 
 def test_contraction_is_that_of_the_real_step_with_what_it_keeps() -> None:
