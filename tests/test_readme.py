@@ -57,7 +57,7 @@ LONGEST = {
     "sdeflow/callbacks/README.md": 90,
     "sdeflow/system/README.md": 140,
     "integrators/README.md": 120,
-    "problems/README.md": 120,
+    "problems/README.md": 132,
     "analysis/README.md": 120,
     "analysis/RESULTS.md": 195,
     ".github/CONTRIBUTING.md": 150,
