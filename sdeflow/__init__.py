@@ -53,7 +53,7 @@ _HOME = {
         "sdeflow.simulation.simulate": "simulate",
         "sdeflow.sweep.opening": "open_sweep",
         "sdeflow.system.block": "Block",
-        "sdeflow.system.consensus": "cbo consensus_hopping kinetic_cbo",
+        "sdeflow.system.cbo": "cbo consensus_hopping kinetic_cbo",
         "sdeflow.system.grid": "Grid",
         "sdeflow.system.integrator": "Integrator",
         "sdeflow.system.motion": "Motion",
@@ -92,9 +92,9 @@ if TYPE_CHECKING:
     from sdeflow.simulation.simulate import simulate as simulate
     from sdeflow.sweep.opening import open_sweep as open_sweep
     from sdeflow.system.block import Block as Block
-    from sdeflow.system.consensus import cbo as cbo
-    from sdeflow.system.consensus import consensus_hopping as consensus_hopping
-    from sdeflow.system.consensus import kinetic_cbo as kinetic_cbo
+    from sdeflow.system.cbo import cbo as cbo
+    from sdeflow.system.cbo import consensus_hopping as consensus_hopping
+    from sdeflow.system.cbo import kinetic_cbo as kinetic_cbo
     from sdeflow.system.grid import Grid as Grid
     from sdeflow.system.integrator import Integrator as Integrator
     from sdeflow.system.motion import Motion as Motion

@@ -3,36 +3,21 @@
     c = sum_j x_j w_j / sum_j w_j,    w_j = exp(-alpha (f(x_j) - min f))
 
 of a function f, or f(theta) = -log p_theta(y) of a model that has it: maximum likelihood without a gradient.
-A system here is a plain SDE of its points; only Euler-Maruyama takes noise that depends on all of them.
+These are the SDEs of their points; the systems, by name, are in cbo.py.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Sequence
 from inspect import signature
 from math import sqrt
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from sdeflow.errors import (
-    SdeflowError,
-    StabilityWarning,
-    expect_count,
-    expect_number,
-    expect_positive,
-    expect_shape,
-    numbers,
-)
+from sdeflow.errors import SdeflowError, expect_count, expect_number, expect_positive, expect_shape, numbers
 from sdeflow.model.forces import ModelForces
 from sdeflow.model.model import Model
-from sdeflow.system.sde import SDESystem
-
-Function = Callable[[Tensor], Tensor]
-Bound = float | Sequence[float]
-NoiseOf = Literal["anisotropic", "isotropic"]
 
 TOLD = 16
 """Coordinates of the consensus up to which each is recorded."""
@@ -62,7 +47,7 @@ class Consensus:
     interacting_noise: ClassVar[bool] = True
 
     def __init__(
-        self, model: Any, *, alpha: float, dimension: int | None = None, low: Bound = -3.0, high: Bound = 3.0
+        self, model: Any, *, alpha: float, dimension: int | None = None, low: Any = -3.0, high: Any = 3.0
     ) -> None:
         self.model, self._layout = model, None
         if isinstance(model, Model):
@@ -124,7 +109,7 @@ class Consensus:
 class _Noisy(Consensus):
     """Points whose noise grows with their distance from the consensus."""
 
-    def __init__(self, model: Any, *, pull: float, sigma: float | None, noise: NoiseOf, **more: Any) -> None:
+    def __init__(self, model: Any, *, pull: float, sigma: float | None, noise: str, **more: Any) -> None:
         super().__init__(model, **more)
         if noise not in ("anisotropic", "isotropic"):
             raise SdeflowError(f"noise must be 'anisotropic' or 'isotropic', given {noise!r}")
@@ -204,142 +189,6 @@ class ConsensusHopping(Consensus):
 
     def diffusion(self, t: float, x: Tensor) -> float:
         return self.radius
-
-
-def cbo(
-    model: Any,
-    *,
-    particles: int = 100,
-    h: float = 0.05,
-    pull: float = 1.0,
-    sigma: float | None = None,
-    noise: NoiseOf = "anisotropic",
-    alpha: float = 100.0,
-    low: Bound = -3.0,
-    high: Bound = 3.0,
-    dimension: int | None = None,
-) -> SDESystem:
-    """Consensus-based optimisation: points drift to where f is least among them, and explore on the way.
-
-        dX_j = -lambda (X_j - c) dt + sigma D_j dW_j,    D_j = diag(X_j - c), or |X_j - c| where isotropic
-
-    with c the consensus, the mean with weights exp(-alpha (f(X_j) - min f)). It takes values of f alone, N a
-    step. The cloud contracts in mean square where 2 lambda > sigma^2 d', d' = 1, or d where isotropic, and
-    then rests at a point whether that is a minimum or not: on Rastrigin's function from U(-3, 3)^d 100
-    points find the least minimum in two dimensions, and as a rule not in ten.
-
-    model       what to learn: a model with log_likelihood(theta), of which f is the negative; or f itself, a
-                function of points [..., d]
-    particles   N, the points
-    h           the step, in units of [time]
-    pull        lambda, the rate at which points go to the consensus
-    sigma       coefficient of the noise (default: 1, and 1/sqrt(d) where it is isotropic)
-    noise       'anisotropic', by coordinate, or 'isotropic'
-    alpha       how sharply the least values of f count in the consensus
-    low, high   the box from which points are drawn, uniformly: numbers, or lists of one a coordinate
-    dimension   d, where the model is a function
-
-    Warns where the cloud does not contract. Raises SdeflowError for a model without log_likelihood(theta),
-    and for numbers out of range.
-    Source: Pinnau, Totzeck, Tse, Martin 2017; anisotropic: Carrillo, Jin, Li, Zhu 2021.
-    """
-    sde = CBO(
-        model, pull=pull, sigma=sigma, noise=noise, alpha=alpha, dimension=dimension, low=low, high=high
-    )
-    return _contracting(SDESystem(sde, h=h, paths=particles))
-
-
-def kinetic_cbo(
-    model: Any,
-    *,
-    particles: int = 100,
-    h: float = 0.05,
-    eta: float = 1.0,
-    gamma: float = 1.0,
-    pull: float = 1.0,
-    sigma: float | None = None,
-    noise: NoiseOf = "anisotropic",
-    alpha: float = 100.0,
-    low: Bound = -3.0,
-    high: Bound = 3.0,
-    dimension: int | None = None,
-) -> SDESystem:
-    """Consensus-based optimisation with a momentum: a swarm that does not remember its best points.
-
-        dX_j = eta U_j dt,    dU_j = (-gamma eta U_j - lambda (X_j - c)) dt + sigma D_j dW_j
-
-    from rest. It contracts in mean square where sigma^2 d' < 2 gamma lambda.
-
-    model       what to learn: a model with log_likelihood(theta), or a function of points [..., d]
-    particles   N, the points
-    h           the step, in units of [time]
-    eta         inverse mass
-    gamma       friction
-    pull        lambda, of the spring to the consensus
-    sigma       coefficient of the noise (default: 1, and 1/sqrt(d) where it is isotropic)
-    noise       'anisotropic', by coordinate, or 'isotropic'
-    alpha       how sharply the least values of f count in the consensus
-    low, high   the box from which points are drawn, uniformly: numbers, or lists of one a coordinate
-    dimension   d, where the model is a function
-
-    Warns and raises as `cbo` does. Source: Grassi, Pareschi 2021, arXiv:2012.05613.
-    """
-    sde = KineticCBO(
-        model,
-        eta=eta,
-        gamma=gamma,
-        pull=pull,
-        sigma=sigma,
-        noise=noise,
-        alpha=alpha,
-        dimension=dimension,
-        low=low,
-        high=high,
-    )
-    return _contracting(SDESystem(sde, h=h, paths=particles))
-
-
-def consensus_hopping(
-    model: Any,
-    *,
-    particles: int = 100,
-    radius: float = 0.3,
-    alpha: float = 100.0,
-    low: Bound = -3.0,
-    high: Bound = 3.0,
-    dimension: int | None = None,
-) -> SDESystem:
-    """Consensus hopping: a point goes to the consensus of points that are drawn about it.
-
-        X_j' = c + radius xi_j,    xi_j ~ N(0, I)
-
-    It is a relaxed gradient descent: where f is a quadratic and N large, c is the implicit gradient step of
-    size alpha radius^2. As an SDE it is dX = (c - X) dt + radius dW with the step h = 1. The points do not
-    contract: what it finds is the consensus.
-
-    model       what to learn: a model with log_likelihood(theta), or a function of points [..., d]
-    particles   N, the points drawn in a step
-    radius      their standard deviation
-    alpha       how sharply the least values of f count in the consensus
-    low, high   the box from which the first are drawn, uniformly: numbers, or lists of one a coordinate
-    dimension   d, where the model is a function
-
-    Raises as `cbo` does. Source: Riedl, Klock, Geldhauser, Fornasier 2023, arXiv:2306.09778.
-    """
-    sde = ConsensusHopping(model, radius=radius, alpha=alpha, dimension=dimension, low=low, high=high)
-    return SDESystem(sde, h=1.0, paths=particles)
-
-
-def _contracting(system: SDESystem) -> SDESystem:
-    """The system, with a warning where its cloud spreads."""
-    if (factor := system.sde.contraction(system.h)) >= 1:
-        warnings.warn(
-            f"a step multiplies the cloud's mean square spread by {factor:.3g} where all points count alike, "
-            "so that it may not contract: lower sigma or h",
-            StabilityWarning,
-            stacklevel=3,
-        )
-    return system
 
 
 def _expect_likelihood(model: Model) -> None:

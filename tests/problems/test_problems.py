@@ -100,7 +100,10 @@ def test_problem_runs_to_finite_values(name: str, variant: str | None, dtype: st
     assert {str(value.dtype) for value in own.values()} == {f"torch.{dtype}"}
     assert solution.dataset["X"].dtype == dtype
     moved = np.abs(solution.dataset["X"].isel(time=-1) - solution.dataset["X"].isel(time=0))
-    assert (moved > 0).all()
+    if solution.dataset.attrs["system"].startswith(("CBO", "KineticCBO")):  # the best point is the consensus
+        assert ((moved == 0).any("latent").sum("particle") <= 1).all()
+    else:
+        assert (moved > 0).all()
 
 
 @pytest.mark.parametrize("name", BUNDLED)

@@ -27,7 +27,7 @@ from sdeflow.problems.hierarchical import Hierarchical
 from sdeflow.problems.landscape import Rastrigin
 from sdeflow.problems.linear_energy import LinearEnergy
 from sdeflow.problems.ppca import PPCA
-from sdeflow.system.consensus import CBO
+from sdeflow.system.consensus import CBO, KineticCBO
 
 EULER = integrator_named("euler_maruyama")
 
@@ -98,7 +98,7 @@ def test_the_factor_of_a_step_is_that_of_its_moment_matrix(h: float) -> None:
         eta, gamma, pull, sigma = g.uniform(0.3, 2, 4)
         own = {"pull": pull, "sigma": sigma, "alpha": 0.0, "noise": "anisotropic", "dimension": 3}
         assert CBO(bowl, **own).contraction(h) == pytest.approx(moments([[-pull]], [[sigma]], h), rel=1e-12)
-        kinetic = sdeflow.system.consensus.KineticCBO(bowl, eta=eta, gamma=gamma, **own)
+        kinetic = KineticCBO(bowl, eta=eta, gamma=gamma, **own)
         drift, noise = [[0, eta], [-pull, -gamma * eta]], [[0, 0], [sigma, 0]]
         assert kinetic.contraction(h) == pytest.approx(moments(drift, noise, h), rel=1e-9)
         loud = CBO(bowl, **own | {"noise": "isotropic"})
@@ -117,7 +117,7 @@ def test_where_the_cloud_contracts(noise: Any) -> None:
             plain = CBO(bowl, sigma=sqrt(share * 2 * pull / many), **own)
             assert (plain.contraction(1e-4) < 1) is contracts
             sigma = sqrt(share * 2 * gamma * pull / many)
-            kinetic = sdeflow.system.consensus.KineticCBO(bowl, eta=eta, gamma=gamma, sigma=sigma, **own)
+            kinetic = KineticCBO(bowl, eta=eta, gamma=gamma, sigma=sigma, **own)
             assert (kinetic.contraction(1e-4) < 1) is contracts
 
 
@@ -338,7 +338,7 @@ class Own:
         (bowl, {"noise": "other"}, "noise must be 'anisotropic' or 'isotropic'"),
         (bowl, {"low": 3.0}, "low must be below high"),
         (bowl, {"low": [0.0]}, "low has 1 numbers for 2 coordinates"),
-        (bowl, {"particles": 0}, "paths must be at least 1"),
+        (bowl, {"particles": 0}, "particles must be at least 1"),
     ],
 )
 def test_a_mistake_is_a_sentence(model: Any, options: dict[str, Any], words: str) -> None:
