@@ -16,7 +16,7 @@ import tomli_w
 from annotated_types import Gt
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from sdeflow.entries import data_file
+from sdeflow.config.files import absolute_files
 from sdeflow.errors import SdeflowError, did_you_mean
 from sdeflow.options import Average, Batch, EngineName, Evaluate, NoiseName, Parallel, RunOptions, Save, Tune
 from sdeflow.system.grid import Grid
@@ -195,9 +195,9 @@ def parse_config(
     if variant is not None and variant not in variants:
         raise SdeflowError(f"{path.name} has no variant '{variant}': {did_you_mean(variant, variants)}")
     tables.pop("variants", None)
-    tables = _absolute_files(merged(tables, variants[variant] if variant else {}), path.parent)
+    tables = absolute_files(merged(tables, variants[variant] if variant else {}), path.parent)
     for table in overrides:
-        tables = merged(tables, _absolute_files(table, Path.cwd()))
+        tables = merged(tables, absolute_files(table, Path.cwd()))
     _refuse_nonfinite(tables, "")
     for name in ("model", "system", "callbacks", "observables", *_TABLES):
         if not isinstance(tables.get(name, {}), dict):
@@ -265,51 +265,6 @@ def assigned(assignment: str) -> tuple[str, Any]:
     except tomllib.TOMLDecodeError:
         value = text.strip()
     return ".".join(parts), value
-
-
-def _absolute_files(tables: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The tables with what is relative to `folder` made absolute.
-
-    Every 'file.py:Name', paths, and in [model] what ends as files of data do.
-    """
-    result = dict(tables)
-    parts = [("model", "use"), ("system", "use"), ("run", "integrator"), ("start", "run")]
-    for section, key in parts:
-        result |= _absolute(result, section, key, folder)
-    if isinstance(run := result.get("run"), dict):
-        result["run"] = run | _absolute(run, "integrator", "name", folder)
-    if isinstance(named := result.get("observables"), dict):
-        for name in named:
-            result |= _absolute(result, "observables", name, folder)
-    if isinstance(callbacks := result.get("callbacks"), dict):
-        for name in callbacks:
-            for key in ("use", "path"):
-                callbacks = callbacks | _absolute(callbacks, name, key, folder)
-        result["callbacks"] = callbacks
-    if isinstance(model := result.get("model"), dict):
-        result["model"] = {
-            key: _absolute_data(value, folder) if isinstance(value, str) else value
-            for key, value in model.items()
-        }
-    return result
-
-
-def _absolute(tables: Mapping[str, Any], section: str, key: str, folder: Path) -> dict[str, Any]:
-    """A table with a key made absolute, in a mapping; nothing where there is none or it is no file."""
-    table = tables.get(section)
-    value = table.get(key) if isinstance(table, dict) else None
-    is_path = key in ("run", "path") and isinstance(value, str | Path)
-    if not isinstance(table, dict) or not (is_path or (isinstance(value, str) and ".py:" in value)):
-        return {}
-    file, colon, name = (str(value), "", "") if is_path else str(value).rpartition(":")
-    return {section: table | {key: f"{(folder / Path(file).expanduser()).resolve()}{colon}{name}"}}
-
-
-def _absolute_data(text: str, folder: Path) -> str:
-    if (found := data_file(text)) is None:
-        return text
-    path, key = found
-    return str((folder / Path(path).expanduser()).resolve()) + (f":{key}" if key else "")
 
 
 def _refuse_nonfinite(value: Any, where: str) -> None:

@@ -111,6 +111,11 @@ class SDESystem:
 
     def diffusion(self, t: float, z: State) -> dict[str, Any]:
         given = {} if self._ode else self._named(self.sde.diffusion(t, self._seen(z)))
+        if not self._one and {*given} != {*self._noisy}:
+            raise SdeflowError(
+                f"{type(self.sde).__name__}.diffusion gives {', '.join(given)} at time {t:g} and "
+                f"{', '.join(self._noisy)} at the start: give the same variables, 0 for one without noise"
+            )
         return {name: _like(z[name], given[name]) for name in self._noisy}
 
     @property

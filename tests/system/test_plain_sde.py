@@ -18,7 +18,7 @@ from torch import Tensor
 
 import sdeflow
 from sdeflow import Save, SDESystem, simulate
-from sdeflow.errors import SdeflowError
+from sdeflow.errors import RunError, SdeflowError
 from sdeflow.noise.source import TorchNoise
 from sdeflow.seeds import generator
 from sdeflow.system.increments import NoiseSpec
@@ -236,6 +236,13 @@ class Mistaken(Oscillator):
 def test_a_mistake_is_a_sentence(parts: dict[str, Any], words: str) -> None:
     with pytest.raises(SdeflowError, match=words):
         end(SDESystem(Mistaken(**parts), paths=3))
+
+
+def test_noise_that_comes_later_is_told_of() -> None:
+    """And not left out: where it enters is seen at the start."""
+    late = Mistaken(diffusion=lambda t, z: {"U": 0.3} | ({"X": 1.0} if t > 0.3 else {}))
+    with pytest.raises(RunError, match=r"gives U, X at time 0\.5 and U at the start: give the same"):
+        end(SDESystem(late, paths=3))
 
 
 @pytest.mark.parametrize("start", [[], {}, {"X": []}, {"X": ["a"]}, "0", {"m": [0.0]}])
