@@ -91,7 +91,8 @@ def run(
     with fetching(offline=offline, quiet=quiet):
         if ranks.several:
             ranks.lead(lambda: build(config))  # which fetches data that are not there
-        built = ranks.alike(lambda: build(config, watched=True).shared(ranks))
+        alone = ranks.alike(lambda: build(config, watched=True))
+    built = ranks.alike(lambda: alone.shared(ranks))
     names = [path.stem, variant, system, built.integrator.name]
     safe = [safe_name(name.rpartition(":")[2]) for name in names if name]
     before = [] if config.start is None else ["from", Path(config.start.run).name]

@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     from sdeflow.trajectory.folder import RunFolder
 
 
+Safe = tuple[Path, int] | None
+"""A run folder and a step up to which all is on the disk."""
+
+
 class Keeper:
     """Keeps the snapshots of a run and, in a folder, its checkpoints; makes the dataset at the end.
 
@@ -118,14 +122,15 @@ class Keeper:
         ranks, folder, sharing = self._ranks, self.folder, self._prepared.sharing
         if not ranks.several:
             return replace(meta, shards=()), state
-        root = cast(Path, ranks.of_first(ranks.lead(lambda: cast("RunFolder", folder).begin())))
-        with self._naming_the_safe_step():
+        root = ranks.lead(lambda: cast("RunFolder", folder).begin())
+        root, safe = cast("tuple[Path, Safe]", ranks.of_first((root, self._safe)))
+        with self._naming_the_safe_step(safe):
             own = ranks.alike(lambda: shards.write(root, meta.step, ranks.rank, sharing.own(state)))
         return replace(meta, shards=tuple(ranks.each(own))), sharing.common(state)
 
     def _write(self, meta: Metadata, state: State) -> None:
         assert self.folder is not None
-        with self._naming_the_safe_step():
+        with self._naming_the_safe_step(self._safe):
             snapshots = self._snapshots(meta) if self.recorder.steps else None
             kept = self._parameters(state) if meta.step in self._moments else {}
             self.folder.keep(snapshots, meta, state, kept or None)
@@ -156,7 +161,7 @@ class Keeper:
         self._write(meta, state)
         self.recorder.clear()
         try:
-            with self._naming_the_safe_step(), stop.joining():
+            with self._naming_the_safe_step(self._safe), stop.joining():
                 folder.finish(meta, state, attrs, final)
         except KeyboardInterrupt:
             message = f"{TRAJECTORY} was not finished; to finish it: {resuming(folder.path)}"
@@ -228,18 +233,23 @@ class Keeper:
         )
 
     @contextmanager
-    def _naming_the_safe_step(self) -> Iterator[None]:
-        """Adds to the error of a full disk which steps are on it."""
+    def _naming_the_safe_step(self, safe: Safe) -> Iterator[None]:
+        """Adds to the error of a full disk up to which step all is on it."""
         try:
             yield
         except DiskFull as error:
-            if self.folder is None or self.folder.new:
+            if safe is None:
                 raise
-            step = self.folder.meta.step
+            path, step = safe
             self.log(f"{error}; acknowledged: step {step:,}")
             raise DiskFull(
-                f"{error}. Steps up to {step:,} are safe: make room, then {resuming(self.folder.path)}"
+                f"{error}. Steps up to {step:,} are safe: make room, then {resuming(path)}"
             ) from error
+
+    @property
+    def _safe(self) -> Safe:
+        """The folder, and the step that its checkpoint covers; None before there is one."""
+        return None if self.folder is None or self.folder.new else (self.folder.path, self.folder.meta.step)
 
 
 def _refuse_full_disk(folder: Path, size: int) -> None:

@@ -118,4 +118,5 @@ def peak_bytes(run: Run, *, folder: bool = True, part: float = 1.0) -> int:
     share = 1.0 if run.batch is None else run.batch.size / run.n_data
     step = 2 * own + int(share * (own + part * normals))
     step += read_bytes(run)
-    return data_bytes(run) + max(start, step, 4 * own if folder else 0)
+    written = 4 * own if part == 1 else 3 * state + own  # of several one puts all together in the end
+    return data_bytes(run) + max(start, step, written if folder else 0)

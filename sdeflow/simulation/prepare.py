@@ -84,7 +84,7 @@ class Prepared:
                 scheme = run.integrator
                 z |= attempt(f"{type(scheme).__name__}.init", scheme.init, self.system, z)
         if self.held_out is not None:
-            z |= self.held_out.start()
+            z |= ranks.alike(self.held_out.start)
         self.state = z if self.warm_up is None else self.warm_up.keep(z, 0)
 
     def _start(self, origin: Origin | None) -> tuple[State, System]:

@@ -81,7 +81,7 @@ def resume_from(
     try:
         known = None if folder is None else (folder.meta, folder.damage)
         meta, damage = cast("tuple[Metadata, str]", ranks.of_first(known))
-        run = ranks.alike(lambda: _again(declare, meta, out, ranks))
+        run = _again(declare, meta, out, ranks)
         ended = meta.steps == run.steps and not _goes_on(meta, run)
         if meta.whole and ended:
             dataset, state = (xr.Dataset(), {}) if folder is None else (open_run(out), folder.state())
@@ -121,14 +121,18 @@ def _reopen(folder: RunFolder | None, meta: Metadata, run: Run, ranks: Ranks) ->
 
 def _again(declare: Callable[[Metadata], Run], meta: Metadata, out: Path, ranks: Ranks) -> Run:
     """The run to go on with; raises SdeflowError where it is another than in the folder."""
-    alone = replace(declare(meta), begun=meta.begun)
-    run = alone.shared(ranks)
-    if run.parallel != alone.parallel:
-        raise SdeflowError(
-            f"{out} was begun on one process without parallel.strata, and its minibatches are of all data at "
-            "once: go on on one process"
-        )
-    _refuse_another(run, meta, out)
+    alone = ranks.alike(lambda: replace(declare(meta), begun=meta.begun))
+    run = ranks.alike(lambda: alone.shared(ranks))
+
+    def refuse() -> None:
+        if run.parallel != alone.parallel:
+            raise SdeflowError(
+                f"{out} was begun on one process without parallel.strata, and its minibatches are of all "
+                "data at once: go on on one process"
+            )
+        _refuse_another(run, meta, out)
+
+    ranks.alike(refuse)
     return run
 
 

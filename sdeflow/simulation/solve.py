@@ -35,8 +35,8 @@ def solve(
 ) -> Solution:
     """Solves a run from its start, in memory or into a run folder.
 
-    ranks   the processes that share it; all call this, and the one that leads has the state, the folder and
-            what is read from it
+    ranks   the processes that share it; all call this, and the one that leads has the folder and what is
+            read from it, none the state
 
     By its engine's fallback where torch cannot compile the step. Raises SdeflowError where memory or disk
     have no room for it, or the run that it begins from does not fit; RunError where it could not be carried

@@ -56,6 +56,7 @@ class RunFolder:
         self._lock: filelock.BaseFileLock | None = None
         self._began = self._last = time.monotonic()
         self._cost = 0.0
+        self._writing: float | None = None  # since when files are written for the next checkpoint
         self._made = False
         self._lines: list[str] = []
         self.damage = ""
@@ -109,8 +110,10 @@ class RunFolder:
     def begin(self) -> Path:
         """Where files go that the next checkpoint is to name: the folder, or what becomes it.
 
-        Raises SdeflowError where it may not be written, RunError where the disk does not take it.
+        What is written there counts among what the checkpoint costs. Raises SdeflowError where it may not be
+        written, RunError where the disk does not take it.
         """
+        self._writing = time.monotonic()
         if self.kept is not None:
             return self.path
         if self._lock is None:
@@ -133,14 +136,14 @@ class RunFolder:
         `meta.segments` is filled in here. Raises RunError where the disk does not take it; what was
         acknowledged before is intact.
         """
-        began = time.monotonic()
+        began, self._writing = self._writing or time.monotonic(), None
         if self.kept is None:
             self._make(dataset, meta, state, kept)
             self._flush()
         else:
             self._put(self.path, dataset, replace(meta, segments=self.kept.segments), state, kept)
         self._last = time.monotonic()
-        self._cost = self._last - began
+        self._cost, self._writing = self._last - began, None
 
     def finish(self, meta: Metadata, state: State, attrs: Mapping[str, Any], final: State | None) -> None:
         """Joins the segments of a run that was kept to its end; writes final.safetensors and trajectory.nc.

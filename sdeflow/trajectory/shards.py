@@ -40,7 +40,10 @@ def write(root: Path, step: int, rank: int, state: Mapping[str, Tensor]) -> Shar
     data = save({name: value.contiguous() for name, value in state.items()})
     digest = hashlib.sha256(data).hexdigest()
     file = f"{SHARDS}/{step:015d}-{rank}-{digest[:12]}"
-    (root / SHARDS).mkdir(exist_ok=True)
+    try:
+        (root / SHARDS).mkdir(exist_ok=True)
+    except OSError as error:
+        raise durable.refusal(root / SHARDS, error) from error
     return Shard(file, durable.write(root / file, data))
 
 
@@ -77,7 +80,8 @@ def _read(files: Iterable[Path], rows: Mapping[str, slice]) -> State:
                     own = slice(max(rows[name].start - at, 0), min(rows[name].stop - at, count))
                     begin[name] = at + count
                     if own.start < own.stop:
-                        pieces.setdefault(name, []).append(there[:, own])
+                        # in memory of its own, since a product rounds by how its factors lie there
+                        pieces.setdefault(name, []).append(there[:, own].clone().contiguous())
         except (OSError, RuntimeError, SafetensorError) as error:
             raise RunError(f"{path} cannot be read by this process: {error}") from error
     return {name: found[0] if len(found) == 1 else torch.cat(found, 1) for name, found in pieces.items()}

@@ -50,6 +50,7 @@ def test_rows_are_read_by_any_number_of_processes(tmp_path: Path, wrote: int, re
             for name, value in (COMMON | {k: v[:, own] for k, v in state.items()}).items():
                 assert found[name].dtype == value.dtype
                 assert torch.equal(found[name], value), name
+                assert found[name].is_contiguous(), "products round by how their factors lie in memory"
     assert torch.equal(shards.load(file, meta, {})["X"], state["X"])
 
 
