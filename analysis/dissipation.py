@@ -32,9 +32,15 @@ Gaussian clouds may be off."""
 
 
 def dissipation(x: Array, u: Array, eta: float) -> Array:
-    """sum_i E|grad_u log q_i + eta u|^2 of Gaussian clouds [..., D, N, d], estimated without bias."""
+    """sum_i E|grad_u log q_i + eta u|^2 of Gaussian clouds [..., D, N, d], estimated without bias.
+
+    NaN where particles lie in a plane.
+    """
     n, d = x.shape[-2:]
-    inverse = np.linalg.inv(_covariance(x, u))[..., d:, d:] * (n - 2 * d - 2) / (n - 1)
+    try:
+        inverse = np.linalg.inv(_covariance(x, u))[..., d:, d:] * (n - 2 * d - 2) / (n - 1)
+    except np.linalg.LinAlgError:  # of particles in a plane, which have no density
+        return np.full(x.shape[:-3], np.nan)
     trace = np.trace(inverse, axis1=-2, axis2=-1)
     return (trace - 2 * eta * d + eta**2 * (u**2).sum(-1).mean(-1)).sum(-1)
 
@@ -100,7 +106,8 @@ def free_energy_balance(along: Snapshots, edges: Sequence[int]) -> tuple[Array, 
 
 def _has_free_energy(along: Snapshots) -> bool:
     blocks = along.system.blocks
-    if [b.position for b in blocks] != ["theta", "X"] or not along.whole or along.batches:
+    of_all = along.whole and not along.batches and not along.own.stored
+    if [b.position for b in blocks] != ["theta", "X"] or not of_all:
         return False
     plain = all(b.kinetic and b.rule is None and not b.restart and b.inner is None for b in blocks)
     steady = plain and all(np.ptp(along.number(b, "eta")) == 0 and along.resolves(b) for b in blocks)
@@ -113,9 +120,7 @@ def _gaussian(x: Array, u: Array, edges: Sequence[int]) -> bool:
     """Whether no fourth moment tells otherwise where windows begin and end."""
     n = x.shape[-2]
     for cloud in (x[list(edges)], u[list(edges)]):
-        spread = cloud.std(-2, keepdims=True)
-        if (spread == 0).any():
-            return False
+        spread = np.maximum(cloud.std(-2, keepdims=True), 1e-300)
         fourth = (((cloud - cloud.mean(-2, keepdims=True)) / spread) ** 4).mean(-2)
         error = np.sqrt(24 / (n * fourth[0].size))
         means = fourth.reshape(len(edges), -1).mean(1)
