@@ -135,7 +135,7 @@ def test_expint_ends_above_the_minimum_by_what_its_law_says(h: float, nats: floa
 
 
 def test_the_defect_is_of_the_order_of_the_step_and_changes_its_sign() -> None:
-    """Where theta is pushed at the start. The sizes known from elsewhere are of a start that is not, but near."""
+    """Where theta is pushed at the start; the sizes known from elsewhere are of one that is not told."""
     steps = [0.4 / 2**k for k in range(9)]
     free = np.array([Moments(h, 2.0, pushed=5.0).defect for h in steps])
     assert np.sign(free).tolist() == [1, 1, *[-1] * 7]
