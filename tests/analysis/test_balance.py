@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
+from commands import Cli
 from small import SIZES, Autograd, Net, system_of
 from support import SE, affine_map
 from torch import Tensor
@@ -23,6 +26,7 @@ from sdeflow.problems.hierarchical import Hierarchical
 from sdeflow.problems.latent_ebm import LatentEBM
 from sdeflow.system.block import Block
 from sdeflow.system.system import BlockSystem
+from sdeflow.trajectory.opening import open_run
 
 SLOW = {"h": 1e-3, "eta": 2.0, "gamma": 0.5}
 
@@ -445,3 +449,40 @@ def test_a_run_from_python_needs_its_system() -> None:
     with pytest.raises(SdeflowError, match=r"balance\(run, system\)"):
         run.sdeflow.balance()
     assert "Balance" not in page(run)
+
+
+PROBLEM = ["model.data=10", "model.mle=0.0", "save.particles=all", "save.every=1", "system.theta.h=0.01"]
+PGD = ["--system", "pgd", "--integrator", "euler_maruyama", "--quiet"]
+PGD += [word for setting in PROBLEM for word in ("--set", setting)]
+
+
+@pytest.mark.slow
+def test_the_report_and_the_page_of_a_run_tell_it(tmp_path: Path, cli: Cli) -> None:
+    """Euler-Maruyama in a well of curvature 2: variances 1/(1 - h) too large, 43% at h = 0.3."""
+    folder, out = tmp_path / "run", tmp_path / "report"
+    steps = ["--steps", 300, "--set", "system.x.h=0.3", "--out", folder]
+    assert cli("run", "hierarchical", *PGD, *steps).code == 0
+    told = " ".join(cli("report", folder, "--out", out).out.split())
+    assert "x is not at rest under its scores" in told
+    assert "They no longer change: the step is too large" in told
+    assert cli("plot", folder, "--html").code == 0
+    for file in (out / "report.html", folder / "plot.html"):
+        text = file.read_text(encoding="utf-8")
+        assert "<h2>Balance</h2>" in text
+        assert "They no longer change: the step is too large" in text
+        (row,) = re.findall(r"<tr class=bad><th scope=row>virial of x</th>.*?</tr>", text)
+        value, error = re.findall(r"(\d\.\d+) ± (\d\.\d+)", row)[-1]
+        assert abs(float(value) - 1 / 0.7) < SE * float(error)
+    with open_run(folder) as run:
+        xr.testing.assert_identical(run.sdeflow.balance(), balance(run, windows=4))
+
+
+def test_where_there_is_no_balance_the_report_says_why(tmp_path: Path, cli: Cli) -> None:
+    folder, out = tmp_path / "run", tmp_path / "report"
+    steps = ["--steps", 20, "--set", "save.theta_max=0", "--out", folder]
+    assert cli("run", "hierarchical", *PGD, *steps).code == 0
+    assert cli("report", folder, "--out", out).code == 0
+    text = (out / "report.html").read_text(encoding="utf-8")
+    assert (
+        "Not known: forces need theta, of which snapshots have the norm alone: raise save.theta_max." in text
+    )
