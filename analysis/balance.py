@@ -150,10 +150,10 @@ def _not_stationary(found: xr.Dataset, block: str) -> str:
 
 
 def _of_block(along: Snapshots, b: Block, edges: Sequence[int]) -> Iterator[Identity]:
-    if b.optimizer is not None or (b.inner is not None and b.inner.fresh):
-        return  # no SDE moves it, or its particles are drawn anew
     if (own := _own_score(along, b, edges)) is not None:
         yield own
+    if b.optimizer is not None or (b.inner is not None and b.inner.fresh):
+        return  # no SDE moves it, or its particles are drawn anew
     if b.role == "parameters":
         pure = b.preconditioner is None and not b.restart and not b.heated
         if pure and along.every and _has_energy(along, b):
@@ -163,7 +163,7 @@ def _of_block(along: Snapshots, b: Block, edges: Sequence[int]) -> Iterator[Iden
     score = _clouds_of(along.forces([b.name])[b.name])
     if _has_energy(along, b):
         yield _work(along, b, _cloud(along, b, b.momentum), score, edges)
-    if b.heated:
+    if b.heated and score.shape[-2] > 1:
         yield from _stationary(along, b, score, edges)
 
 

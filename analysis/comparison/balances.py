@@ -30,14 +30,14 @@ class Balance(NamedTuple):
 
 
 def balance_of(run: xr.Dataset) -> Balance | None:
-    """Of a run that keeps its system; None for one from Python, of no model, or that diverged."""
+    """Of a run that keeps its system; None for one from Python, of no model, that diverged, or of no SDE."""
     if not run.attrs.get("config", "") or "X" not in run or run.attrs.get("retcode") == "diverged":
         return None
     try:
         found = balance(run)
     except SdeflowError as error:
         return Balance(None, [], str(error))
-    return Balance(found, warnings(found))
+    return Balance(found, warnings(found)) if found.sizes["identity"] else None
 
 
 def section(balances: Mapping[str, Balance | None]) -> str:

@@ -15,7 +15,7 @@ from small import SIZES, Autograd, Net, system_of
 from support import SE, affine_map
 from torch import Tensor
 
-from sdeflow import Batch, Model, Save, kinetic_ebipla, mpgd, pgd, simulate
+from sdeflow import Batch, Model, Save, kinetic_ebipla, mpgd, pgd, short_run, simulate
 from sdeflow.analysis.balance import STATIONARY, balance, jackknife, warnings
 from sdeflow.analysis.comparison.run_page import page
 from sdeflow.analysis.dissipation import dissipation, free_energy
@@ -401,6 +401,21 @@ def test_an_energy_prior_has_the_balance_of_its_prior_particles() -> None:
     found = names(balance(run, system))
     assert {(name, block) for name in STATIONARY for block in "xz"} < found
     assert ("work and dissipation", "z") in found
+
+
+def test_what_no_sde_moves_has_its_scores_compared_alone() -> None:
+    """An optimizer's theta, particles drawn anew each step, a single prior particle."""
+    motion = {"h": 0.01, "optimizer": "adam"}
+    system = pgd(Hierarchical(data=5), particles=4, theta=motion, x={"h": 0.01})
+    found = names(balance(simulate(system, "euler_maruyama", steps=20, **EXACT), system))
+    assert {(name, block) for name, block in found if block == "theta"} == {("own score", "theta")}
+    assert ("virial", "x") in found
+    fresh = short_run(Hierarchical(data=5), particles=4, theta={"h": 0.01}, x={"h": 0.01}, inner_steps=2)
+    run = simulate(fresh, "alternating", steps=20, **EXACT)
+    assert names(balance(run, fresh)) == {("own score", "theta"), ("own score", "x")}
+    lone = kinetic_ebipla(LatentEBM(**SIZES), particles=2, prior_particles=1, alpha=SLOW, beta=SLOW, x=SLOW)
+    found = names(balance(simulate(lone, "expint_shared", steps=20, **EXACT), lone))
+    assert not {("virial", "z"), ("configurational temperature", "z")} & found
 
 
 def test_numbers_that_a_run_chose_are_taken_from_it() -> None:
