@@ -57,6 +57,12 @@ def test_it_falls_in_every_state(numbers: dict[str, float]) -> None:
     assert int((naive > 1e-9).sum()) > (100 if numbers["lam"] == 0.1 else 0)
 
 
+def test_its_value_by_hand() -> None:
+    """3 + (1/2)/(1/2) 1/8 + (1 - 1/2)/(1 + 1/2) (1/8 + 2 - 1) = 3.5 for K = m^2/2."""
+    f, x, m = (torch.tensor(v, dtype=torch.float64) for v in (3.0, [1.0], [2.0]))
+    assert float(lion_k(f, x, m, a=1.0, gamma=0.5, e=1.0, lam=0.5, kernel=SQUARE)) == pytest.approx(3.5)
+
+
 def test_it_is_the_energy_of_a_momentum_without_decay() -> None:
     """lam = e = 0: a f + |m|^2/2, which friction takes gamma |m|^2 from."""
     numbers = {"a": 1.3, "gamma": 0.6, "e": 0.0, "lam": 0.0}
