@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from sdeflow.analysis.rates import Decay
     from sdeflow.model.model import Model
+    from sdeflow.system.system import BlockSystem
 
 
 class Parameters(Mapping[str, xr.DataArray]):
@@ -114,6 +115,18 @@ class Accessor:
 
         return energy_along(self._run, self._model() if model is None else model, estimator)
 
+    def balance(self, system: BlockSystem | None = None, *, windows: int = 4) -> xr.Dataset:
+        """Whether work and dissipation agree, and particles are at rest under their scores, in windows of the
+        run (`sdeflow.analysis.balance.balance`); `sdeflow.analysis.balance.warnings` puts it in words.
+
+        system   of the run (default: that of its configuration, which a run from the command line keeps)
+
+        Raises SdeflowError for a run from Python without a system, and as that function.
+        """
+        from sdeflow.analysis.balance import balance
+
+        return balance(self._run, system, windows=windows)
+
     def plot(self, data: Sequence[int] | None = None) -> Figure:
         """Parameters, loss, energies, forces and particles against steps: a matplotlib figure, as of
         `sdeflow plot`.
@@ -151,14 +164,12 @@ class Accessor:
         return arviz.InferenceData(**groups)
 
     def _model(self) -> Model:
-        from sdeflow.config.build import build
-        from sdeflow.config.schema import parse_config
+        from sdeflow.analysis.snapshots import system_of
 
-        if not (text := self._run.attrs.get("config", "")):
+        if not self._run.attrs.get("config", ""):
             raise SdeflowError("a run from Python does not keep its model: give it, free_energy(model)")
-        forces = build(parse_config(text, Path("config.toml"))).system.model_forces
-        if forces is None:
-            raise SdeflowError("this run is of a system without a model, which has no free energy")
+        forces = system_of(self._run).model_forces
+        assert forces is not None
         return forces.model
 
 

@@ -18,6 +18,7 @@ import torch
 import xarray as xr
 
 from sdeflow.analysis.chosen import chosen
+from sdeflow.analysis.comparison.balances import Balance, balance_of
 from sdeflow.analysis.comparison.entries import Entry, Row, scored
 from sdeflow.analysis.comparison.report import page
 from sdeflow.analysis.free_energy import energy_along, toy_minimum
@@ -183,6 +184,12 @@ def _row(entry: Entry, system: BlockSystem | None, z: State | None, why: str) ->
     )
 
 
+def _told(row: Row, balance: Balance | None) -> Row:
+    """The row with what its run's balance says is wrong."""
+    wrong = [] if balance is None else balance.wrong
+    return row._replace(note="; ".join(filter(None, [row.note, *wrong])))
+
+
 def _two_particles(config: str) -> BlockSystem | None:
     system = build(parse_config(config, Path("config.toml")).with_particles(2)).system
     system = system.to(torch.float64, torch.device("cpu"))
@@ -221,7 +228,9 @@ def write(
         found = rows(entries, system, lambda: report(next(done), len(entries), None) if report else None)
     model = None if system is None or system.model_forces is None else system.model_forces.model
     energies = {entry.label: value for entry in entries if (value := excess_energy(entry, model)) is not None}
-    text = page(title, entries, found, energies)
+    balances = {entry.label: balance_of(entry.dataset) for entry in entries if entry.dataset is not None}
+    found = [_told(row, balances.get(row.label)) for row in found]
+    text = page(title, entries, found, energies, balances)
     out.mkdir(parents=True, exist_ok=True)
     durable.write(out / "compare.nc", encode(joined(entries, found, energies)))
     durable.write(out / "report.html", text.encode())

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
 import xarray as xr
 
 from sdeflow.analysis.comparison import html
+from sdeflow.analysis.comparison.balances import Balance, section
 from sdeflow.analysis.comparison.entries import Entry, Row, scored
 from sdeflow.analysis.curves import curve, open_frame
 from sdeflow.analysis.scores import OWN
@@ -25,7 +27,11 @@ AXES = ("steps", "gradient evaluations", "seconds")
 
 
 def page(
-    title: str, entries: Sequence[Entry], rows: Sequence[Row], energies: Mapping[str, xr.DataArray]
+    title: str,
+    entries: Sequence[Entry],
+    rows: Sequence[Row],
+    energies: Mapping[str, xr.DataArray],
+    balances: Mapping[str, Balance | None] = MappingProxyType({}),
 ) -> str:
     """The page as HTML text."""
     shown = [entry for entry in entries if entry.dataset is not None]
@@ -49,7 +55,7 @@ def page(
         )
     if any(row.fitted is not None and np.isfinite(row.predicted) for row in rows):
         parts.append(html.section("Fitted against predicted", html.svg(against(rows)), _AGAINST, "small"))
-    parts += [_provenance(shown)]
+    parts += [section(balances), _provenance(shown)]
     return html.document(title, parts)
 
 

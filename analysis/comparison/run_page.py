@@ -1,4 +1,4 @@
-"""One self-contained page of one run: its course, the particles of some data, where it comes from."""
+"""One self-contained page of one run: its course, particles, balance, and where it comes from."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import xarray as xr
 
 from sdeflow.analysis import course
 from sdeflow.analysis.comparison import html
+from sdeflow.analysis.comparison.balances import balance_of, section
 
 RUNNING = "running"
 """How a run has ended that has not."""
@@ -38,4 +39,6 @@ def page(run: xr.Dataset, data: Sequence[int] | None = None, refresh: int = 0) -
     ):
         if panels:
             parts.append(html.section(name, html.panels(course.figures(panels)), caption))
+    if not refresh:  # of a run that goes on it would be computed anew with each look
+        parts.append(section({"": balance_of(run)}))
     return html.document(title, [*parts, html.provenance(attrs)], refresh)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from types import SimpleNamespace
 
@@ -28,6 +29,7 @@ from sdeflow.analysis.distances import (
     w2_to_gaussian_1d,
     wasserstein,
 )
+from sdeflow.analysis.studies import transport
 from sdeflow.errors import SdeflowError
 
 FINITE = st.floats(-100, 100)
@@ -282,7 +284,7 @@ def test_entropic_tends_to_exact_from_above() -> None:
         (lambda: wasserstein(np.zeros((3, 2)), np.full((3, 2), np.nan)), "must be finite, 6 of 6"),
         (lambda: wasserstein(np.zeros((3, 2)), np.zeros((0, 2))), "shape"),
         (lambda: wasserstein(np.zeros((3, 2)), np.zeros((3, 2)), 0.5), "at least 1"),
-        (lambda: wasserstein(np.zeros((600, 2)), np.zeros((601, 2))), "use sliced_w2"),
+        (lambda: wasserstein(np.zeros((600, 2)), np.zeros((601, 2)), 3), "use sliced_w2"),
         (lambda: sliced_w2(np.zeros((3, 2)), np.zeros((3, 2)), projections=1), "at least 2"),
         (lambda: gaussian_w2([0.0], [[-1.0]], [0.0], [[1.0]]), "no negative eigenvalue"),
         (lambda: gaussian_w2([0, 0], [[1, 1], [0, 1]], [0, 0], np.eye(2)), "symmetric"),
@@ -298,8 +300,64 @@ def test_refusals(call: object, sentence: str) -> None:
         call()
 
 
+@pytest.mark.parametrize("p", [1, 2])
+@pytest.mark.parametrize(("n", "m"), [(40, 40), (40, 50)])
+def test_larger_clouds_are_taken_by_pot(p: int, n: int, m: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same distances as by the plain ways."""
+    pytest.importorskip("ot")
+    rng = np.random.default_rng(10)
+    a, b = rng.standard_normal((n, 3)), rng.standard_normal((m, 3)) + 1
+    plain = wasserstein(a, b, p)
+    monkeypatch.setattr(distances, "POT_FROM", 0)
+    monkeypatch.setattr(distances, "linear_sum_assignment", None)
+    monkeypatch.setattr(distances, "linprog", None)
+    assert wasserstein(a, b, p) == pytest.approx(plain, rel=1e-9)
+    assert wasserstein(a, a, p) == pytest.approx(0, abs=1e-6)
+
+
+def test_pot_is_asked_for_two_clouds_and_its_failure_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is called, with another in its place: any p but 1 and 2 goes the plain way."""
+    asked = []
+
+    def solver(x: np.ndarray, y: np.ndarray, metric: str, **options: object) -> tuple[float, dict]:
+        asked.append((len(x), len(y), metric))
+        return (9.0, {"warning": None if metric == "sqeuclidean" else "no end"})
+
+    monkeypatch.setitem(sys.modules, "ot", SimpleNamespace(lp=SimpleNamespace(emd2_lazy=solver)))
+    a, b = np.zeros((600, 2)), np.ones((500, 2))
+    assert wasserstein(a, b) == 3
+    with pytest.raises(SdeflowError, match="no end"):
+        wasserstein(a, b, 1)
+    assert asked == [(600, 500, "sqeuclidean"), (600, 500, "euclidean")]
+    assert wasserstein(a[:4], b[:4]) == pytest.approx(np.sqrt(2))
+    with pytest.raises(SdeflowError, match=r"network simplex \(up to 400,000,000 pairs\): use sliced_w2"):
+        wasserstein(np.zeros((20_001, 2)), np.zeros((20_000, 2)))
+    with pytest.raises(SdeflowError, match="linear programme"):
+        wasserstein(a, b, 3)
+    assert len(asked) == 2
+
+
+def test_without_pot_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ot", None)
+    with pytest.raises(SdeflowError, match=r"programme .*pip install 'POT>=0\.9\.7', or use sliced_w2"):
+        wasserstein(np.zeros((600, 2)), np.zeros((601, 2)))
+
+
 def test_limits_are_of_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(distances.MOST_PAIRS, "assignment", 8)
     with pytest.raises(SdeflowError, match="assignment"):
         wasserstein(np.zeros((3, 2)), np.zeros((3, 2)))
     assert wasserstein(np.zeros((3, 1)), np.ones((3, 1))) == 1
+
+
+def test_what_distances_cost_is_measured() -> None:
+    """The entropic way is above the exact one; a way is left where its next size would take too long."""
+    pytest.importorskip("ot")
+    first, second = transport.measure([30, 40], limit=60)
+    assert (first["n"], second["n"]) == ("30", "40")
+    for row in (first, second):
+        assert all(re.match(r"[\d.e-]+ s", row[name]) for name in transport.WAYS)
+        assert ", +" in row["entropic"]
+    first, second = transport.measure([30, 40], limit=1e-12)
+    assert "" not in first.values()
+    assert [second[name] for name in transport.WAYS] == [""] * 4
