@@ -36,8 +36,8 @@ class Statistics(NamedTuple):
 
     def towards(self, other: Statistics, part: float) -> Statistics:
         """A part of the way to others: their mixture."""
-        pairs, misfit = (1 - part) * self.pairs + part * other.pairs, self.misfit + part * (
-            other.misfit - self.misfit
+        pairs, misfit = (
+            (1 - part) * mine + part * its for mine, its in zip(self[:2], other[:2], strict=True)
         )
         return Statistics(pairs, misfit, self.count)
 
@@ -56,9 +56,7 @@ def score(statistics: Statistics, theta: Mapping[str, Array]) -> dict[str, Array
     }
 
 
-def maximiser(
-    statistics: Statistics, theta: Mapping[str, Array], learn: Collection[str]
-) -> dict[str, Array]:
+def maximiser(statistics: Statistics, theta: Mapping[str, Array], learn: Collection[str]) -> dict[str, Array]:
     """argmax of E[log p(x, y)] over the parameters in `learn`, the others held: the step M of EM."""
     pairs, misfit, count = statistics
     d = misfit.shape[-1]

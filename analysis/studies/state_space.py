@@ -31,6 +31,7 @@ import torch
 import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
+from numpy.polynomial import Chebyshev
 from numpy.typing import NDArray
 
 from sdeflow.analysis import path_statistics
@@ -55,7 +56,8 @@ Theta = dict[str, Array]
 REPLICAS, LEVEL = 4, 0.1
 """LEVEL is of nats below the maximum, to which passes are counted."""
 
-LEARNED: tuple[tuple[str, ...], ...] = (("c",), ("a", "log_q", "log_r"))
+LEARNED: dict[tuple[str, ...], float] = {("c",): 0.25, ("a", "log_q", "log_r"): 1.0}
+"""What is learned, and which part of their passes methods take for it."""
 
 
 class Moved(NamedTuple):
@@ -65,7 +67,7 @@ class Moved(NamedTuple):
     integrator: str
     h: float | None
     particles: int = 100
-    passes: int = 2000
+    passes: int = 2500
 
 
 class Smoother(NamedTuple):
@@ -73,14 +75,14 @@ class Smoother(NamedTuple):
 
     gibbs: bool
     particles: int
-    passes: int = 200
+    passes: int = 500
 
 
 MOVED = (
     Moved("mpgd", "baoab", None),
     Moved("mpgd", "baoab", 0.1),
     Moved("mpgd", "expint", 0.1),
-    Moved("mpgd", "expint", 0.02),
+    Moved("mpgd", "expint", 0.05),
     Moved("pgd", "euler_maruyama", 0.05),
     Moved("pgd", "euler_maruyama", 0.01),
 )
@@ -90,8 +92,13 @@ KALMAN_PASSES = 200
 THETA: dict[str, dict[str, float]] = {"mpgd": {"gamma": 20.0}, "pgd": {"h": 0.005}}
 """Where h is given theta moves faster than the file has it, which was slow: all are to settle."""
 
-WHOLE, DECAY = 50, 0.6
-"""Stochastic approximation: passes that are taken whole, then the power with which their part falls."""
+NODES = 24
+"""Of a scheme's variance, which is smooth in the precision: between as many it is known to rounding."""
+
+WHOLE = 30
+"""Passes of a smoother that are taken whole; pass k after them counts WHOLE / k. EM forgets an error in the
+slowest direction in some 22 passes, and is to forget at least as many times faster than errors are averaged.
+"""
 
 
 class Answer(NamedTuple):
@@ -136,10 +143,16 @@ def nats_below(model: StateSpace, best: Maximum, theta: Theta) -> float:
     return best.log_likelihood - float(model.log_likelihood(at))
 
 
-def law(model: StateSpace, theta: Theta, variance: Callable[[Array], Array]) -> Smoothed:
-    """A law of paths given y with the right mean, and a variance of each precision along its direction."""
+def precisions(model: StateSpace, theta: Theta) -> tuple[Array, Array]:
+    """Of a path given y, [T d], the least first, and their directions [T d, T d]."""
     precision = model.precision({name: torch.as_tensor(value) for name, value in theta.items()})
     kappa, directions = np.linalg.eigh(precision.numpy())
+    return kappa, directions
+
+
+def law(model: StateSpace, theta: Theta, variance: Callable[[Array], Array]) -> Smoothed:
+    """A law of paths given y with the right mean, and a variance of each precision along its direction."""
+    kappa, directions = precisions(model, theta)
     covariance = (directions * variance(kappa)) @ directions.T
     times, d = model.latent_shape
     blocks, at = covariance.reshape(times, d, times, d), np.arange(times)
@@ -150,9 +163,19 @@ def law(model: StateSpace, theta: Theta, variance: Callable[[Array], Array]) -> 
 def predicted(model: StateSpace, best: Maximum, variance: Callable[[Array], Array]) -> Answer:
     """The answer for paths whose stationary variance is `variance` of a precision, for N = infinity; d = 1.
 
-    Raises SdeflowError where none is found.
+    Raises SdeflowError where none is found, or the scheme is not stable there.
     """
     learn = tuple(model.start)
+    kappa, _ = precisions(model, best.theta)
+    near = kappa[0] / 3, 1.5 * kappa[-1]
+
+    def product(kappa: Array) -> Array:
+        found = kappa * variance(kappa)
+        if not np.isfinite(found).all():
+            raise SdeflowError("the scheme is not stable near the MLE: take a smaller h of X")
+        return found
+
+    ratio = Chebyshev.interpolate(product, NODES, near)  # the variance itself takes its time
 
     def at(flat: Array) -> Theta:
         return best.theta | {
@@ -161,13 +184,14 @@ def predicted(model: StateSpace, best: Maximum, variance: Callable[[Array], Arra
 
     def forces(flat: Array) -> Array:
         theta = at(flat)
-        found = path_statistics.score(expected(model.data, law(model, theta, variance)), theta)
+        found = path_statistics.score(expected(model.data, law(model, theta, lambda k: ratio(k) / k)), theta)
         return np.array([found[name].item() for name in learn])
 
     found = scipy.optimize.root(forces, [best.theta[name].item() for name in learn], tol=1e-10)
-    if not np.abs(found.fun).max() < 1e-7:
-        raise SdeflowError(f"what is learned was not found: {found.message}")
     theta = at(found.x)
+    kappa, _ = precisions(model, theta)
+    if not (np.abs(found.fun).max() < 1e-7 and near[0] < kappa[0] < kappa[-1] < near[1]):
+        raise SdeflowError(f"what is learned was not found near the MLE: {found.message}")
     return Answer(_value(theta[told(learn)].item(), learn), nats_below(model, best, theta))
 
 
@@ -227,8 +251,7 @@ def by_particles(by: Smoother, learn: tuple[str, ...], replicas: int, part: floa
     for k in range(round(part * by.passes)):
         found = paris(y, theta, by.particles, rng, path=path)
         path = found.path if by.gibbs else None
-        share = min(1.0, (k - WHOLE + 2.0) ** -DECAY) if k >= WHOLE else 1.0
-        sums = found.statistics if sums is None else sums.towards(found.statistics, share)
+        sums = found.statistics if sums is None else sums.towards(found.statistics, min(1.0, WHOLE / (k + 1)))
         theta = maximiser(sums, theta, learn)
         along.append(theta)
     rows = [[{name: v[i] for name, v in theta.items()} for i in range(replicas)] for theta in along]
@@ -243,9 +266,10 @@ def measure(replicas: int = REPLICAS, part: float = 1.0) -> list[Course]:
             f"an error bar needs two replicas or more, given {replicas}: take --replicas 4, say"
         )
     found = []
-    for learn in LEARNED:
-        found += [moved(by, learn, replicas, part) for by in MOVED]
-        found += [kalman(learn, part), *(by_particles(by, learn, replicas, part) for by in SMOOTHERS)]
+    for learn, share in LEARNED.items():
+        found += [moved(by, learn, replicas, share * part) for by in MOVED]
+        found += [kalman(learn, share * part)]
+        found += [by_particles(by, learn, replicas, share * part) for by in SMOOTHERS]
     return found
 
 
@@ -281,7 +305,11 @@ def draw(courses: Sequence[Course]) -> Figure:
         own = [f for f in courses if f.learn == learn]
         for number, f in enumerate(own):
             later = f.nats.isel(time=slice(1, None))
-            about = ", ".join(s for s in (f.h and f"h {f.h}" if f.h != "chosen" else f.h, f.particles and f"N {f.particles}") if s)
+            about = ", ".join(
+                s
+                for s in (f.h and f"h {f.h}" if f.h != "chosen" else f.h, f.particles and f"N {f.particles}")
+                if s
+            )
             label = f"{f.label}, {about}" if about else f.label
             curve(panel, later, label, colour=f"C{number}", positive=True)
         panel.axhline(LEVEL, color="0.5", lw=0.8, ls=":")
