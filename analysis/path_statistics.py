@@ -14,7 +14,7 @@ Source: Shumway, Stoffer 1982, J. Time Ser. Anal. 3.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,38 +27,38 @@ class Statistics(NamedTuple):
 
     pairs    G, [..., 2 d + 1, 2 d + 1]
     misfit   of E[(y_t - x_t)^2], [..., d]
-    count    how many times these are sums of, T of each series
+    times    how many times these are sums over, T of each series
     """
 
     pairs: Array
     misfit: Array
-    count: float
+    times: float
 
     def towards(self, other: Statistics, part: float) -> Statistics:
         """A part of the way to others: their mixture."""
         pairs, misfit = (
             (1 - part) * mine + part * its for mine, its in zip(self[:2], other[:2], strict=True)
         )
-        return Statistics(pairs, misfit, self.count)
+        return Statistics(pairs, misfit, self.times)
 
 
 def score(statistics: Statistics, theta: Mapping[str, Array]) -> dict[str, Array]:
     """E[grad log p(x, y)] under the path's law: the gradient of log p(y) where that is exact."""
-    pairs, misfit, count = statistics
+    pairs, misfit, times = statistics
     q, r, d = np.exp(theta["log_q"]), np.exp(theta["log_r"]), misfit.shape[-1]
     residual = _residual(_weights(theta))
     pull = (residual @ pairs) / q[..., None]
     return {
         "a": pull[..., d:-1],
         "log_q": (_diagonal(residual @ pairs @ _transposed(residual)) / q - pairs[..., -1:, -1]) / 2,
-        "log_r": (misfit / r - count) / 2,
+        "log_r": (misfit / r - times) / 2,
         "c": pull[..., -1],
     }
 
 
 def maximiser(statistics: Statistics, theta: Mapping[str, Array], learn: Collection[str]) -> dict[str, Array]:
     """argmax of E[log p(x, y)] over the parameters in `learn`, the others held: the step M of EM."""
-    pairs, misfit, count = statistics
+    pairs, misfit, times = statistics
     d = misfit.shape[-1]
     weights = _weights(theta)
     free = [k for k in range(d + 1) if ("c" if k == d else "a") in learn]
@@ -74,7 +74,7 @@ def maximiser(statistics: Statistics, theta: Mapping[str, Array], learn: Collect
     found = {
         "a": weights[..., :d],
         "log_q": np.log(squares / pairs[..., -1:, -1]),
-        "log_r": np.log(misfit / count),
+        "log_r": np.log(misfit / times),
         "c": weights[..., d],
     }
     return {name: value if name in learn else theta[name] for name, value in found.items()}
@@ -91,9 +91,9 @@ def _residual(weights: Array) -> Array:
     return np.concatenate([eye, -weights], -1)
 
 
-def _diagonal(m: Array) -> Array:
+def _diagonal(m: NDArray[Any]) -> NDArray[Any]:
     return np.diagonal(m, axis1=-2, axis2=-1)
 
 
-def _transposed(m: Array) -> Array:
+def _transposed(m: NDArray[Any]) -> NDArray[Any]:
     return m.swapaxes(-1, -2)

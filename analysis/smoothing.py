@@ -30,7 +30,7 @@ Index = NDArray[np.int64]
 
 
 class Pass(NamedTuple):
-    """What a pass over the times gives for each row: the estimate, and a path that was drawn, [rows, T, d]."""
+    """What a pass gives for each row: estimated sums, and a path that was drawn, [rows, T, d]."""
 
     statistics: Statistics
     path: Array

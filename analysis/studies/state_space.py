@@ -1,4 +1,4 @@
-"""Maximum likelihood on a state space model: particles of whole paths against EM, exact and by particle filters.
+"""Maximum likelihood on a state space model: particles that are whole paths, against EM.
 
     python -m sdeflow.analysis.studies.state_space --out state_space.svg
 
@@ -305,12 +305,9 @@ def draw(courses: Sequence[Course]) -> Figure:
         own = [f for f in courses if f.learn == learn]
         for number, f in enumerate(own):
             later = f.nats.isel(time=slice(1, None))
-            about = ", ".join(
-                s
-                for s in (f.h and f"h {f.h}" if f.h != "chosen" else f.h, f.particles and f"N {f.particles}")
-                if s
-            )
-            label = f"{f.label}, {about}" if about else f.label
+            h = f"h {f.h}".removeprefix("h " if f.h == "chosen" else "") if f.h else ""
+            about = [f.label, h, f.particles and f"N {f.particles}"]
+            label = ", ".join(part for part in about if part)
             curve(panel, later, label, colour=f"C{number}", positive=True)
         panel.axhline(LEVEL, color="0.5", lw=0.8, ls=":")
         title = ", ".join(name.replace("_", " ") for name in learn)

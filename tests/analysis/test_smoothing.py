@@ -136,7 +136,7 @@ def test_particle_gibbs_keeps_the_law_of_paths_and_is_unbiased_over_it(d: int, p
 
 
 def test_a_path_that_is_drawn_is_of_the_particles_and_their_estimate_of_as_many_steps() -> None:
-    """Of one particle there is no choice: the path is its own, and the estimate its sums; so of a held one."""
+    """Of one particle there is no choice: the estimate is its path's sums; so where it is held."""
     theta, y = somewhere(2), np.random.default_rng(0).standard_normal((3, 5, 2))
     found = paris(y, theta, 1, np.random.default_rng(0))
     again = paris(y, theta, 1, np.random.default_rng(1), path=found.path)
@@ -145,7 +145,7 @@ def test_a_path_that_is_drawn_is_of_the_particles_and_their_estimate_of_as_many_
         own = sums(one.path, y)
         np.testing.assert_allclose(one.statistics.pairs, own.pairs, rtol=1e-12)
         np.testing.assert_allclose(one.statistics.misfit, own.misfit, rtol=1e-12)
-        assert one.statistics.count == 5
+        assert one.statistics.times == 5
 
 
 def test_rows_have_parameters_of_their_own() -> None:
