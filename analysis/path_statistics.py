@@ -32,7 +32,7 @@ class Statistics(NamedTuple):
 
     pairs: Array
     misfit: Array
-    times: float
+    times: int
 
     def towards(self, other: Statistics, part: float) -> Statistics:
         """A part of the way to others: their mixture."""

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdeflow.analysis.path_statistics import Statistics
+from sdeflow.errors import SdeflowError
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -50,8 +51,15 @@ def paris(
     theta   a [.., d, d], log_q, log_r, c [.., d]: for all rows, or with an axis of rows
     draws   M, of J for each particle
     path    [rows, T, d], to which the last particle is held: a sweep of particle Gibbs
+
+    Raises SdeflowError for series of another shape, and for no particles.
     """
-    a, c = _transposed(theta["a"]), theta["c"][..., None, :]
+    if y.ndim != 3 or particles < 1:
+        raise SdeflowError(
+            "series [rows, T, d] and one particle or more were expected, given "
+            f"{list(y.shape)} and {particles}"
+        )
+    a, c = theta["a"].swapaxes(-1, -2), theta["c"][..., None, :]
     q, r = (np.exp(theta[name])[..., None, :] for name in ("log_q", "log_r"))
     rows, times, d = y.shape
     row = np.arange(rows)[:, None]
@@ -103,7 +111,3 @@ def _drawn(log_weights: Array, count: int, rng: np.random.Generator) -> Index:
     summed = np.exp(log_weights - log_weights.max(-1, keepdims=True)).cumsum(-1)
     u = rng.random((*summed.shape[:-1], count)) * summed[..., -1:]
     return (u[..., None] > summed[..., None, :]).sum(-1)
-
-
-def _transposed(m: Array) -> Array:
-    return m.swapaxes(-1, -2)

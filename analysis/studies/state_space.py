@@ -96,8 +96,8 @@ NODES = 24
 """Of a scheme's variance, which is smooth in the precision: between as many it is known to rounding."""
 
 WHOLE = 30
-"""Passes of a smoother that are taken whole; pass k after them counts WHOLE / k. EM forgets an error in the
-slowest direction in some 22 passes, and is to forget at least as many times faster than errors are averaged.
+"""Passes of a smoother that are taken whole; pass k after them counts WHOLE / k. EM forgets an error in its
+slowest direction in some 22 passes, so that what was wrong at the start falls as k^-(WHOLE / 22).
 """
 
 
@@ -305,8 +305,7 @@ def draw(courses: Sequence[Course]) -> Figure:
         own = [f for f in courses if f.learn == learn]
         for number, f in enumerate(own):
             later = f.nats.isel(time=slice(1, None))
-            h = f"h {f.h}".removeprefix("h " if f.h == "chosen" else "") if f.h else ""
-            about = [f.label, h, f.particles and f"N {f.particles}"]
+            about = [f.label, f.h and f"h {f.h}", f.particles and f"N {f.particles}"]
             label = ", ".join(part for part in about if part)
             curve(panel, later, label, colour=f"C{number}", positive=True)
         panel.axhline(LEVEL, color="0.5", lw=0.8, ls=":")

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sdeflow.analysis import kalman
 from sdeflow.analysis.path_statistics import Statistics, maximiser, score
 from sdeflow.analysis.smoothing import paris
+from sdeflow.errors import SdeflowError
 from sdeflow.problems.state_space import StateSpace
 
 Array = NDArray[np.float64]
@@ -146,6 +147,12 @@ def test_a_path_that_is_drawn_is_of_the_particles_and_their_estimate_of_as_many_
         np.testing.assert_allclose(one.statistics.pairs, own.pairs, rtol=1e-12)
         np.testing.assert_allclose(one.statistics.misfit, own.misfit, rtol=1e-12)
         assert one.statistics.times == 5
+
+
+@pytest.mark.parametrize(("y", "particles"), [(WAVES[0], 10), (WAVES, 0)])
+def test_what_is_no_series_or_no_particle_is_refused(y: Array, particles: int) -> None:
+    with pytest.raises(SdeflowError, match=rf"were expected, given \[.*\] and {particles}$"):
+        paris(y, START, particles, np.random.default_rng(0))
 
 
 def test_rows_have_parameters_of_their_own() -> None:
