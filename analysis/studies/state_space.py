@@ -289,9 +289,9 @@ def row(found: Course) -> dict[str, str]:
         "N": found.particles,
         "passes": f"{int(found.nats['step'][-1]):,}",
         "c or r": _told(late(found.value), 4),
-        "predicted": f"{answer.value:.4f}" if answer else "",
+        "predicted": _plain(answer.value) if answer else "",
         "nats below the maximum": _told(late(found.nats), 4),
-        "predicted at N = ∞": f"{answer.nats:.4f}" if answer else "",
+        "predicted at N = ∞": _plain(answer.nats) if answer else "",
         f"passes to {LEVEL:g} nats": _told(to, 0) if np.isfinite(to).all() else "never",
     }
 
@@ -342,9 +342,11 @@ def _value(number: Any, learn: Sequence[str]) -> Any:
 
 
 def _told(values: Array, digits: int) -> str:
-    if len(values) > 1:
-        return pm(over_replicas(values), digits=digits)
-    return f"{round(values[0], digits) + 0.0:,.{digits}f}"
+    return pm(over_replicas(values), digits=digits) if len(values) > 1 else _plain(values[0], digits)
+
+
+def _plain(number: float, digits: int = 4) -> str:
+    return f"{round(number, digits) + 0.0:,.{digits}f}"  # no minus before zeros
 
 
 def _course(

@@ -115,7 +115,7 @@ def test_em_by_kalman_ends_at_the_mle() -> None:
 def test_runs_learn_what_is_predicted() -> None:
     """r within four standard errors of 6 replicas and what N = 100 costs, a hundredth; c within four."""
     for by in (Moved("mpgd", "expint", 0.1), Moved("pgd", "euler_maruyama", 0.05)):
-        found = moved(by, ALL, 6, 0.8)
+        found = moved(by, ALL, 6, 0.6)
         assert found.predicted is not None
         r = late(found.value)
         assert abs(r.mean() - found.predicted.value) < 4 * r.std(ddof=1) / 6**0.5 + 0.0013
@@ -127,10 +127,10 @@ def test_runs_learn_what_is_predicted() -> None:
 
 @pytest.mark.slow
 def test_a_particle_smoother_s_bias_is_learned_and_gibbs_has_none() -> None:
-    """r, of 12 replicas and 20 particles: by PaRIS twice too large, by particle Gibbs within 4 errors."""
-    free, held = (late(by_particles(Smoother(gibbs, 20), ALL, 12).value) for gibbs in (False, True))
-    assert free.mean() - 4 * free.std(ddof=1) / 12**0.5 > 1.8 * R
-    assert abs(held.mean() - R) < 4 * held.std(ddof=1) / 12**0.5
+    """r, of 8 replicas and 20 particles: by PaRIS twice too large, by particle Gibbs within 4 errors."""
+    free, held = (late(by_particles(Smoother(gibbs, 20), ALL, 8).value) for gibbs in (False, True))
+    assert free.mean() - 4 * free.std(ddof=1) / 8**0.5 > 1.8 * R
+    assert abs(held.mean() - R) < 4 * held.std(ddof=1) / 8**0.5
 
 
 def test_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
