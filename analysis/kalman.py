@@ -50,8 +50,12 @@ class Maximum(NamedTuple):
 
 
 def smoothed(y: Any, theta: Mapping[str, Any]) -> Smoothed:
-    """Likelihood, means, variances and lag-one covariances of series y [D, T, d]."""
-    y, own = np.asarray(y, np.float64), _arrays(theta)
+    """Likelihood, means, variances and lag-one covariances of series y [D, T, d].
+
+    Raises SdeflowError where they have another shape, or a value is not finite.
+    """
+    own = _arrays(theta)
+    y = _series(y, own)
     a, q, r = own["a"], np.diag(np.exp(own["log_q"])), np.diag(np.exp(own["log_r"]))
     mean, covariance = np.zeros_like(y[:, 0]), np.eye(y.shape[2])
     means, covariances, predicted, value = [], [], [], np.zeros(len(y))
@@ -104,9 +108,14 @@ def maximum(y: Any, theta: Mapping[str, Any], learn: Sequence[str]) -> Maximum:
     """The MLE of the parameters in `learn`, from theta on, the others held: by the score, in few steps.
 
     Raises SdeflowError where the score does not fall below 1e-7, as where the likelihood is greatest at
-    r = 0 or q = 0, whose log runs off.
+    r = 0 or q = 0, whose log runs off; for names that are no parameters, and for other series.
     """
-    y, own = np.asarray(y, np.float64), _arrays(theta)
+    own = _arrays(theta)
+    y = _series(y, own)
+    if not learn or (unknown := [name for name in learn if name not in own]):
+        raise SdeflowError(
+            f"learn names parameters out of {', '.join(own)}, given {', '.join(unknown) if learn else 'none'}"
+        )
     sizes = np.cumsum([own[name].size for name in learn])[:-1]
 
     def at(flat: Array) -> dict[str, Array]:
@@ -127,9 +136,7 @@ def maximum(y: Any, theta: Mapping[str, Any], learn: Sequence[str]) -> Maximum:
 
     start = np.concatenate([own[name].ravel() for name in learn])
     near = scipy.optimize.minimize(loss, start, jac=slope, method="BFGS").x
-    best = scipy.optimize.root(
-        slope, near, tol=1e-12
-    ).x  # values of the loss are too coarse for the last digits
+    best = scipy.optimize.root(slope, near, tol=1e-12).x  # the loss is too coarse for the last digits
     if not np.abs(slope(best)).max() < SETTLED or loss(best) > loss(near) + SETTLED:
         ends = ", ".join(f"{name} = {np.array2string(at(near)[name], precision=3)}" for name in learn)
         raise SdeflowError(
@@ -137,6 +144,20 @@ def maximum(y: Any, theta: Mapping[str, Any], learn: Sequence[str]) -> Maximum:
             "a log that runs off, or take more data"
         )
     return Maximum(at(best), -loss(best))
+
+
+def _series(y: Any, own: Mapping[str, Array]) -> Array:
+    """Series as an array [D, T, d]."""
+    found, d = np.asarray(y, np.float64), len(own["c"])
+    if found.ndim != 3 or found.shape[2] != d:
+        raise SdeflowError(
+            f"series [D, T, {d}] were expected, as d = {d} of the parameters, given {found.shape}"
+        )
+    if not np.isfinite(found).all():
+        raise SdeflowError(
+            "the series have values that are not finite: leave out times without an observation"
+        )
+    return found
 
 
 def _arrays(theta: Mapping[str, Any]) -> dict[str, Array]:

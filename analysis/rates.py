@@ -174,10 +174,13 @@ def coordinate(dataset: xr.Dataset) -> xr.DataArray:
 
     Of an energy-based prior it is alpha, where that is learned.
 
-    Raises SdeflowError where theta was not saved whole.
+    Raises SdeflowError where theta was not saved whole, or there is none.
     """
-    name = next((name for name in ("theta", "alpha", "beta") if name in dataset), None)
+    names = ("theta", "alpha", "beta")
+    name = next((name for name in names if name in dataset), None)
     if name is None:
+        if not any(f"{name}_norm" in dataset for name in names):
+            raise SdeflowError("the run has no parameters, so there is no rate at which they are learned")
         raise SdeflowError("theta was not saved whole: raise save.theta_max")
     theta = dataset[name]
     param = str(theta.dims[-1])

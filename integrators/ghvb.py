@@ -1,6 +1,17 @@
 from __future__ import annotations
 
-from sdeflow.system import Integrator, Noise, State, System, plus, refuses_memory, refuses_restart
+import math
+
+from sdeflow.system import (
+    Integrator,
+    Noise,
+    SdeflowError,
+    State,
+    System,
+    plus,
+    refuses_memory,
+    refuses_restart,
+)
 
 NEXT = (
     (1.0,),
@@ -37,7 +48,7 @@ class GHVB(Integrator[System]):
     order   r, 1 to 4: 1 is Euler's scheme with a heavy ball
     beta    of the new direction, in (0, 1]; momentum is 1 - beta. The literature names a scheme r - 1 + beta
 
-    Raises ValueError for others.
+    Raises SdeflowError for others.
     """
 
     strong_order, weak_order, evaluations = 2.0, 2.0, 1
@@ -47,8 +58,10 @@ class GHVB(Integrator[System]):
     source = "Wizadwongsa et al. 2023, arXiv:2307.11118"
 
     def __init__(self, order: int = 2, beta: float = 0.8) -> None:
-        if order not in (1, 2, 3, 4) or not 0 < beta <= 1:
-            raise ValueError(f"order must be 1, 2, 3 or 4 and beta in (0, 1], given {order} and {beta}")
+        if order not in (1, 2, 3, 4):
+            raise SdeflowError(f"order must be 1, 2, 3 or 4, given {order!r}")
+        if not 0 < beta <= 1:
+            raise SdeflowError(f"beta must lie in (0, 1], given {beta!r}: 1 is without momentum")
         self.order, self.beta = order, beta
         self.strong_order = self.weak_order = float(order)
         pairs = zip(NEXT[order - 1], LAST[order - 1], strict=True)
@@ -71,14 +84,21 @@ class GHVB(Integrator[System]):
 
         A past that was never there: of Runge-Kutta's x_0, ..., x_{r-1} each step of this scheme has one force
         unknown, its oldest, and is solved for that. So a step need not know how many were taken before it.
+        Past a system's final time, where no step goes, it is made of the last drift there is.
         """
-        h = system.h
+        h, end = system.h, getattr(system, "final_time", None) or math.inf
+        within = [t + n * h <= end * (1 + 1e-9) for n in range(self.order)]
         f = [system.drift(t, z)]
         x = [{name: z[name] for name in f[0]}]
         for n in range(self.order - 1):
             if n > 0:
-                f.append(system.drift(t + n * h, z | x[n]))
-            x.append(_runge_kutta(system, t + n * h, z | x[n], f[n], h))
+                f.append(system.drift(t + n * h, z | x[n]) if within[n] else f[-1])
+            ahead = (
+                _runge_kutta(system, t + n * h, z | x[n], f[n], h)
+                if within[n + 1]
+                else {name: plus(x[n][name], (h, f[n][name])) for name in f[n]}
+            )
+            x.append(ahead)
         x_before = {name: plus(z[name], (-h, f[0][name])) for name in f[0]}
         past: list[State] = []
         for n in reversed(range(self.order - 1)):

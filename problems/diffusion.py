@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from sdeflow.errors import SdeflowError
 from sdeflow.problems.mixture_path import MixturePath, mixture
 
 if TYPE_CHECKING:
@@ -41,10 +42,13 @@ class Diffusion(MixturePath):
         sigma_min: float = 0.002,
         rho: float = 7.0,
     ) -> None:
-        if kappa < 0 or not 0 < sigma_min < sigma_max or rho <= 0:
-            raise ValueError(
-                "kappa must not be negative, rho positive and 0 < sigma_min < sigma_max, "
-                f"given {kappa}, {rho}, {sigma_min} and {sigma_max}"
+        if kappa < 0:
+            raise SdeflowError(f"kappa must not be negative, given {kappa}")
+        if rho <= 0:
+            raise SdeflowError(f"rho must be positive, given {rho}")
+        if not 0 < sigma_min < sigma_max:
+            raise SdeflowError(
+                f"sigma_min must be positive and below sigma_max, given {sigma_min} and {sigma_max}"
             )
         self.log_weights, self.means, self.variances = mixture(means, scales, weights)
         self.kappa, self.rho = kappa, rho

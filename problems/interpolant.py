@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from math import cos, pi, sin
 from typing import TYPE_CHECKING, Literal
 
+from sdeflow.errors import SdeflowError
 from sdeflow.problems.mixture_path import MixturePath, mixture
 
 if TYPE_CHECKING:
@@ -45,15 +46,16 @@ class Interpolant(MixturePath):
         noise: float = 2.0,
         path: Literal["linear", "cosine"] = "linear",
     ) -> None:
-        if epsilon < 0 or noise < 0:
-            raise ValueError(f"epsilon and noise must not be negative, given {epsilon} and {noise}")
+        for name, value in (("epsilon", epsilon), ("noise", noise)):
+            if value < 0:
+                raise SdeflowError(f"{name} must not be negative, given {value}")
         if path not in ("linear", "cosine"):
-            raise ValueError(f"path must be 'linear' or 'cosine', given {path!r}")
+            raise SdeflowError(f"path must be 'linear' or 'cosine', given {path!r}")
         end = mixture(means, scales, weights)
         origin = [[0.0] * len(means[0])] if start_means is None else start_means
         start = mixture(origin, start_scales, start_weights)
         if (d := start[1].shape[1]) != end[1].shape[1]:
-            raise ValueError(f"both ends must be of one dimension, given {d} and {end[1].shape[1]}")
+            raise SdeflowError(f"both ends must be of one dimension, given {d} and {end[1].shape[1]}")
         of_start, of_end = len(start[1]), len(end[1])  # a component of the path for each pair of theirs
         self.log_weights = (start[0][:, None] + end[0]).flatten()
         self.starts = tuple(v.repeat_interleave(of_end, 0) for v in start[1:])

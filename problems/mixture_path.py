@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from math import sqrt
 from typing import TYPE_CHECKING
 
+from sdeflow.errors import SdeflowError
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -94,19 +96,19 @@ def mixture(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """log w [K], means [K, d] and variances [K] in float64, of means, standard deviations and weights.
 
-    Weights are scaled to add up to 1; None is the same for all. Raises ValueError for what is no mixture.
+    Weights are scaled to add up to 1; None is the same for all. Raises SdeflowError for what is no mixture.
     """
     import torch
 
     if not means or len({len(m) for m in means}) > 1 or not len(means[0]):
-        raise ValueError(f"means must be points of the same dimension, at least one, given {means}")
+        raise SdeflowError(f"means must be points of the same dimension, at least one, given {means}")
     k = len(means)
     own = list(scales) if isinstance(scales, Sequence) else [scales] * k
     shares = [1.0] * k if weights is None else list(weights)
     if len(own) != k or min(own) <= 0:
-        raise ValueError(f"scales must be positive, one or {k}, given {scales}")
+        raise SdeflowError(f"scales must be positive, one number or {k}, one a point, given {scales}")
     if len(shares) != k or min(shares) <= 0:
-        raise ValueError(f"weights must be positive and {k}, given {weights}")
+        raise SdeflowError(f"weights must be {k} positive numbers, one a point, given {weights}")
     log_weights = torch.tensor(shares, dtype=torch.float64).log().log_softmax(0)
     at, spread = (torch.tensor(v, dtype=torch.float64) for v in (means, own))
     return log_weights, at, spread.square()

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from math import exp, log, sqrt
 from typing import TYPE_CHECKING
 
+from sdeflow.errors import SdeflowError
 from sdeflow.problems.mixture_path import mixture
 
 if TYPE_CHECKING:
@@ -40,10 +41,11 @@ class PFGMpp:
         sigma_max: float = 10.0,
         sigma_min: float = 0.002,
     ) -> None:
-        if dimensions < 1 or not 0 < sigma_min < sigma_max:
-            raise ValueError(
-                "dimensions must be at least 1 and 0 < sigma_min < sigma_max, "
-                f"given {dimensions}, {sigma_min} and {sigma_max}"
+        if dimensions < 1:
+            raise SdeflowError(f"dimensions must be at least 1, given {dimensions}")
+        if not 0 < sigma_min < sigma_max:
+            raise SdeflowError(
+                f"sigma_min must be positive and below sigma_max, given {sigma_min} and {sigma_max}"
             )
         self.log_weights, self.points, _ = mixture(points, 1.0, weights)
         self.dimensions, self.sigma_max = dimensions, sigma_max

@@ -115,8 +115,9 @@ class StateSpace(Autoregression):
     Observed is `log_likelihood`, log p(y) of all series, exact. Where only c is learned, every step is an
     affine map.
 
-    For d = 1 the eigenvalues of J lie between (1 - a)^2/q + 1/r and (1 + a)^2/q + 1/r, whatever T. Their
-    ratio grows with r, up to hundreds: where observations are weak a momentum pays. Where the likelihood is
+    For d = 1 and 1 - |a| <= q <= 1 + |a| the eigenvalues of J lie between (1 - |a|)^2/q + 1/r and
+    (1 + |a|)^2/q + 1/r, whatever T; else x_0, whose variance is 1, may have one outside. Their ratio grows
+    with r: where observations are weak a momentum pays. Where the likelihood is
     greatest at r = 0 or q = 0, as of a smooth series, its log runs off.
 
     data     T, how many times, of waves: y_t = 2 sin(0.3 t + i) + cos(7 t^2 + i) in series i, from 0 on.

@@ -72,6 +72,9 @@ _SCORES = (
     "the model makes, so many, against real ones; FIDs compare at one number of images, and none below "
     "10,000 is on the common scale."
 )
+NEUTRAL = 1e-9
+"""A rate a step that is rounding: where a minimum has no curvature there is none."""
+
 _LOSS = "Mean over replicas; the band is their range."
 _ENERGY = "From the particles' moments; below the noise of the estimate the curve means nothing."
 _AGAINST = "One point a scheme, with its 95% interval; on the line theory and measurement agree."
@@ -235,6 +238,8 @@ def _per(row: Row) -> list[tuple[float, str]]:
 def _rate(rate: float) -> str:
     if np.isnan(rate):
         return ""
+    if abs(rate) < NEUTRAL:
+        return "none: a minimum without curvature"
     return f"{1e3 * rate:.3f}" if rate > 0 else f"unstable, grows by {1e3 * -rate:.3g}"
 
 

@@ -6,6 +6,9 @@ the equations; differences of the likelihood.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -115,3 +118,18 @@ def test_a_likelihood_whose_log_runs_off_has_no_maximum() -> None:
 def test_a_parameter_that_is_not_there() -> None:
     with pytest.raises(SdeflowError, match=r"log_r is not there: give what StateSpace.complete"):
         smoothed(WAVES, {name: START[name] for name in ("a", "log_q", "c")})
+
+
+@pytest.mark.parametrize(
+    ("mistake", "words"),
+    [
+        (lambda: smoothed(WAVES[0, :, 0], START), r"series \[D, T, 1\] were expected.*given \(50,\)"),
+        (lambda: smoothed(np.concatenate([WAVES, WAVES], 2), START), "d = 1 of the parameters"),
+        (lambda: score(np.where(WAVES > 1, np.nan, WAVES), START), "values that are not finite"),
+        (lambda: maximum(WAVES, START, ["b"]), "out of a, log_q, log_r, c, given b"),
+        (lambda: maximum(WAVES, START, []), "given none"),
+    ],
+)
+def test_mistakes_are_told_in_a_sentence(mistake: Callable[[], Any], words: str) -> None:
+    with pytest.raises(SdeflowError, match=words):
+        mistake()

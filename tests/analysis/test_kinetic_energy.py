@@ -106,6 +106,15 @@ def test_replicas_are_pooled() -> None:
     assert whole.spent.value == pytest.approx(float((x[-1] ** 2).sum(-1).mean()) / 2)
 
 
+@pytest.mark.parametrize("epsilon", [0.05, 0.2])
+def test_a_little_noise_is_refused_too(epsilon: float) -> None:
+    """Beside the energy of two modes far apart, which is larger than the noise's."""
+    system = SDESystem(Interpolant([[4.0, 0.0], [4.0, 2.0]], epsilon=epsilon), paths=300)
+    noisy = simulate(system, steps=80, save=Save(every=2, particles="all"))
+    with pytest.raises(SdeflowError, match="rough between snapshots"):
+        kinetic_energy(noisy)
+
+
 def test_what_has_no_energy_is_refused() -> None:
     noisy = simulate(
         SDESystem(Interpolant([[0.0]], epsilon=1.0), paths=100),
