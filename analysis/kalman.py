@@ -154,9 +154,7 @@ def _series(y: Any, own: Mapping[str, Array]) -> Array:
             f"series [D, T, {d}] were expected, as d = {d} of the parameters, given {found.shape}"
         )
     if not np.isfinite(found).all():
-        raise SdeflowError(
-            "the series have values that are not finite: leave out times without an observation"
-        )
+        raise SdeflowError("the series have values that are not finite: every time needs an observation")
     return found
 
 

@@ -12,7 +12,7 @@ from sdeflow.errors import SdeflowError
 
 ROUGH = 1.02
 """How much more than in every other snapshot paths may spend in all. Of an ODE's paths it is more by three
-times what is lost between snapshots; noise, which spends twice as much, is then a 25th of the answer at most."""
+times what is lost between snapshots; noise, which spends twice as much, is at most a 25th of the answer."""
 
 ROUNDING = 1e-9
 """What paths at rest may spend, in the unit of their mean square over the time."""

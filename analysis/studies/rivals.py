@@ -28,6 +28,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from sdeflow import Save, simulate
 from sdeflow.analysis.curves import open_frame
 from sdeflow.analysis.logistic_mle import Estimate, maximum_likelihood
 from sdeflow.analysis.rates import Interval, over_replicas
@@ -37,10 +38,8 @@ from sdeflow.analysis.studies.tuned import spread
 from sdeflow.config.catalogue import integrator_named
 from sdeflow.errors import DivergenceWarning, SdeflowError, StabilityWarning
 from sdeflow.model.model import Model
-from sdeflow.options import Save
 from sdeflow.problems.bayesian_network import BayesianNetwork
 from sdeflow.problems.logistic import Logistic
-from sdeflow.simulation.simulate import simulate
 from sdeflow.system.grid import Grid
 from sdeflow.system.published import ipla, mpgd, pgd
 from sdeflow.system.stein import coin_em, svgd_em
@@ -178,12 +177,14 @@ def answer() -> Estimate:
 def system_of(case: Case, entrant: Entrant, numbers: Mapping[str, float], *, rehearsal: bool) -> BlockSystem:
     """An entrant's system at these numbers."""
     model = case.rehearsal() if rehearsal else case.model()
-    declared = {"pgd": pgd, "ipla": ipla, "mpgd": mpgd, "svgd_em": svgd_em, "coin_em": coin_em}
     if entrant.system == "coin_em":
         return coin_em(model, particles=case.particles)
     own = {"eta": 1.0, "gamma": numbers["gamma"]} if "gamma" in numbers else {}
-    motions = {block: {"h": numbers.get(f"h_{block}", numbers.get("h")), **own} for block in ("theta", "x")}
-    return declared[entrant.system](model, particles=case.particles, **motions)
+    theta, x = ({"h": numbers.get(f"h_{name}", numbers.get("h")), **own} for name in ("theta", "x"))
+    if entrant.system == "svgd_em":
+        return svgd_em(model, particles=case.particles, theta=theta, x=x)
+    declared = {"pgd": pgd, "ipla": ipla, "mpgd": mpgd}[entrant.system]
+    return declared(model, particles=case.particles, theta=theta, x=x)
 
 
 def solved(
