@@ -17,6 +17,8 @@ import numpy as np
 import scipy.optimize
 from numpy.typing import NDArray
 
+from sdeflow.analysis import path_statistics
+from sdeflow.analysis.path_statistics import Statistics
 from sdeflow.errors import SdeflowError
 
 Array = NDArray[np.float64]
@@ -76,29 +78,26 @@ def smoothed(y: Any, theta: Mapping[str, Any]) -> Smoothed:
     return Smoothed(value, np.stack(means, 1), np.stack(covariances), np.array(lagged[::-1]))
 
 
-def score(y: Any, theta: Mapping[str, Any]) -> dict[str, Array]:
-    """The gradient of log p(y) of all series in every parameter, by Fisher's identity.
+def expected(y: Any, path: Smoothed) -> Statistics:
+    """The sums of a law of paths, of all series: of `smoothed`, the step E of EM, exact."""
+    y = np.asarray(y, np.float64)
+    series, times, d = y.shape
+    z = np.ones((series, times - 1, 2 * d + 1))
+    z[..., :d], z[..., d:-1] = path.mean[:, 1:], path.mean[:, :-1]
+    pairs = np.einsum("ntk,ntl->kl", z, z)
+    late, early = slice(d), slice(d, 2 * d)
+    pairs[late, late] += series * path.covariance[1:].sum(0)
+    pairs[early, early] += series * path.covariance[:-1].sum(0)
+    pairs[late, early] += series * path.lagged.sum(0)
+    pairs[early, late] += series * path.lagged.sum(0).T
+    misfit = np.square(y - path.mean).sum((0, 1)) + series * np.diag(path.covariance.sum(0))
+    return Statistics(pairs, misfit, series * times)
 
-    grad log p(y) = E[grad log p(x, y) | y], of which the moments of the smoothed path are all that enters.
-    """
-    y, own = np.asarray(y, np.float64), _arrays(theta)
-    path, count = smoothed(y, own), len(y)
-    before, after = path.mean[:, :-1], path.mean[:, 1:]
-    residual = after - before @ own["a"].T - own["c"]
-    # sums over series and times of E[e x_(t-1)'] and of E[e e'], e_t = x_t - A x_(t-1) - c
-    early, late = path.covariance[:-1].sum(0), path.covariance[1:].sum(0)
-    lagged = path.lagged.sum(0)
-    with_before = np.einsum("ntk,ntl->kl", residual, before) + count * (lagged - own["a"] @ early)
-    spread = late - lagged @ own["a"].T - own["a"] @ lagged.T + own["a"] @ early @ own["a"].T
-    squares = np.square(residual).sum((0, 1)) + count * np.diag(spread)
-    misfit = np.square(y - path.mean).sum((0, 1)) + count * np.diag(path.covariance.sum(0))
-    q, r = np.exp(own["log_q"]), np.exp(own["log_r"])
-    return {
-        "a": with_before / q[:, None],
-        "log_q": (squares / q - residual[..., 0].size) / 2,
-        "log_r": (misfit / r - y[..., 0].size) / 2,
-        "c": residual.sum((0, 1)) / q,
-    }
+
+def score(y: Any, theta: Mapping[str, Any]) -> dict[str, Array]:
+    """The gradient of log p(y) of all series in every parameter, by Fisher's identity."""
+    own = _arrays(theta)
+    return path_statistics.score(expected(y, smoothed(y, own)), own)
 
 
 def maximum(y: Any, theta: Mapping[str, Any], learn: Sequence[str]) -> Maximum:
