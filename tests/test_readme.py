@@ -59,7 +59,7 @@ LONGEST = {
     "integrators/README.md": 120,
     "problems/README.md": 130,
     "analysis/README.md": 120,
-    "analysis/RESULTS.md": 195,
+    "analysis/RESULTS.md": 210,
     ".github/CONTRIBUTING.md": 150,
 }
 """The documents, and the most lines of each."""

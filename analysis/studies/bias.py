@@ -109,17 +109,27 @@ def predicted(model: PPCA, variance: Callable[[float], float]) -> Answer:
 
 def spread(block: Block, h: float, integrator: str) -> Callable[[float], float]:
     """V_h of a precision: the scheme's variance in a well, where it takes forces, as the block moves."""
+    of = variances(block, h, integrator)
+    return lambda kappa: float(of(np.array([kappa]))[0])
+
+
+def variances(
+    block: Block, h: float, integrator: str
+) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+    """V_h of each of some precisions [n]."""
     scheme = integrator_named(integrator)
-    alone = replace(block, shape=(1,), dims=("latent",))
 
-    def of(kappa: float) -> float:
+    def of(kappa: NDArray[np.float64]) -> NDArray[np.float64]:
+        alone = replace(block, shape=kappa.shape, dims=("latent",))
+        precision = torch.as_tensor(kappa)
+
         def force(t: float, z: State, names: Sequence[str]) -> State:
-            return {block.name: -kappa * z[block.position]}
+            return {block.name: -precision * z[block.position]}
 
-        well = BlockSystem([alone], force, h=h)
-        z = {name: torch.zeros(1, 1, dtype=torch.float64) for name in well.axes}
-        (law,) = scheme_covariances(well, scheme, z, at_forces=True)
-        return float(law.item())
+        wells = BlockSystem([alone], force, h=h)
+        z = {name: torch.zeros(1, *kappa.shape, dtype=torch.float64) for name in wells.axes}
+        (law,) = scheme_covariances(wells, scheme, z, at_forces=True)
+        return np.diagonal(law[0])
 
     return of
 
