@@ -26,23 +26,28 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.optimize
-import torch
 import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
-from numpy.polynomial import Chebyshev
 from numpy.typing import NDArray
 
-from sdeflow.analysis import path_statistics
 from sdeflow.analysis.curves import curve, open_frame
-from sdeflow.analysis.kalman import Maximum, Smoothed, expected, maximum, smoothed
+from sdeflow.analysis.kalman import expected, maximum, smoothed
 from sdeflow.analysis.path_statistics import maximiser
 from sdeflow.analysis.rates import over_replicas
 from sdeflow.analysis.smoothing import paris
 from sdeflow.analysis.studies.bias import variances
 from sdeflow.analysis.studies.race import reached
 from sdeflow.analysis.studies.script import markdown, model_of, parser, pm, solved, write
+from sdeflow.analysis.studies.state_space_law import (
+    Answer,
+    Theta,
+    nats_below,
+    predicted,
+    shown,
+    start_of,
+    told,
+)
 from sdeflow.config.build import build
 from sdeflow.config.catalogue import problem_file
 from sdeflow.config.schema import load_config
@@ -51,7 +56,6 @@ from sdeflow.problems.state_space import StateSpace
 from sdeflow.system.system import BlockSystem
 
 Array = NDArray[np.float64]
-Theta = dict[str, Array]
 
 REPLICAS, LEVEL = 4, 0.1
 """LEVEL is of nats below the maximum, to which passes are counted."""
@@ -92,20 +96,10 @@ KALMAN_PASSES = 200
 THETA: dict[str, dict[str, float]] = {"mpgd": {"gamma": 20.0}, "pgd": {"h": 0.005}}
 """Where h is given theta moves faster than the file has it, which was slow: all are to settle."""
 
-NODES = 24
-"""Of a scheme's variance, which is smooth in the precision: between as many it is known to rounding."""
-
 WHOLE = 30
 """Passes of a smoother that are taken whole; pass k after them counts WHOLE / k. EM forgets an error in its
 slowest direction in some 22 passes, so that what was wrong at the start falls as k^-(WHOLE / 22).
 """
-
-
-class Answer(NamedTuple):
-    """A parameter that was learned, c or r, and nats below the maximum."""
-
-    value: float
-    nats: float
 
 
 class Course(NamedTuple):
@@ -125,74 +119,6 @@ class Course(NamedTuple):
     nats: xr.DataArray
     seconds: float
     predicted: Answer | None = None
-
-
-def told(learn: Sequence[str]) -> str:
-    """The parameter that tables have: c, or r, which a path that is spread too wide changes most."""
-    return "c" if "c" in learn else "log_r"
-
-
-def start_of(model: StateSpace) -> Theta:
-    """All parameters at the start."""
-    return {name: value.numpy() for name, value in model.complete(model.start).items()}
-
-
-def nats_below(model: StateSpace, best: Maximum, theta: Theta) -> float:
-    """log p(y) at its maximum, less that at theta."""
-    at = {name: torch.as_tensor(value) for name, value in theta.items()}
-    return best.log_likelihood - float(model.log_likelihood(at))
-
-
-def precisions(model: StateSpace, theta: Theta) -> tuple[Array, Array]:
-    """Of a path given y, [T d], the least first, and their directions [T d, T d]."""
-    precision = model.precision({name: torch.as_tensor(value) for name, value in theta.items()})
-    kappa, directions = np.linalg.eigh(precision.numpy())
-    return kappa, directions
-
-
-def law(model: StateSpace, theta: Theta, variance: Callable[[Array], Array]) -> Smoothed:
-    """A law of paths given y with the right mean, and a variance of each precision along its direction."""
-    kappa, directions = precisions(model, theta)
-    covariance = (directions * variance(kappa)) @ directions.T
-    times, d = model.latent_shape
-    blocks, at = covariance.reshape(times, d, times, d), np.arange(times)
-    path = smoothed(model.data, theta)
-    return path._replace(covariance=blocks[at, :, at, :], lagged=blocks[at[1:], :, at[:-1], :])
-
-
-def predicted(model: StateSpace, best: Maximum, variance: Callable[[Array], Array]) -> Answer:
-    """The answer for paths whose stationary variance is `variance` of a precision, for N = infinity; d = 1.
-
-    Raises SdeflowError where none is found, or the scheme is not stable there.
-    """
-    learn = tuple(model.start)
-    kappa, _ = precisions(model, best.theta)
-    near = kappa[0] / 3, 1.5 * kappa[-1]
-
-    def product(kappa: Array) -> Array:
-        found = kappa * variance(kappa)
-        if not np.isfinite(found).all():
-            raise SdeflowError("the scheme is not stable near the MLE: take a smaller h of X")
-        return found
-
-    ratio = Chebyshev.interpolate(product, NODES, near)  # the variance itself takes its time
-
-    def at(flat: Array) -> Theta:
-        return best.theta | {
-            name: np.reshape(v, best.theta[name].shape) for name, v in zip(learn, flat, strict=True)
-        }
-
-    def forces(flat: Array) -> Array:
-        theta = at(flat)
-        found = path_statistics.score(expected(model.data, law(model, theta, lambda k: ratio(k) / k)), theta)
-        return np.array([found[name].item() for name in learn])
-
-    found = scipy.optimize.root(forces, [best.theta[name].item() for name in learn], tol=1e-10)
-    theta = at(found.x)
-    kappa, _ = precisions(model, theta)
-    if not (np.abs(found.fun).max() < 1e-7 and near[0] < kappa[0] < kappa[-1] < near[1]):
-        raise SdeflowError(f"what is learned was not found near the MLE: {found.message}")
-    return Answer(_value(theta[told(learn)].item(), learn), nats_below(model, best, theta))
 
 
 def moved(by: Moved, learn: tuple[str, ...], replicas: int, part: float = 1.0) -> Course:
@@ -225,7 +151,7 @@ def moved(by: Moved, learn: tuple[str, ...], replicas: int, part: float = 1.0) -
     chosen = dataset["tuning_evaluations"].max("replica") if "tuning_evaluations" in dataset else 0
     passes = dataset["step"] * each + chosen
     nats = (best.log_likelihood - dataset["log_likelihood"]).assign_coords(step=passes)
-    value = _value(dataset["theta"].sel(param=told(learn), drop=True), learn).assign_coords(step=passes)
+    value = shown(dataset["theta"].sel(param=told(learn), drop=True), learn).assign_coords(step=passes)
     label, h = f"{by.system}, {by.integrator}", "chosen" if by.h is None else f"{by.h:g}"
     return Course(label, h, str(by.particles), learn, value, nats, seconds / float(passes[-1]), answer)
 
@@ -336,11 +262,6 @@ def main() -> None:
     write(given.out, draw(found))
 
 
-def _value(number: Any, learn: Sequence[str]) -> Any:
-    """c as it is, r of its log."""
-    return number if told(learn) == "c" else np.exp(number)
-
-
 def _told(values: Array, digits: int) -> str:
     return pm(over_replicas(values), digits=digits) if len(values) > 1 else _plain(values[0], digits)
 
@@ -363,7 +284,7 @@ def _course(
             values, dims=("time", "replica"), coords={"step": ("time", np.arange(len(along)))}
         )
 
-    value = series(lambda theta: _value(theta[told(learn)].item(), learn))
+    value = series(lambda theta: shown(theta[told(learn)].item(), learn))
     nats = series(lambda theta: nats_below(model, best, theta))
     return Course(label, "", particles, learn, value, nats, seconds)
 

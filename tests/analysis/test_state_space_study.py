@@ -17,18 +17,8 @@ from support import exponent
 from sdeflow.analysis.kalman import Maximum, maximum, smoothed
 from sdeflow.analysis.studies import state_space
 from sdeflow.analysis.studies.bias import variances
-from sdeflow.analysis.studies.state_space import (
-    Answer,
-    Moved,
-    Smoother,
-    by_particles,
-    kalman,
-    late,
-    law,
-    moved,
-    predicted,
-    start_of,
-)
+from sdeflow.analysis.studies.state_space import Moved, Smoother, by_particles, kalman, late, moved
+from sdeflow.analysis.studies.state_space_law import Answer, law, predicted, start_of
 from sdeflow.errors import SdeflowError
 from sdeflow.problems.state_space import StateSpace
 from sdeflow.system.block import Block
