@@ -36,16 +36,14 @@ from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sdeflow import Batch, Save, Snapshot, simulate
 from sdeflow.analysis.batch_laws import LAWS, REACH, Fitted, fitted, with_replacement
 from sdeflow.analysis.curves import open_frame
 from sdeflow.analysis.entropy import log_det_bias
 from sdeflow.analysis.studies.race import reached
 from sdeflow.analysis.studies.script import markdown, parser, write
-from sdeflow.callbacks.callback import Snapshot
 from sdeflow.errors import DivergenceWarning, SdeflowError
-from sdeflow.options import Batch, Save
 from sdeflow.problems.hierarchical import Hierarchical
-from sdeflow.simulation.simulate import simulate
 from sdeflow.system.block import Block
 from sdeflow.system.optimizers import SGD, Adam, Lion, RMSPropOptimizer
 from sdeflow.system.published import pgd

@@ -28,6 +28,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from sdeflow import Save, simulate
 from sdeflow.analysis.curves import open_frame
 from sdeflow.analysis.logistic_mle import Estimate, maximum_likelihood
 from sdeflow.analysis.rates import Interval, over_replicas
@@ -37,10 +38,8 @@ from sdeflow.analysis.studies.tuned import spread
 from sdeflow.config.catalogue import integrator_named
 from sdeflow.errors import DivergenceWarning, SdeflowError, StabilityWarning
 from sdeflow.model.model import Model
-from sdeflow.options import Save
 from sdeflow.problems.bayesian_network import BayesianNetwork
 from sdeflow.problems.logistic import Logistic
-from sdeflow.simulation.simulate import simulate
 from sdeflow.system.grid import Grid
 from sdeflow.system.published import ipla, mpgd, pgd
 from sdeflow.system.stein import coin_em, svgd_em
