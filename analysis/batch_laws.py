@@ -108,7 +108,7 @@ def fit(law: str, b: ArrayLike, h: ArrayLike) -> Fit:
     batch, log_h = np.asarray(b, np.float64), np.log(np.asarray(h, np.float64))
     if len(np.unique(batch)) < 3 or not np.isfinite(log_h).all():
         raise SdeflowError(
-            f"a law of two parameters needs positive steps at three batches or more, given {h}"
+            f"a law of two parameters needs positive steps at three batches or more, given {np.asarray(h)}"
         )
 
     def left(log_noise: ArrayLike) -> Array:

@@ -60,11 +60,18 @@ DURATION = 5.5
 """Of a run in all, in times of which the particles' slow mode, of rate one, takes one to lose a factor e."""
 SNAPSHOTS = 110
 
-RULES: dict[str, tuple[Optimizer, NDArray[np.float64]]] = {
-    "plain": (SGD(), 2.0 ** np.arange(-12, -3)),
-    "rmsprop": (RMSPropOptimizer(), 2.0 ** np.arange(-9, 3)),
-    "adam": (Adam(), 2.0 ** np.arange(-7, 6)),
-    "lion": (Lion(), 2.0 ** np.arange(-10, 1)),
+Array = NDArray[np.float64]
+
+
+def _powers(low: int, high: int) -> Array:
+    return np.exp2(np.arange(low, high, dtype=np.float64))
+
+
+RULES: dict[str, tuple[Optimizer, Array]] = {
+    "plain": (SGD(), _powers(-12, -3)),
+    "rmsprop": (RMSPropOptimizer(), _powers(-9, 3)),
+    "adam": (Adam(), _powers(-7, 6)),
+    "lion": (Lion(), _powers(-10, 1)),
 }
 """By name, a rule and the steps that are tried."""
 
@@ -73,8 +80,6 @@ ARMS: dict[str, Callable[[int], float]] = {
     "scaled": lambda b: STEP / b,
 }
 """h_x of a batch b."""
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -177,12 +177,14 @@ def answer() -> Estimate:
 def system_of(case: Case, entrant: Entrant, numbers: Mapping[str, float], *, rehearsal: bool) -> BlockSystem:
     """An entrant's system at these numbers."""
     model = case.rehearsal() if rehearsal else case.model()
-    declared = {"pgd": pgd, "ipla": ipla, "mpgd": mpgd, "svgd_em": svgd_em, "coin_em": coin_em}
     if entrant.system == "coin_em":
         return coin_em(model, particles=case.particles)
     own = {"eta": 1.0, "gamma": numbers["gamma"]} if "gamma" in numbers else {}
-    motions = {block: {"h": numbers.get(f"h_{block}", numbers.get("h")), **own} for block in ("theta", "x")}
-    return declared[entrant.system](model, particles=case.particles, **motions)
+    theta, x = ({"h": numbers.get(f"h_{name}", numbers.get("h")), **own} for name in ("theta", "x"))
+    if entrant.system == "svgd_em":
+        return svgd_em(model, particles=case.particles, theta=theta, x=x)
+    declared = {"pgd": pgd, "ipla": ipla, "mpgd": mpgd}[entrant.system]
+    return declared(model, particles=case.particles, theta=theta, x=x)
 
 
 def solved(
