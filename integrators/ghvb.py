@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import math
 
-from sdeflow.errors import SdeflowError
 from sdeflow.system import (
     Integrator,
     Noise,
+    SdeflowError,
     State,
     System,
     plus,

@@ -150,4 +150,4 @@ def test_a_face_is_a_sentence_and_names() -> None:
             body = ast.parse(path.read_text(encoding="utf-8")).body
             assert ast.get_docstring(ast.Module(body, [])), name
             assert all(isinstance(node, ast.ImportFrom) for node in body[1:]), name
-            assert len(path.read_text(encoding="utf-8").splitlines()) <= 25, name
+            assert len(path.read_text(encoding="utf-8").splitlines()) <= 30, name

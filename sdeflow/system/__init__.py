@@ -1,5 +1,6 @@
 """Blocks on one clock: their exact flow, increments and maps; what a system and an integrator are."""
 
+from sdeflow.errors import SdeflowError as SdeflowError
 from sdeflow.state import State as State
 from sdeflow.state import plus as plus
 from sdeflow.system.block import Block as Block
