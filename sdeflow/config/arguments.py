@@ -42,7 +42,8 @@ def call(
             raise SdeflowError(f"unknown key '{where}.{key}': {did_you_mean(key, known)}")
     for name, parameter in named.items():
         if parameter.default is parameter.empty and name not in table and name not in built:
-            raise SdeflowError(f"'{where}.{name}' is missing")
+            what = getattr(function, "__name__", where)
+            raise SdeflowError(f"'{where}.{name}' is missing, which {what} needs")
     checked = {
         key: value
         if key not in named or is_dataclass(value)

@@ -59,7 +59,7 @@ def test_problems_are_the_packaged_ones_and_files(folder: Path) -> None:
 def test_integrators_and_systems_are_the_catalogue_s(folder: Path) -> None:
     assert completion.integrators("") == list(entries("integrators"))
     assert completion.integrators("ubu,bao") == ["ubu,baoab"]
-    assert completion.systems("kin") == ["kinetic_ebipla"]
+    assert completion.systems("kin") == ["kinetic_cbo", "kinetic_ebipla"]
     assert completion.names("rms") == ["rmsprop"]
     assert {"hierarchical", "mpgd", "baoab", "adam", "double_well"} <= {*completion.names("")}
 

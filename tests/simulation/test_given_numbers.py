@@ -134,7 +134,7 @@ def test_what_is_no_number_of_a_system_is_told(numbers: Any, sentence: str) -> N
     ("numbers", "sentence"),
     [
         ({"paths": 2.5}, "paths must be at least 1, given 2.5: a whole number"),
-        ({"start": 0.5}, "start takes a list of at least 1 number, given 0.5"),
+        ({"start": 0.5}, "start takes a list of at least 1 number, or such lists by name, given 0.5"),
         ({"start": []}, "start takes a list of at least 1 number"),
         ({"start": ["a"]}, "start takes a list of at least 1 number"),
         ({"h": "a"}, "the step h must be positive and finite, given 'a'"),

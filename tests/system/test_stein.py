@@ -455,7 +455,7 @@ def test_a_kernel_in_toml(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert "by the rbf kernel with l = 0.7" in a.attrs["system"]
         assert "by the rbf kernel with median bandwidth" in b.attrs["system"]
         assert not np.allclose(a.X[-1], b.X[-1])
-    out = cli("show", "own.toml", "--set", "model.latent=50").out
+    out = " ".join(cli("show", "own.toml", "--set", "model.latent=50").out.split())
     assert "f_x combines the scores of a datum's particles by the rbf kernel with l = 0.7" in out
     assert "warning: N = 5 particles under the rbf kernel with l = 0.7 collapse in d = 50 dimensions" in out
     assert "X ← q₀ + G" not in out
