@@ -346,19 +346,22 @@ def test_a_packaged_run_ends_in_its_law(problem: str, variant: str | None) -> No
     ("make", "message"),
     [
         (lambda: Diffusion([[0.0]], kappa=-1.0), "kappa must not be negative"),
-        (lambda: Diffusion([[0.0]], sigma_min=2.0, sigma_max=1.0), "0 < sigma_min < sigma_max"),
+        (
+            lambda: Diffusion([[0.0]], sigma_min=2.0, sigma_max=1.0),
+            "sigma_min must be positive and below sigma_max",
+        ),
         (lambda: Diffusion([], 0.1), "means must be points of the same dimension"),
         (lambda: Diffusion([[0.0], [0.0, 1.0]]), "means must be points of the same dimension"),
-        (lambda: Diffusion([[0.0]], [0.1, 0.2]), "scales must be positive, one or 1"),
-        (lambda: Diffusion([[0.0]], 0.1, [0.0]), "weights must be positive and 1"),
-        (lambda: Interpolant([[0.0]], epsilon=-1.0), "epsilon and noise must not be negative"),
+        (lambda: Diffusion([[0.0]], [0.1, 0.2]), "scales must be positive, one number or 1"),
+        (lambda: Diffusion([[0.0]], 0.1, [0.0]), "weights must be 1 positive numbers"),
+        (lambda: Interpolant([[0.0]], epsilon=-1.0), "epsilon must not be negative"),
         (lambda: Interpolant([[0.0]], path="straight"), "path must be 'linear' or 'cosine'"),  # type: ignore[arg-type]
         (lambda: Interpolant([[0.0]], start_means=[[0.0, 0.0]]), "both ends must be of one dimension"),
         (lambda: PFGMpp([[0.0]], dimensions=0), "dimensions must be at least 1"),
     ],
 )
 def test_what_is_no_path_is_refused(make: Callable[[], object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SdeflowError, match=message):
         make()
 
 
