@@ -116,6 +116,8 @@ class _Noisy(Consensus):
         self.pull, self.isotropic = expect_positive("pull", pull), noise == "isotropic"
         many = self.dimension if self.isotropic else 1
         self.sigma = 1 / sqrt(many) if sigma is None else expect_number("sigma", sigma)
+        if not 0 <= self.sigma < float("inf"):
+            raise SdeflowError(f"sigma must be at least 0 and finite, given {sigma}")
         self._square = self.sigma**2 * many
 
     def scale(self, x: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ Samples are compared within SE standard errors of their own.
 
 from __future__ import annotations
 
-from math import pi, sqrt
+from math import nan, pi, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -332,6 +332,8 @@ class Own:
         (bowl, {"dimension": None}, "how many coordinates they have: give dimension"),
         (Rastrigin(), {"dimension": 2}, "Rastrigin has the dimension of its parameters: leave it out"),
         (bowl, {"alpha": -1.0}, "alpha must be at least 0"),
+        (bowl, {"sigma": -1.0}, "sigma must be at least 0 and finite, given -1"),
+        (bowl, {"sigma": nan}, "sigma must be at least 0 and finite, given nan"),
         (bowl, {"alpha": "much"}, "alpha must be a number"),
         (bowl, {"pull": 0.0}, "pull must be positive"),
         (bowl, {"sigma": "loud"}, "sigma must be a number"),
