@@ -21,7 +21,7 @@ from sdeflow.parallel.ranks import ALONE, Ranks
 from sdeflow.simulation.ending import Solution, diverged_where
 from sdeflow.simulation.keeper import Keeper
 from sdeflow.simulation.memory import require_memory
-from sdeflow.simulation.prepare import prepare, threads_for
+from sdeflow.simulation.prepare import Prepared, prepare, threads_for
 from sdeflow.simulation.solve import environment_of, solve, solve_from
 from sdeflow.terminal import Progress
 from sdeflow.trajectory.checkpoint import Metadata, Segment
@@ -101,18 +101,26 @@ def resume_from(
         keeper.require_room()  # before the folder changes
         record = observed(meta.files(folder.path)) if run.callbacks and folder is not None else {}
         with keeper.onlookers(meta, record) as onlookers:
-            return solve_from(run, prepared, _reopen(folder, meta, run, ranks), keeper, onlookers, progress)
+            meta = _reopen(folder, meta, prepared, run)
+            return solve_from(run, prepared, meta, keeper, onlookers, progress)
     finally:
         if folder is not None:
             folder.close()
 
 
-def _reopen(folder: RunFolder | None, meta: Metadata, run: Run, ranks: Ranks) -> Metadata:
-    """Makes the folder one of a run under way; gives what its checkpoint knows then."""
+def _reopen(folder: RunFolder | None, meta: Metadata, prepared: Prepared, run: Run) -> Metadata:
+    """Makes the folder one of a run under way; gives what its checkpoint knows then.
+
+    One process has the whole state in memory, which a second copy would double.
+    """
+    ranks = prepared.ranks
 
     def reopened() -> Metadata:
         assert folder is not None  # as the process that leads has it
-        folder.resume(meta, run.toml)
+        if ranks.several:
+            folder.resume(meta, folder.common(), run.toml)
+        else:
+            folder.resume(replace(meta, shards=()), prepared.state, run.toml)
         folder.log(f"resumed at step {meta.step:,} of {run.steps:,}")
         return folder.meta
 

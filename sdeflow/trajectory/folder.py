@@ -167,9 +167,8 @@ class RunFolder:
         self._cover(replace(meta, segments=whole), state)
         shutil.rmtree(self.path / SEGMENTS, ignore_errors=True)
 
-    def resume(self, meta: Metadata, config: str) -> None:
+    def resume(self, meta: Metadata, state: State, config: str) -> None:
         """Makes a run that was reopened one that is under way: segments, no trajectory.nc, more steps."""
-        state = self.common()
         (self.path / SEGMENTS).mkdir(exist_ok=True)
         listed = tuple(self._as_segment(s) if s.file == TRAJECTORY else s for s in meta.segments)
         if (self.path / TRAJECTORY).exists():
