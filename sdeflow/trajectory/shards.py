@@ -71,7 +71,7 @@ def _read(files: Iterable[Path], rows: Mapping[str, slice]) -> State:
     for path in files:
         try:
             with safe_open(path, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118
+                for name in opened.keys():  # noqa: SIM118 (a file is no mapping)
                     if name not in rows:
                         pieces.setdefault(name, []).append(opened.get_tensor(name))
                         continue
@@ -81,7 +81,7 @@ def _read(files: Iterable[Path], rows: Mapping[str, slice]) -> State:
                     begin[name] = at + count
                     if own.start < own.stop:
                         # in memory of its own, since a product rounds by how its factors lie there
-                        pieces.setdefault(name, []).append(there[:, own].clone().contiguous())
+                        pieces.setdefault(name, []).append(there[:, own].clone())
         except (OSError, RuntimeError, SafetensorError) as error:
             raise RunError(f"{path} cannot be read by this process: {error}") from error
     return {name: found[0] if len(found) == 1 else torch.cat(found, 1) for name, found in pieces.items()}
