@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from math import log, pi
 from typing import Self
 
@@ -49,9 +50,9 @@ class LinearGaussian(Model):
         own.mle = own._maximum()
         return own
 
+    @abstractmethod
     def _maximum(self) -> Parameters:
         """The MLE of the data."""
-        raise NotImplementedError
 
     def log_joint(self, theta: Parameters, x: Tensor, y: Tensor) -> Tensor:
         log_noise = theta["log_noise"].expand_as(theta["mean"])

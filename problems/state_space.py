@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from math import log, pi
 from numbers import Integral
@@ -94,13 +95,13 @@ class Autoregression(Model):
         own = self.complete(theta)
         return x[..., 1:, :] - x[..., :-1, :] @ own["a"].mT - own["c"]
 
+    @abstractmethod
     def _log_emission(self, theta: Parameters, x: Tensor, y: Tensor) -> Tensor:
         """sum_t log p(y_t | x_t) of paths x [B, N, T, d] and y [B, 1, T, d], [B, N]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _emission_score(self, theta: Parameters, x: Tensor, y: Tensor) -> Tensor:
         """Its gradient in x."""
-        raise NotImplementedError
 
     def _emission_theta(self, theta: Parameters, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         """Its gradients in the parameters that it has, summed over paths."""
