@@ -87,6 +87,11 @@ class Replicas:
         return len(self.seeds)
 
 
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on a device, without waiting for what the device is doing."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
 class Axes(NamedTuple):
     """The shape of one replica of a variable, and the names of its axes."""
 

@@ -78,15 +78,23 @@ class Engine:
         """
         if self.name == "compiled":
             return _compiled(system, integrator, noise, every)
-        stepper = EagerSteps(system, integrator, noise)
-        counter = noise.counter if isinstance(noise, PhiloxNoise) and self.name == "fused" else None
-        # where forces do not depend on time a graph of its steps serves all of them, of one set of numbers:
-        # those of schedules are read on the host
+        stepper, counters = EagerSteps(system, integrator, noise), self.counters(system, noise)
+        if not counters:
+            return stepper
+        return GraphedSteps(stepper, lambda z, k, _: stepper(z, k), counters)
+
+    def counters(self, system: System, *sources: NormalSource) -> list[Tensor]:
+        """Those of noise sources, where steps of a system can be captured in a graph; else none.
+
+        Where forces do not depend on time a graph of its steps serves all of them, of one set of numbers:
+        those of schedules are read on the host. A graph with reductions was not yet tried.
+        """
+        found = [s.counter for s in sources if isinstance(s, PhiloxNoise) and s.counter is not None]
         forces = system.model_forces
-        steady = forces is not None and not forces.timed and not any(b.schedules for b in system.blocks)
-        alone = forces is not None and not forces.shared  # a graph with reductions was not yet tried
-        captured = counter is not None and steady and alone and traced(system)
-        return GraphedSteps(stepper, counter) if captured and counter is not None else stepper
+        if self.name != "fused" or len(found) < len(sources) or forces is None:
+            return []
+        steady = not forces.timed and not forces.stored and not any(b.schedules for b in system.blocks)
+        return found if steady and not forces.shared and traced(system) else []
 
 
 def _compiled(system: System, integrator: Integrator[Any], noise: NormalSource, every: int) -> CompiledSteps:
@@ -178,8 +186,8 @@ def worth_compiling(system: System, steps: int, device: torch.device) -> bool:
 def resolve_engine(engine: str, noise: str, device: torch.device, *, long: bool = False) -> Engine:
     """The engine for names that may be 'auto'; raises SdeflowError where it cannot be had.
 
-    With a kernel for the device 'auto' is philox on a CPU, torch on CUDA, and then fused with philox, eager
-    with torch; without one, torch and eager. For a `long` run (`worth_compiling`) it is compiled, with these
+    With a kernel for the device 'auto' is philox and fused, and eager with noise torch; without one, torch and
+    eager. For a `long` run (`worth_compiling`) it is compiled, with these
     to fall back on.
     """
     for what, given, names in (("engine", engine, EngineName), ("noise", noise, NoiseName)):
@@ -196,7 +204,7 @@ def resolve_engine(engine: str, noise: str, device: torch.device, *, long: bool 
                 raise SdeflowError(f"{what} '{given}' needs a kernel, and {why_not}: give engine 'eager'")
         noise = "torch"
     elif noise == "auto":
-        noise = "philox" if device.type == "cpu" or engine == "fused" else "torch"
+        noise = "philox"
     if engine != "auto":
         return Engine(engine, noise, why_not or "as asked for")
     name = "fused" if noise == "philox" else "eager"

@@ -17,13 +17,14 @@ from torch import Tensor
 
 from sdeflow.engine.catch_up import CatchUp
 from sdeflow.engine.compiled import CompiledSteps
+from sdeflow.engine.cuda_graph import GraphedSteps
 from sdeflow.engine.read_ahead import ReadAhead
 from sdeflow.errors import SdeflowError, attempt
 from sdeflow.noise.uniform import uniform_of
 from sdeflow.options import Batch
 from sdeflow.parallel.shard import Shard
 from sdeflow.seeds import generator
-from sdeflow.state import Replicas, State
+from sdeflow.state import Replicas, State, sent
 from sdeflow.system.increments import Channel, Noise, noise_of
 from sdeflow.system.integrator import Integrator, evaluations, init_at
 from sdeflow.system.traced import StepNumbers
@@ -74,7 +75,7 @@ class MiniBatches:
         self._replica = torch.arange(replicas.count, device=replicas.device)[:, None]
         # two epochs, as data may be read ahead into the next
         self._order = order = lru_cache(maxsize=2)(partial(_order, replicas, shard, batch.size))
-        self._placed = lru_cache(maxsize=2)(lambda epoch: order(epoch).to(replicas.device))
+        self._placed = lru_cache(maxsize=2)(lambda epoch: sent(order(epoch), replicas.device))
         self._of_data = (
             VISITED,
             *(name for b in system.blocks if b.of_data for name in (*b.variables, *b.kept.values())),
@@ -96,7 +97,13 @@ class MiniBatches:
             if engine.name == "compiled"
             else None
         )
-        self.stride = 1 if self._compiled is None else self._compiled.stride
+        self._graphed = (
+            GraphedSteps(self._one_by_one, self._replayed, counters, self._shown)
+            if (counters := engine.counters(self._part, self._noise, self._catch_up.noise))
+            else None
+        )
+        steps = self._compiled or self._graphed
+        self.stride = 1 if steps is None else steps.stride
 
     def start(self, z: State) -> State:
         """The state with what minibatches keep in it."""
@@ -145,8 +152,10 @@ class MiniBatches:
         return self._part.observe(t, self._show(z, self._even))
 
     def __call__(self, z: State, n: int, count: int = 1) -> State:
-        if self._compiled is not None:
-            return self._compiled(z, n, count)
+        steps = self._compiled or self._graphed or self._one_by_one
+        return steps(z, n, count)
+
+    def _one_by_one(self, z: State, n: int, count: int = 1) -> State:
         for k in range(n, n + count):
             late = [xi[0] for _, xi in self._catch_up.noise.normals(k)]
             system, uniform = self._part.at(k), self.uniform(k)
@@ -162,15 +171,27 @@ class MiniBatches:
     def _draw(self, n: int, count: int) -> list[Tensor]:
         """What steps need besides the state: n, data, uniform numbers where there are any, normals, and those
         for catching up; [count, ...]."""
-        steps = range(n, n + count)
-        uniform = [u for k in steps if (u := self.uniform(k)) is not None]
         return [
-            torch.tensor(steps, device=self.replicas.device),
-            torch.stack([self.index(k) for k in steps]),
-            *([torch.stack(uniform)] if uniform else []),
+            *self._shown(n, count),
             *(xi for source in (self._noise, self._catch_up.noise) for _, xi in source.normals(n, count)),
             *self._numbers.rows(n, count),
         ]
+
+    def _shown(self, n: int, count: int) -> list[Tensor]:
+        """What steps that draw their normals themselves need besides: n, data, and uniform numbers."""
+        steps = range(n, n + count)
+        uniform = [u for k in steps if (u := self.uniform(k)) is not None]
+        return [
+            torch.arange(n, n + count, device=self.replicas.device),
+            torch.stack([self.index(k) for k in steps]),
+            *([torch.stack(uniform)] if uniform else []),
+        ]
+
+    def _replayed(self, z: State, k: int, draws: Sequence[Tensor]) -> State:
+        """A step of which a graph is made; its noise is of k steps after what the counters say."""
+        n, index, *uniform = draws
+        late = [xi[0] for _, xi in self._catch_up.noise.normals(k)]
+        return self._step(self._part, z, n, index, uniform[0] if uniform else None, self._noise(k), late)
 
     def _transition(self, z: State, draws: Sequence[Tensor]) -> State:
         return self._taken(self._numbers.system, self._numbers.channels, z, self._numbers.show(draws))

@@ -13,11 +13,13 @@ Source: Salmon, Moraes, Dror, Shaw 2011, Parallel random numbers: as easy as 1, 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from sdeflow.seeds import derive_key
+from sdeflow.state import sent
 
 _WORD = 0xFFFFFFFF
 _MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
@@ -36,8 +38,7 @@ def uniform_of(
 
     dtype   float32 or float64
     """
-    keys = [derive_key(seed, "data", epoch) for seed in seeds]
-    words = [torch.tensor([key >> 32 * i & _WORD for key in keys], device=data.device) for i in (0, 1)]
+    words = _words(tuple(seeds), epoch, data.device)
     each, size = (2 if dtype == torch.float64 else 4), 1
     for n in shape:
         size *= n
@@ -52,6 +53,13 @@ def uniform_of(
         pairs = ((a >> 5 << 26) + (b >> 6), (c >> 5 << 26) + (d >> 6))
         drawn = torch.stack([pair.to(dtype) / 2**53 for pair in pairs], -1)
     return drawn.flatten(-2)[..., :size].reshape(*data.shape, stages, *shape)
+
+
+@lru_cache(maxsize=8)
+def _words(seeds: tuple[int, ...], epoch: int, device: torch.device) -> list[Tensor]:
+    """Two words of the key of each seed."""
+    keys = [derive_key(seed, "data", epoch) for seed in seeds]
+    return [sent(torch.tensor([key >> 32 * i & _WORD for key in keys]), device) for i in (0, 1)]
 
 
 def _philox(

@@ -24,7 +24,8 @@ system, scheme = kiplmc(Hierarchical(data=3), particles=2, theta=motion, x=motio
 noise = philox_source.PhiloxNoise(system.channels, scheme.noise_spec(system.h), replicas, fused=True)
 step, z = EagerSteps(system, scheme, noise), initial_state(system, replicas)
 start = {name: value.clone() for name, value in z.items()}
-graphed = GraphedSteps(step, noise.counter, capture=lambda run: run)
+captured = step, lambda z, k, _: step(z, k), [noise.counter]
+graphed = GraphedSteps(*captured, capture=lambda run: run)
 first = 2**32 - 16
 one, other = advance(step, z, first, 17), advance(graphed, z, first, 17)
 assert all(torch.equal(z[name], start[name]) for name in z)
@@ -32,7 +33,7 @@ assert all((one[name] - z[name]).abs().min() > 0 for name in z)
 def cut_short():
     raise KeyboardInterrupt
 
-cut = GraphedSteps(step, noise.counter, capture=lambda run: cut_short)
+cut = GraphedSteps(*captured, capture=lambda run: cut_short)
 try:
     cut(z, 32, cut.stride)
 except KeyboardInterrupt:
