@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
@@ -23,6 +24,7 @@ from sdeflow.config.schema import load_config
 from sdeflow.engine.minibatch import evenly_of
 from sdeflow.errors import SdeflowError
 from sdeflow.model.model import data_size
+from sdeflow.model.precision import bfloat16_products, float32_products
 from sdeflow.parallel.shard import Shard
 from sdeflow.terminal import Progress
 from sdeflow.trajectory import durable
@@ -31,13 +33,15 @@ from sdeflow.trajectory.opening import newest, open_run
 from sdeflow.trajectory.provenance import provenance, stamp
 from sdeflow.trajectory.segments import encode
 
-LOSS_TOLERANCE = 1e-4
-"""Relative difference from the loss that a run recorded, up to which its model is taken to be the same."""
+LOSS_TOLERANCE = {"full": 1e-4, "tf32": 1e-3, "bf16": 1e-3}
+"""Relative difference from the loss that a run recorded, up to which its model is taken to be the same, by the
+precision of the run."""
 
 APART = ("dtype", "along", "pictures")
 """Options that are no attributes of evaluation.nc, or not as they were given."""
 
 
+@float32_products()
 def evaluate(
     run: Path,
     options: Options | None = None,
@@ -209,8 +213,9 @@ def read(run: Path, replica: int = 0) -> Learned:
         strata = None if config.parallel is None else config.parallel.strata
         seen = evenly_of(Shard.of(data, strata=strata), config.batch.size)
     recorded = float(trajectory["loss"].isel(time=-1).to_numpy().reshape(-1)[replica])
-    now = _loss(found, seen)
-    if not abs(now - recorded) <= LOSS_TOLERANCE * (1 + abs(recorded)):
+    precision = config.run.precision
+    now = _loss(found, seen, bf16=precision == "bf16")
+    if not abs(now - recorded) <= LOSS_TOLERANCE[precision] * (1 + abs(recorded)):
         raise SdeflowError(
             f"the model of {run} has changed: its loss was {recorded:.7g} at the end and is {now:.7g} now; "
             "give back the code and the data that it was run with"
@@ -218,11 +223,14 @@ def read(run: Path, replica: int = 0) -> Learned:
     return found
 
 
-def _loss(found: Learned, data: Tensor, at_once: int = 1000) -> float:
-    """Mean over some data, by their indices, and over particles of -l_i at the end of the run."""
+def _loss(found: Learned, data: Tensor, at_once: int = 1000, *, bf16: bool) -> float:
+    """Mean over some data, by their indices, and over particles of -l_i at the end of the run.
+
+    bf16   with the model's products in bfloat16, as the run that recorded it
+    """
     found = found.encoded or found
     x, model, total = found.state["X"], found.model, 0.0
-    with torch.no_grad():
+    with torch.no_grad(), bfloat16_products(x) if bf16 else nullcontext():
         for piece in data.split(at_once):
             at = x[piece].view(-1, x.shape[1], *model.latent_shape)
             total -= float(model.log_joint(found.theta, at, part_of(model.data, piece)).double().sum())

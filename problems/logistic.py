@@ -60,7 +60,7 @@ class Logistic(Model):
 
     def log_joint(self, theta: Parameters, x: Tensor, y: Tensor) -> Tensor:
         prior = (x - theta["theta"]).square().sum(-1) / (2 * self.variance)
-        return self._constant - prior + logsigmoid(x @ y.mT).sum(-1)
+        return self._constant - prior + logsigmoid((x @ y.mT).to(x.dtype)).sum(-1)
 
     def score_x(self, theta: Parameters, x: Tensor, y: Tensor) -> Tensor:
         return (theta["theta"] - x) / self.variance + torch.sigmoid(-(x @ y.mT)) @ y

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from sdeflow.model.precision import dtype_products
+
 
 def log_normal(x: Tensor) -> Tensor:
     """log N(x; 0, I) over the last axis."""
@@ -45,16 +47,17 @@ class Mixture(nn.Module):
         self.encoder = perceptron(points, hidden, 2 * latent, nn.Identity())
 
     def components(self) -> tuple[Tensor, Tensor]:
-        mean, raw = self.encoder(self.pseudo_points).chunk(2, dim=-1)
+        found = self.encoder(self.pseudo_points).to(self.pseudo_points.dtype)  # which may be less precise
+        mean, raw = found.chunk(2, dim=-1)
         return mean, softplus(raw) + 1e-5
 
     def forward(self, x: Tensor) -> Tensor:
         # |x - mu|^2 / v summed over coordinates, by matrix products: no tensor [B, N, K, d]
         mean, variance = self.components()
         precision = variance.reciprocal()
-        square = (
-            x.square() @ precision.mT - 2 * x @ (mean * precision).mT + (mean.square() * precision).sum(-1)
-        )
+        with dtype_products(x):  # these nearly cancel
+            square = x.square() @ precision.mT - 2 * x @ (mean * precision).mT
+        square = square + (mean.square() * precision).sum(-1)
         normaliser = variance.log().sum(-1) + x.shape[-1] * log(2 * pi)
         return (-(square + normaliser) / 2).logsumexp(-1) - log(len(mean))
 

@@ -28,6 +28,7 @@ EngineName = Literal["auto", "eager", "compiled", "fused"]
 NoiseName = Literal["auto", "torch", "philox"]
 CatchUpName = Literal["off", "one_step", "substeps", "srock"]
 ReductionName = Literal["sum", "fixed"]
+PrecisionName = Literal["full", "tf32", "bf16"]
 
 KINDS = {Integral: "whole number", Real: "number"}
 Count = Annotated[int, Ge(1)]
@@ -78,12 +79,14 @@ def _numbers(options: type[Options]) -> dict[str, tuple[Any, tuple[Any, ...]]]:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions(Options):
-    """How many steps, from which seeds.
+    """How many steps, from which seeds, by how precise forces.
 
     steps      [steps] of the reference clock
     seed       of the start and of the noise; replica i of a run with seed s is the run of one with seed s + i
     replicas   independent copies that move together
     bound      a loss or kinetic energy past it counts as diverged
+    precision  of matrix products and convolutions within a model, for its forces and losses: 'full' is that
+               of `dtype`; 'bf16' is bfloat16, 'tf32' TF32 on CUDA, with all else in float32
     """
 
     table: ClassVar = "run"
@@ -92,6 +95,7 @@ class RunOptions(Options):
     seed: Annotated[int, Ge(0), Le(2**62 - 1)] = 0
     replicas: Annotated[int, Ge(1), Le(10**9)] = 1
     bound: Annotated[float, Gt(0)] = 1e12
+    precision: PrecisionName = "full"
 
 
 @dataclass(frozen=True)

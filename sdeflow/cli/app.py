@@ -47,6 +47,7 @@ QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing 
 EngineOption = Annotated[str | None, typer.Option(help="auto, eager, fused or compiled.")]
 NoiseOption = Annotated[str | None, typer.Option(help="Noise source: auto, torch or philox.")]
 DtypeOption = Annotated[str | None, typer.Option(help="float32 or float64.")]
+PrecisionOption = Annotated[str | None, typer.Option(help="Of the model's forces: full, tf32 or bf16.")]
 
 
 def configured(path: Path, given: Mapping[str, Any]) -> Config:

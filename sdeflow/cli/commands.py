@@ -45,6 +45,7 @@ def run(
     replicas: cli.ReplicasOption = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     dtype: cli.DtypeOption = None,
+    precision: cli.PrecisionOption = None,
     engine: cli.EngineOption = None,
     noise: cli.NoiseOption = None,
     eval_every: cli.EvalEveryOption = None,

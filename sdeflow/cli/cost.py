@@ -28,7 +28,8 @@ def cost(run: Run) -> list[tuple[str, str]]:
         (
             "steps",
             f"{run.steps:,}, {len(recorder.when):,} snapshots, {run.replica_count} replica(s), "
-            f"{str(run.dtype).removeprefix('torch.')}",
+            f"{str(run.dtype).removeprefix('torch.')}"
+            + ("" if run.precision == "full" else f", forces in {run.precision}"),
         ),
         ("computed by", str(run.engine)),
         ("a step", f"{_seen(run)}, {run.gradient_evaluations} gradient evaluation(s)"),

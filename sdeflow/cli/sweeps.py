@@ -59,6 +59,7 @@ def sweep(
     steps: cli.StepsOption = None,
     replicas: cli.ReplicasOption = None,
     dtype: cli.DtypeOption = None,
+    precision: cli.PrecisionOption = None,
     engine: cli.EngineOption = None,
     noise: cli.NoiseOption = None,
     eval_every: cli.EvalEveryOption = None,

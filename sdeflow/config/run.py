@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from sdeflow.config.catalogue import Scheme, compatible
-from sdeflow.config.device import resolve_device, resolve_dtype
+from sdeflow.config.device import refuse_precision, resolve_device, resolve_dtype
 from sdeflow.config.fingerprint import digests, fingerprint
 from sdeflow.config.schema import Config, RunSection
 from sdeflow.engine.engine import (
@@ -89,6 +89,7 @@ class Run(RunOptions):
                 raise SdeflowError(
                     f"{name} must be an sdeflow.{expected.__name__}, given {type(value).__name__}"
                 )
+        refuse_precision(self.precision, self.dtype, self.device, self.system)
         object.__setattr__(self, "callbacks", _callbacks(self.callbacks))
         _refuse_observables(self.observables, self.system)
         if self.grid is not None:
@@ -213,9 +214,7 @@ class Run(RunOptions):
 
     def with_engine(self, engine: Engine) -> Run:
         """The run computed by another engine."""
-        config = self.config
-        if config is not None:
-            config = config.with_engine(engine.name, engine.source_name)
+        config = self.config and self.config.with_engine(engine.name, engine.source_name)
         return replace(self, engine=engine, config=config)
 
     @property
@@ -266,7 +265,8 @@ class Run(RunOptions):
         """What fixes the numbers but for how many there are, by key: the same in a run and its resumption."""
         if self.config is not None:
             keys = flattened(self.config.with_schedules_over(self.horizon).tables())
-            apart = ("run.steps", "run.device", "run.engine", "save.checkpoint", "save.keep")
+            apart = ["run.steps", "run.device", "run.engine", "save.checkpoint", "save.keep"]
+            apart += ["run.precision"] if self.precision == "full" else []  # as older runs have it
             return {k: v for k, v in keys.items() if k not in apart and not k.startswith("callbacks.")}
         settings: dict[str, Any] = {
             "system": str(self.system),
@@ -283,8 +283,8 @@ class Run(RunOptions):
             "noise": self.engine.source_name,
             "bound": self.bound,
         }
-        if self.batch is not None and self.batch.stages is not None:
-            settings["batch.stages"] = self.batch.stages
+        settings |= {} if self.precision == "full" else {"precision": self.precision}
+        settings |= {"batch.stages": self.batch.stages} if self.batch and self.batch.stages else {}
         settings |= {} if self.parallel == Parallel() else {"parallel": repr(self.parallel)}
         settings |= {} if self.average is None else {"average": repr(self.average)}
         settings |= {"observables": sorted(self.observables)} if self.observables else {}

@@ -117,7 +117,8 @@ class Amortised(Model):
         """mu and s of data y [B, ...], each [B, *latent_shape]."""
         weights = {n.removeprefix(PREFIX): v for n, v in theta.items() if n.startswith(PREFIX)}
         of_weights = next(iter(weights.values())).dtype
-        mean, raw = functional_call(self.encoder, weights, (y.to(of_weights),)).chunk(2, -1)
+        found = functional_call(self.encoder, weights, (y.to(of_weights),))
+        mean, raw = found.to(of_weights).chunk(2, -1)  # a density of what may be less precise
         shape = (len(y), *self.latent_shape)
         return mean.reshape(shape), (softplus(raw) + LEAST).reshape(shape)
 

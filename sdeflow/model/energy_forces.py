@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
@@ -70,9 +70,15 @@ class EnergyForces(ModelField):
 
     def to(self, dtype: torch.dtype, device: torch.device) -> EnergyForces:
         layout = self.posterior.parameters
-        return EnergyForces(
-            self.model.to(dtype, device), self.n_particles, self.n_prior_particles, _layout=layout
-        )
+        model = self.model.to(dtype, device)
+        own = EnergyForces(model, self.n_particles, self.n_prior_particles, _layout=layout)
+        return own.in_bf16(self.bf16)
+
+    def in_bf16(self, on: bool) -> Self:
+        own = super().in_bf16(on)
+        own.posterior = self.posterior.in_bf16(on)
+        own.prior = None if self.prior is None else self.prior.in_bf16(on)
+        return own
 
     def observing(self, functions: Mapping[str, Callable[..., Any]]) -> EnergyForces:
         part = copy(self)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from sdeflow.errors import SdeflowError, attempt, expect_shape
 
@@ -102,11 +103,13 @@ class ModelField(ForceField):
 
     n_data, n_particles   D, of a minibatch b, and N
     n_all                 the same of the data of all processes
+    bf16                  whether the model takes its products in bfloat16 (`in_bf16`)
     """
 
     model: Model
     n_data: int
     n_particles: int
+    bf16: bool = False
 
     @property
     def n_all(self) -> int:
@@ -117,6 +120,16 @@ class ModelField(ForceField):
 
     @abstractmethod
     def minibatch(self, index: Tensor) -> ModelField: ...
+
+    def in_bf16(self, on: bool) -> Self:
+        """The same forces and losses with the model's products and convolutions in bfloat16, or not so.
+
+        They come in the dtype of the state, in which they are added up and scaled. What else is observed is
+        in full precision, and so are draws from a prior.
+        """
+        own = copy(self)
+        own.bf16 = on
+        return own
 
     @abstractmethod
     def part(self, data: slice) -> ModelField:

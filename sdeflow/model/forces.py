@@ -22,6 +22,7 @@ from sdeflow.errors import SdeflowError, attempt, expect_shape, numbers
 from sdeflow.model.check import check_model
 from sdeflow.model.force_field import ModelField
 from sdeflow.model.model import Data, Model, ParameterLayout, Parameters, data_size, observing
+from sdeflow.model.precision import bfloat16_products
 from sdeflow.model.rows import Rows, stored
 from sdeflow.seeds import derive_key, generator
 from sdeflow.state import State
@@ -70,7 +71,7 @@ class ModelForces(ModelField):
 
     def of_model(self, model: Model) -> ModelForces:
         """The forces of a model with the same parameters: of other data, or in another precision."""
-        return ModelForces(model, self.n_particles, _layout=self.parameters)
+        return ModelForces(model, self.n_particles, _layout=self.parameters).in_bf16(self.bf16)
 
     def to(self, dtype: torch.dtype, device: torch.device) -> ModelForces:
         return self.of_model(self.model.to(dtype, device))
@@ -160,6 +161,9 @@ class ModelForces(ModelField):
         """Tries the model's methods once (`check_model`), and whether its replicas can be batched."""
         theta, x = z["theta"][0], z["X"][0]
         check_model(self.model, self.parameters, theta, self._shaped(x), self._data_of(0))
+        if self.bf16:  # which not all operations take
+            one = {"theta": z["theta"][:1], "X": z["X"][:1]}
+            attempt(f"{type(self.model).__name__} in precision 'bf16'", self, 0.0, one, ("theta", "x"))
         if len(z["theta"]) > 1 and self._vmap:
             try:
                 self._each(self._total, z)
@@ -222,15 +226,24 @@ class ModelForces(ModelField):
 
     def _total(self, theta: Tensor, x: Tensor, y: Data) -> Tensor:
         """sum_ij l_i of one replica."""
-        return self.model.log_joint(self.parameters.views(theta), self._shaped(x), y).sum()
+        values = self._asked(self.model.log_joint, theta, x, y)
+        return (values.to(x.dtype) if self.bf16 else values).sum()
 
     def _score_x(self, theta: Tensor, x: Tensor, y: Data) -> Tensor:
-        return self.model.score_x(self.parameters.views(theta), self._shaped(x), y)
+        return self._asked(self.model.score_x, theta, x, y)
 
     def _score_theta(self, theta: Tensor, x: Tensor, y: Data) -> Tensor:
-        scores = self.model.score_theta(self.parameters.views(theta), self._shaped(x), y)
+        scores = self._asked(self.model.score_theta, theta, x, y)
         parts = [scores[name].reshape(-1) for name in self.parameters.shapes]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+    def _asked(self, method: Callable[..., Any], theta: Tensor, x: Tensor, y: Data) -> Any:
+        """What a method of the model gives of one replica, in the precision of the forces."""
+        arguments = self.parameters.views(theta), self._shaped(x), y
+        if not self.bf16:
+            return method(*arguments)
+        with bfloat16_products(x):
+            return method(*arguments)
 
     def _each(self, one: Callable[[Tensor, Tensor, Data], Tensor], z: State, first: int = 0) -> Tensor:
         """`one(theta, x, y)` of every replica from `first` on; a lone one never goes through vmap."""

@@ -50,7 +50,8 @@ class KernelForces(ModelForces):
         self.warning = collapse(kernel, particles, self.latent)
 
     def of_model(self, model: Model) -> KernelForces:
-        return KernelForces(model, self.n_particles, self.kernel, _layout=self.parameters)
+        own = KernelForces(model, self.n_particles, self.kernel, _layout=self.parameters)
+        return own.in_bf16(self.bf16)
 
     def __call__(self, t: float, z: State, names: Sequence[str]) -> dict[str, Tensor]:
         forces = super().__call__(t, z, names)

@@ -76,6 +76,10 @@ class ShardedField(ModelField):
         whole = self.whole.observing(functions)
         return ShardedField(whole, self._shard, self._ranks, self._parameters, fixed=self._fixed)
 
+    def in_bf16(self, on: bool) -> ShardedField:
+        whole = self.whole.in_bf16(on)
+        return ShardedField(whole, self._shard, self._ranks, self._parameters, fixed=self._fixed)
+
     def start(self, seed: int) -> State:
         z = self.whole.start(seed)
         return z | {"X": z["X"][self._shard.rows]}

@@ -204,6 +204,7 @@ class Keeper:
             "noise_source": environment["noise_source"],
             "gradient_evaluations_per_step": run.gradient_evaluations,
             "dtype": str(run.dtype).removeprefix("torch."),
+            "precision": run.precision,
             "seed": run.seed,
             "replicas": run.all_replicas.count,
             "grid": "" if run.grid is None else str(run.grid),

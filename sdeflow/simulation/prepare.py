@@ -14,6 +14,7 @@ from sdeflow.config.run import Run
 from sdeflow.engine.minibatch import MiniBatches
 from sdeflow.engine.step import Stepper
 from sdeflow.errors import SdeflowError, attempt
+from sdeflow.model.precision import float32_products
 from sdeflow.parallel.field import sharded, shareable
 from sdeflow.parallel.ranks import ALONE, Ranks
 from sdeflow.simulation.held_out import HeldOut
@@ -57,7 +58,7 @@ class Prepared:
     def __init__(self, run: Run, origin: Origin | None = None, ranks: Ranks = ALONE) -> None:
         system, self._run, self.ranks = run.system, run, ranks
         if isinstance(system, BlockSystem):
-            system = system.observing(run.observables)
+            system = system.observing(run.observables).in_bf16(run.precision == "bf16")
         self._shared, self.sharing = system, Sharing.of(system, run.shard(ranks), ranks)
         self.warm_up, self.held_out = None, None
         self.warning = "" if system.model_forces is None else system.model_forces.warning
@@ -206,7 +207,8 @@ def prepare(run: Run, origin: Origin | None = None, ranks: Ranks = ALONE) -> Pre
 
     Raises SdeflowError where something does not fit.
     """
-    return Prepared(run, origin, ranks)
+    with float32_products(tf32=run.precision == "tf32"):
+        return Prepared(run, origin, ranks)
 
 
 def threads_for(z: Mapping[str, Tensor]) -> int:

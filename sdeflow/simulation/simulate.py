@@ -16,7 +16,7 @@ from sdeflow.config.catalogue import Scheme
 from sdeflow.config.run import Run
 from sdeflow.config.schema import RunSection
 from sdeflow.errors import DivergenceWarning, Interrupted
-from sdeflow.options import Average, Batch, EngineName, Evaluate, NoiseName, Parallel, Save, Tune
+from sdeflow.options import Average, Batch, EngineName, Evaluate, NoiseName, Parallel, PrecisionName, Save, Tune
 from sdeflow.parallel.ranks import ALONE, started
 from sdeflow.simulation.resume import resume_from, with_engine_of
 from sdeflow.simulation.solve import solve
@@ -49,6 +49,7 @@ def simulate(
     engine: str = RunSection.engine,
     noise: str = RunSection.noise,
     bound: float = RunSection.bound,
+    precision: str = RunSection.precision,
     out: str | Path | None = None,
     overwrite: bool = False,
     resume: bool = False,
@@ -77,6 +78,8 @@ def simulate(
                  is a kernel for it; see sdeflow.engine.engine. A resumed run keeps what it was begun by
     noise        the noise source, 'torch' or 'philox'; 'auto' is philox where there is a kernel for it
     bound        a loss or kinetic energy past it counts as diverged
+    precision    of matrix products and convolutions within the model: 'full' is that of `dtype`, 'bf16' is
+                 bfloat16, 'tf32' TF32 on CUDA; what it gives is added up, moved and kept in float32
     out          a run folder to write; the trajectory is then read from it when it is asked for
     resume       goes on with the run in `out` where there is one, to the same numbers as in one piece
 
@@ -91,6 +94,7 @@ def simulate(
         seed=seed,
         replicas=replicas,
         bound=bound,
+        precision=cast(PrecisionName, precision),
         dtype=cast(Any, str(dtype).removeprefix("torch.")),
         device=cast(Any, str(device)),
         engine=cast(EngineName, engine),

@@ -9,6 +9,7 @@ from pathlib import Path
 from sdeflow.config.run import Run
 from sdeflow.engine.compiled import Uncompilable
 from sdeflow.errors import RunError, SdeflowError, StabilityWarning
+from sdeflow.model.precision import float32_products
 from sdeflow.parallel.ranks import ALONE, Ranks
 from sdeflow.simulation.ending import Solution, Stop, ending_message
 from sdeflow.simulation.keeper import Keeper
@@ -117,7 +118,8 @@ def solve_from(
     onlookers   its callbacks, which have been told of it
     """
     onlookers.stopped = prepared.ranks.of_first(onlookers.stopped)
-    with Stop() as stop, threads(meta.environment["threads"]):
+    in_full_or_tf32 = float32_products(tf32=run.precision == "tf32")
+    with Stop() as stop, threads(meta.environment["threads"]), in_full_or_tf32:
         loop = TimeLoop(run, prepared, meta, keeper, stop, onlookers, progress)
         loop.to_the_end()
         message = ending_message(loop.meta, run, loop.error, keeper.folder, onlookers.stopped)

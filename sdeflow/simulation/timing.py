@@ -34,7 +34,8 @@ def seconds_a_step(run: Run, *, within: float = 4.0, share: float = 2.0) -> floa
     """
     if run.system.model_forces is None or not isinstance(run.system, BlockSystem):
         return None
-    system, size = run.system.to(run.dtype, run.device), run.n_data if run.batch is None else run.batch.size
+    system = run.system.in_bf16(run.precision == "bf16").to(run.dtype, run.device)
+    size = run.n_data if run.batch is None else run.batch.size
     whole = {name: torch.empty(axes.shape, device="meta") for name, axes in system.axes.items()}
     b = 1
     try:

@@ -234,6 +234,13 @@ class BlockSystem:
             own.force_field = self.model_forces.observing(functions)
         return own
 
+    def in_bf16(self, on: bool = True) -> BlockSystem:
+        """The same system under forces whose model takes products in bfloat16, or in its own dtype."""
+        own = copy(self)
+        if self.model_forces is not None:
+            own.force_field = self.model_forces.in_bf16(on)
+        return own
+
     def minibatch(self, index: Tensor, first: int = 0) -> BlockSystem:
         """The system of a minibatch: data `index` [R, b], with theta's force scaled by D/b.
 

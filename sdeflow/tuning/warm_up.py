@@ -255,7 +255,7 @@ class WarmUp:
 
     def _measure(self, z: State, n: int, *, ends: bool = False) -> State:
         """Curvature at z, after step n; the state with the directions that were found."""
-        system = self._open.to(self._dtype, next(iter(z.values())).device)
+        system = self._open.in_bf16(False).to(self._dtype, next(iter(z.values())).device)
         count = min(self._epoch, BATCHES)
         views = [Curvature(*self._seen(system, z, n + j), self._dtype) for j in range(count)]
         found = measure(system, views, kept(z, DIRECTION))
