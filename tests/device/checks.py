@@ -10,6 +10,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,9 @@ def engines(device: str) -> tuple[str, ...]:
     return ("eager", "fused", "compiled") if device == "cuda" else ("eager", "fused")
 
 
+FEW = 7
+"""One of so many cases is tried where the CPU stands in."""
+
 Tables = dict[str, Any]
 Found = str
 Check = Callable[[str], Found]
@@ -53,9 +57,23 @@ BLOCKS: Tables = {"particles": 4, "theta": MOTION, "x": MOTION}
 OF_ENERGY: Tables = {
     "particles": 3,
     "prior_particles": 7,
-    **dict.fromkeys(("alpha", "beta", "x", "z"), MOTION),
+    **dict.fromkeys(("alpha", "beta", "x", "z"), MOTION | {"h": 1e-4}),
 }
-FLOW: Tables = {"paths": 9, "means": [[2.0, 0.0], [-1.0, 1.0]], "scales": 0.4}
+PLAIN: Tables = {"h": 0.01, "paths": 20, "start": [-1.0]}
+SDES: dict[str, Tables] = {
+    "double_well": PLAIN,
+    "ornstein_uhlenbeck": PLAIN,
+    "diffusion": {"paths": 9, "means": [[2.0, 0.0], [-1.0, 1.0]], "scales": 0.4, "kappa": 1.0},
+    "interpolant": {
+        "paths": 9,
+        "start_means": [[-2.0, 1.0]],
+        "start_scales": 0.3,
+        "means": [[4.0, 1.5]],
+        "scales": [0.5],
+        "epsilon": 1.0,
+    },
+    "pfgmpp": {"paths": 9, "points": [[2.0, 0.0], [0.0, 2.0]], "dimensions": 8},
+}
 CONSENSUS: Tables = {"particles": 20, "low": -2.0, "high": 2.0}
 
 
@@ -85,17 +103,16 @@ def systems() -> dict[str, Tables]:
     """Small configurations of all systems of the catalogue by name: tables model and system."""
     found: dict[str, Tables] = {}
     for name, entry in entries("systems").items():
-        if "problems.generic" in entry.value:
-            found[name] = {"system": {"h": 0.01, "paths": 20, "start": [-1.0]}}
-        elif name in ("diffusion", "interpolant", "pfgmpp"):
-            found[name] = {"system": FLOW}
+        if name in SDES:
+            found[name] = {"system": SDES[name]}
         elif "cbo" in entry.value:
             found[name] = {"model": {"use": "rastrigin"}, "system": CONSENSUS}
         elif "ebipla" in name:
             found[name] = {"model": ENERGY, "system": OF_ENERGY}
         else:
             found[name] = {"model": TOY, "system": BLOCKS}
-    found["vi"] = {"model": {"use": "decoder", "images": 20}, "system": BLOCKS | {"encoder_hidden": [8]}}
+    found["vi"]["model"] = {"use": "decoder", "images": 20}
+    found["vi"]["system"] = BLOCKS | {"encoder_hidden": [8], "theta": MOTION | {"h": 1e-5}}
     return {name: tables | {"system": {"use": name, **tables["system"]}} for name, tables in found.items()}
 
 
@@ -179,11 +196,11 @@ def kernels(device: str) -> Found:
 def catalogue(device: str, dtype: str) -> Found:
     """Every system and integrator, eager and fused, in two replicas."""
     count, worst, left = 0, 0.0, []
-    for what, tables in cases():
-        for engine in ("eager", "fused"):
+    for what, tables in islice(cases(), 0, None, 1 if device == "cuda" else FEW):
+        for engine in ("eager", "fused") if dtype == "float64" else ("fused",):
             try:
                 units = compared(tables, device, dtype=dtype, engine=engine, replicas=2)
-            except AssertionError as error:
+            except (AssertionError, RuntimeError, SdeflowError) as error:
                 left.append(f"{what}, {engine}: {error}")
                 continue
             count, worst = count + 1, max(worst, units)

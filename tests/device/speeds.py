@@ -21,6 +21,7 @@ from sdeflow.config.run import Run
 from sdeflow.config.schema import RunSection
 from sdeflow.engine.step import advance
 from sdeflow.machine import operations
+from sdeflow.model.precision import float32_products
 from sdeflow.noise.kernel import Draw, KineticNumbers
 from sdeflow.noise.philox_source import find_kernel
 from sdeflow.problems.decoder import Decoder
@@ -67,18 +68,14 @@ def bandwidth(device: str) -> float:
     return 2 * x.nbytes / seconds(lambda: y.copy_(x), device)
 
 
-PRECISIONS = ("float32", "tf32", "bf16")
+PRECISIONS = ("full", "tf32", "bf16")
 
 
 @contextmanager
 def products(precision: str) -> Iterator[torch.dtype]:
     """The dtype of a product of that precision, and torch set to it."""
-    kept = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    try:
+    with float32_products(tf32=precision == "tf32"):
         yield torch.bfloat16 if precision == "bf16" else torch.float32
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = kept
 
 
 @cache
@@ -115,14 +112,15 @@ def updates(device: str) -> Rows:
 def a_step(system: Any, scheme: str, device: str, *, batch: Any = None, **options: Any) -> float:
     """Seconds of one."""
     section = RunSection(steps=1, device=device, **options)
-    prepared = prepare(Run.declare(system, scheme, section, batch=batch))
-    at, stride = [0, prepared.state], prepared.stepper.stride
+    with float32_products(tf32=section.precision == "tf32"):
+        prepared = prepare(Run.declare(system, scheme, section, batch=batch))
+        at, stride = [0, prepared.state], prepared.stepper.stride
 
-    def steps() -> None:
-        n, z = at
-        at[:] = n + stride, advance(prepared.stepper, z, n, stride)
+        def steps() -> None:
+            n, z = at
+            at[:] = n + stride, advance(prepared.stepper, z, n, stride)
 
-    return seconds(steps, device) / stride
+        return seconds(steps, device) / stride
 
 
 def toys(device: str) -> Rows:
