@@ -39,6 +39,7 @@ class TorchSDE(Integrator[System]):
     needs_own_noise: ClassVar[bool] = False
     sde_type: ClassVar[Literal["ito", "stratonovich"]] = "ito"
     minibatches, schedules = False, False
+    captured = False  # time is read on the host
     needs = "any SDE"
     source = "Li, Wong, Chen, Duvenaud 2020; the torchsde package"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
+from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -32,6 +33,12 @@ def data_file(text: str) -> tuple[str, str] | None:
 
 def entries(group: Group) -> dict[str, EntryPoint]:
     """The registered names of a group, in alphabetical order; a built-in name cannot be taken over."""
+    return dict(_entries(group, tuple(sys.path)))
+
+
+@lru_cache(maxsize=32)
+def _entries(group: Group, path: tuple[str, ...]) -> dict[str, EntryPoint]:
+    """What `entries` gives, looked up once for each path that modules are found on."""
     points = sorted(entry_points(group=f"sdeflow.{group}"), key=lambda p: p.value.startswith("sdeflow."))
     found = {point.name: point for point in points}
     if not found:

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from sdeflow.engine.compiled import Uncompilable
 from sdeflow.state import State
-
-if TYPE_CHECKING:
-    from sdeflow.engine.step import Stepper
 
 Transition = Callable[[State, int, Sequence[Tensor]], State]
 """z_{n+1} by z_n, by how far n is from what the counters say, and by what was drawn for the step."""
 
-STRIDE = 16
-"""Steps in a graph: a launch of one instead of some hundred kernels."""
+MOST = 16
+"""Steps in a graph at most: a launch of one instead of some hundred kernels."""
 
 
 def cuda_graph(run: Callable[[], None]) -> Callable[[], None]:
@@ -43,56 +40,63 @@ class GraphedSteps:
 
     A graph works on tensors of its own, into which a state and what was drawn are copied, and out of which
     the next state is. The step of its noise is the place of a step in the graph plus a counter, which the
-    kernels read on the device: so one graph serves all n.
+    kernels read on the device: so one graph serves all n. There is one of a stride, and one of a single step.
 
-    stepper      takes single steps
-    transition   what is captured
+    transition   a step
     counters     int64 [1], one of each noise source
     draw         what steps n, ..., n + count - 1 need besides, [count, ...] each
+    every        steps from one snapshot to the next, which whole strides fill
     capture      makes of a function one that does the same (default: `cuda_graph`)
-    """
 
-    stride = STRIDE
+    Raises Uncompilable where a step cannot be captured, such as one that reads a value on the host.
+    """
 
     def __init__(
         self,
-        stepper: Stepper,
         transition: Transition,
         counters: Sequence[Tensor],
         draw: Callable[[int, int], Sequence[Tensor]] = nothing,
+        every: int = MOST,
         capture: Callable[[Callable[[], None]], Callable[[], None]] | None = None,
     ) -> None:
-        self._stepper, self._transition, self._draw = stepper, transition, draw
-        self._counters, self._capture = counters, capture or cuda_graph
+        self.stride = max(k for k in range(1, MOST + 1) if every % k == 0)
+        self._transition, self._draw, self._counters = transition, draw, counters
+        self._capture = capture or cuda_graph
         self._own: State = {}
-        self._drawn: list[Tensor] = []
-        self._replay: Callable[[], None] | None = None
+        self._drawn: dict[int, list[Tensor]] = {}
+        self._replays: dict[int, Callable[[], None]] = {}
 
     def __call__(self, z: State, n: int, count: int = 1) -> State:
-        if count == 1:
-            return self._stepper(z, n)
-        assert count == self.stride
         draws = self._draw(n, count)
-        if self._replay is None:
-            self._own = {name: value.clone() for name, value in z.items()}
-            self._drawn = [x.clone() for x in draws]
-            self._replay = self._capture(self._run)
-        for own, value in zip(self._drawn, draws, strict=True):
+        if count not in self._replays:
+            self._prepare(z, draws, count)
+        for own, value in zip(self._drawn[count], draws, strict=True):
             own.copy_(value)
         for name, value in z.items():
             self._own[name].copy_(value)
         for counter in self._counters:
             counter.fill_(n)
         try:
-            self._replay()
+            self._replays[count]()
         finally:
             for counter in self._counters:
                 counter.zero_()
         return {name: value.clone() for name, value in self._own.items()}
 
-    def _run(self) -> None:
+    def _prepare(self, z: State, draws: Sequence[Tensor], count: int) -> None:
+        self._own = self._own or {name: value.clone() for name, value in z.items()}
+        self._drawn[count] = [x.clone() for x in draws]
+        try:
+            self._replays[count] = self._capture(lambda: self._run(count))
+        except RuntimeError as error:
+            reason = (str(error).splitlines() or [""])[0]
+            raise Uncompilable(
+                f"this run's steps cannot be captured in a CUDA graph ({reason}): give engine 'eager'"
+            ) from error
+
+    def _run(self, count: int) -> None:
         z = self._own
-        for k in range(STRIDE):
-            z = self._transition(z, k, [x[k] for x in self._drawn])
+        for k in range(count):
+            z = self._transition(z, k, [x[k] for x in self._drawn[count]])
         for name, value in self._own.items():
             value.copy_(z[name])

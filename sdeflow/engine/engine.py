@@ -78,12 +78,12 @@ class Engine:
         """
         if self.name == "compiled":
             return _compiled(system, integrator, noise, every)
-        stepper, counters = EagerSteps(system, integrator, noise), self.counters(system, noise)
-        if not counters:
-            return stepper
-        return GraphedSteps(stepper, lambda z, k, _: stepper(z, k), counters)
+        stepper = EagerSteps(system, integrator, noise)
+        if counters := self.counters(system, integrator, noise):
+            return GraphedSteps(lambda z, k, _: stepper(z, k), counters, every=every)
+        return stepper
 
-    def counters(self, system: System, *sources: NormalSource) -> list[Tensor]:
+    def counters(self, system: System, integrator: Integrator[Any], *sources: NormalSource) -> list[Tensor]:
         """Those of noise sources, where steps of a system can be captured in a graph; else none.
 
         Where forces do not depend on time a graph of its steps serves all of them, of one set of numbers:
@@ -91,7 +91,7 @@ class Engine:
         """
         found = [s.counter for s in sources if isinstance(s, PhiloxNoise) and s.counter is not None]
         forces = system.model_forces
-        if self.name != "fused" or len(found) < len(sources) or forces is None:
+        if self.name != "fused" or len(found) < len(sources) or forces is None or not integrator.captured:
             return []
         steady = not forces.timed and not forces.stored and not any(b.schedules for b in system.blocks)
         return found if steady and not forces.shared and traced(system) else []
@@ -209,6 +209,8 @@ def resolve_engine(engine: str, noise: str, device: torch.device, *, long: bool 
         return Engine(engine, noise, why_not or "as asked for")
     name = "fused" if noise == "philox" else "eager"
     short = Engine(name, noise, why_not or f"the best for noise {noise} on {device.type}")
+    if name == "fused" and device.type == "cuda":  # for a model whose steps no graph can be made of
+        short = replace(short, fallback=Engine("eager", noise))
     if not long:
         return short
     return Engine("compiled", noise, f"worth it from {LONG:,} steps on", fallback=short)

@@ -98,8 +98,8 @@ class MiniBatches:
             else None
         )
         self._graphed = (
-            GraphedSteps(self._one_by_one, self._replayed, counters, self._shown)
-            if (counters := engine.counters(self._part, self._noise, self._catch_up.noise))
+            GraphedSteps(self._replayed, counters, self._shown, every)
+            if (counters := engine.counters(self._part, integrator, self._noise, self._catch_up.noise))
             else None
         )
         steps = self._compiled or self._graphed

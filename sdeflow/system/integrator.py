@@ -41,6 +41,7 @@ class Integrator(ABC, Generic[S]):
     inner_steps                whether it takes inner steps of particles, where a block has them
     restarts                   whether a step heeds a block's `restart`, as the maps `B` and `exponential` do
     optimizes                  whether a step moves a block by its optimizer, as the map `exponential` does
+    captured                   whether a CUDA graph can be made of its steps: none reads a value on the host
     source                     where the scheme comes from
     """
 
@@ -59,6 +60,7 @@ class Integrator(ABC, Generic[S]):
     optimizes: ClassVar[bool] = False
     minibatches: ClassVar[bool] = True
     schedules: ClassVar[bool] = True
+    captured: ClassVar[bool] = True
     source: ClassVar[str] = ""
 
     def __init_subclass__(cls) -> None:

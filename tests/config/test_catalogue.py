@@ -302,6 +302,7 @@ def test_other_schemes_stay_usable_beside_a_broken_one(
 
 
 def test_a_checkout_that_was_never_installed_says_so(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    sdeflow.entries._entries.cache_clear()
     monkeypatch.setattr(sdeflow.entries, "entry_points", lambda group: ())
     for command in (["list"], ["run", "hierarchical"]):
         code, _, err = cli(*command)

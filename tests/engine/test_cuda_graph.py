@@ -24,7 +24,7 @@ system, scheme = kiplmc(Hierarchical(data=3), particles=2, theta=motion, x=motio
 noise = philox_source.PhiloxNoise(system.channels, scheme.noise_spec(system.h), replicas, fused=True)
 step, z = EagerSteps(system, scheme, noise), initial_state(system, replicas)
 start = {name: value.clone() for name, value in z.items()}
-captured = step, lambda z, k, _: step(z, k), [noise.counter]
+captured = lambda z, k, _: step(z, k), [noise.counter]
 graphed = GraphedSteps(*captured, capture=lambda run: run)
 first = 2**32 - 16
 one, other = advance(step, z, first, 17), advance(graphed, z, first, 17)
