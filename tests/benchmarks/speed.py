@@ -309,7 +309,9 @@ def decoders() -> dict[str, Callable[[], Steps]]:
 
     return {
         "compiled, expint_shared": lambda: of_ours("expint_shared", engine="compiled"),
-        "compiled, expint_shared, bf16": lambda: of_ours("expint_shared", engine="compiled", precision="bf16"),
+        "compiled, expint_shared, bf16": lambda: of_ours(
+            "expint_shared", engine="compiled", precision="bf16"
+        ),
         "fused, expint_shared": lambda: of_ours("expint_shared", engine="fused"),
         "fused, expint": lambda: of_ours("expint", engine="fused"),
         "eager torch, expint_shared": lambda: of_ours("expint_shared", noise="torch"),

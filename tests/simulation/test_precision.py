@@ -16,7 +16,7 @@ import pytest
 import torch
 import xarray as xr
 from commands import command
-from small import CPU, FLOAT64, LIGHT, SIZES, assert_same, run
+from small import CPU, LIGHT, SIZES, assert_same, run
 from torch import Tensor, nn
 
 import sdeflow
@@ -42,6 +42,7 @@ from sdeflow.state import State
 
 U = 2.0**-8
 FLOAT32: Any = (torch.float32, CPU)
+WHOLE = Save(every=1, data="all", particles="all")
 
 
 def start_of(forces: ModelField, replicas: int = 1) -> State:
@@ -167,7 +168,10 @@ WAYS: dict[str, tuple[Callable[[], ModelField], Callable[[Any], ModelField]]] = 
     "other dtype": (lambda: ModelForces(decoder(), 3), lambda f: f.to(*FLOAT32)),
     "minibatch": (lambda: ModelForces(decoder(), 3), lambda f: f.minibatch(torch.arange(5)[None])),
     "part": (lambda: ModelForces(decoder(), 3), lambda f: f.part(slice(2, 7))),
-    "observing": (lambda: ModelForces(decoder(), 3), lambda f: f.observing({"one": lambda *_: torch.ones(())})),
+    "observing": (
+        lambda: ModelForces(decoder(), 3),
+        lambda f: f.observing({"one": lambda *_: torch.tensor(1)}),
+    ),
     "held out": (lambda: ModelForces(decoder(), 3), held_out_forces),
     "processes": (lambda: ModelForces(decoder(), 3), sharded),
     "kernel": (lambda: KernelForces(decoder(), 3, RBF()), lambda f: f.to(*FLOAT32)),
@@ -225,15 +229,14 @@ def learned(precision: str, **options: Any) -> xr.Dataset:
     """A run of the decoder."""
     chosen: dict[str, Any] = {"steps": 6, "engine": "eager", "noise": "torch"}
     system = mpgd(decoder(), particles=3, theta=LIGHT, x=LIGHT)
-    save = Save(every=1, data="all", particles="all")
-    return simulate(system, "expint_shared", save=save, precision=precision, **(chosen | options))
+    return simulate(system, "expint_shared", save=WHOLE, precision=precision, **(chosen | options))
 
 
 def test_one_step_differs_by_the_step_times_the_force() -> None:
     """Euler-Maruyama's X + h f + sqrt(2h) xi, with all but f in float32."""
     h = 0.1
     system = pgd(decoder(), particles=3, theta={"h": h}, x={"h": h})
-    options: dict[str, Any] = {"steps": 1, "noise": "torch", "save": Save(every=1, data="all", particles="all")}
+    options: dict[str, Any] = {"steps": 1, "noise": "torch", "save": WHOLE}
     full, low = (simulate(system, "euler_maruyama", precision=p, **options) for p in ("full", "bf16"))
     forces = ModelForces(decoder(), 3).to(*FLOAT32)
     z = start_of(forces)
@@ -354,7 +357,11 @@ class Solves(Decoder):
     ("system", "options", "message"),
     [
         (decoder, {"precision": "bf17"}, "unknown precision 'bf17': did you mean 'bf16'"),
-        (decoder, {"precision": "bf16", "dtype": "float64"}, "'bf16' is of runs in float32, given dtype float64"),
+        (
+            decoder,
+            {"precision": "bf16", "dtype": "float64"},
+            "'bf16' is of runs in float32, given float64",
+        ),
         (decoder, {"precision": "tf32"}, "'tf32' is of CUDA devices, and this run is on cpu"),
         (lambda: SDESystem(OrnsteinUhlenbeck(), h=0.1), {"precision": "bf16"}, "this system has none"),
         (lambda: Solves(images=3), {"precision": "bf16"}, "Solves in precision 'bf16' fails with"),
@@ -376,7 +383,7 @@ def test_a_device_without_it_is_refused(name: str, monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
         arguments: Any = (name, torch.float32, torch.device("cuda"), system)
         if refused:
-            with pytest.raises(SdeflowError, match=r"needs a device of compute capability 8\.0, and Old has less"):
+            with pytest.raises(SdeflowError, match=r"of compute capability 8\.0, and Old has less"):
                 refuse_precision(*arguments)
         else:
             refuse_precision(*arguments)
