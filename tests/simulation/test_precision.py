@@ -320,6 +320,7 @@ def test_a_folder_says_it_and_goes_on_with_it(tmp_path: Path, monkeypatch: pytes
     assert command(*common, "--steps", 3, "--out", "part") == 0
     assert 'precision = "bf16"' in Path("part/config.toml").read_text()
     assert sdeflow.open_run("part").attrs["precision"] == "bf16"
+    assert "3 steps, precision bf16, " in Path("part/run.log").read_text()
     assert command("resume", "part", "--steps", 3, "--quiet") == 0
     assert command(*common, "--steps", 6, "--out", "whole") == 0
     part, whole = (sdeflow.open_run(name).load() for name in ("part", "whole"))
@@ -426,6 +427,21 @@ def test_products_are_in_full_within_a_run_and_as_they_were_after_it() -> None:
     with pytest.raises(SdeflowError):
         step(pgd(Solves(images=3, sigma=1e-30), particles=2, theta={"h": 1.0}, x={"h": 1.0}))
     assert tf32() == ("high", True)
+
+
+def test_a_run_by_tf32_chooses_its_numbers_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU, which takes the setting and has no TF32."""
+    seen = set()
+
+    class Looks(Decoder):
+        def log_joint(self, theta: Any, x: Tensor, y: Tensor) -> Tensor:
+            seen.add((x.dtype, *tf32()))
+            return super().log_joint(theta, x, y)
+
+    monkeypatch.setattr("sdeflow.config.run.refuse_precision", lambda *_: None)
+    simulate(pgd(Looks(images=3), particles=2), steps=2, engine="eager", precision="tf32")
+    assert {how for how in seen if how[0] == torch.float64} == {(torch.float64, "highest", False)}
+    assert (torch.float32, "high", True) in seen
 
 
 def test_products_are_by_tf32_where_that_is_asked_for() -> None:
