@@ -34,8 +34,8 @@ from sdeflow.trajectory.provenance import provenance, stamp
 from sdeflow.trajectory.segments import encode
 
 LOSS_TOLERANCE = {"full": 1e-4, "tf32": 1e-3, "bf16": 1e-3}
-"""Relative difference from the loss that a run recorded, up to which its model is taken to be the same, by the
-precision of the run."""
+"""Relative difference from the loss that a run recorded, up to which its model is taken to be the same, by
+the precision of the run."""
 
 APART = ("dtype", "along", "pictures")
 """Options that are no attributes of evaluation.nc, or not as they were given."""

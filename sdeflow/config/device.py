@@ -48,7 +48,7 @@ def refuse_precision(name: str, dtype: torch.dtype, device: torch.device, system
         return
     if dtype != torch.float32:
         raise SdeflowError(
-            f"precision '{name}' is of runs in float32, given dtype {str(dtype).removeprefix('torch.')}: give "
+            f"precision '{name}' is of runs in float32, given {str(dtype).removeprefix('torch.')}: give "
             "precision 'full', or dtype float32"
         )
     if system.model_forces is None:
@@ -57,8 +57,8 @@ def refuse_precision(name: str, dtype: torch.dtype, device: torch.device, system
         )
     if name == "tf32" and device.type != "cuda":
         raise SdeflowError(
-            f"precision 'tf32' is of CUDA devices, and this run is on {device.type}: give precision 'full' or "
-            "'bf16', or device 'cuda'"
+            f"precision 'tf32' is of CUDA devices, and this run is on {device.type}: give precision 'full' "
+            "or 'bf16', or device 'cuda'"
         )
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < AMPERE:
         raise SdeflowError(

@@ -50,6 +50,7 @@ class ShardedField(ModelField):
         """Takes over what the whole says of itself; `of` data count in all processes."""
         self.whole, self.model, self.n_particles = whole, whole.model, whole.n_particles
         self.opposed, self.stored, self.timed = whole.opposed, whole.stored, whole.timed
+        self.bf16 = whole.bf16
         self.n_data, self.scale = sum(part.n_data for part in self._parts), self._parts[0].scale
         self._all = of
 

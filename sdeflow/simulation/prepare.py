@@ -75,7 +75,8 @@ class Prepared:
             part, epoch = (None, 1) if batches is None else (batches.part, batches.per_epoch)
             of_blocks = cast(BlockSystem, system)  # as one with blocks is
             self.warm_up = WarmUp(of_blocks, run.integrator, run.tune, run.steps, part=part, epoch=epoch)
-            z = self.warm_up.begin(z)
+            with float32_products():  # curvature is a difference of forces
+                z = self.warm_up.begin(z)
             self._move(self.warm_up.system)
         with torch.no_grad():
             if self._batches is not None:
@@ -137,7 +138,8 @@ class Prepared:
     def adapt(self, z: State, n: int) -> State:
         """The state to go on from after step n, by the numbers that the warm-up now has."""
         assert self.warm_up is not None
-        z = self.warm_up.look(z, n)
+        with float32_products():
+            z = self.warm_up.look(z, n)
         if self.warm_up.system is not self.system or self.warm_up.next(n) is None:
             self._move(self.warm_up.system, n)
         return z

@@ -16,7 +16,17 @@ from sdeflow.config.catalogue import Scheme
 from sdeflow.config.run import Run
 from sdeflow.config.schema import RunSection
 from sdeflow.errors import DivergenceWarning, Interrupted
-from sdeflow.options import Average, Batch, EngineName, Evaluate, NoiseName, Parallel, PrecisionName, Save, Tune
+from sdeflow.options import (
+    Average,
+    Batch,
+    EngineName,
+    Evaluate,
+    NoiseName,
+    Parallel,
+    PrecisionName,
+    Save,
+    Tune,
+)
 from sdeflow.parallel.ranks import ALONE, started
 from sdeflow.simulation.resume import resume_from, with_engine_of
 from sdeflow.simulation.solve import solve

@@ -83,7 +83,8 @@ def _solve_once(
     keeper.require_room()
     try:
         keeper.log(
-            f"{run.title or run.integrator.name}, {run.steps:,} steps, {meta.environment}, {run.engine}"
+            f"{run.title or run.integrator.name}, {run.steps:,} steps, precision {run.precision}, "
+            f"{meta.environment}, {run.engine}"
         )
         if origin is not None:
             keeper.log(f"begins from {origin}; anew: {meta.start['anew'] or 'nothing'}")

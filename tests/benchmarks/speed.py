@@ -6,7 +6,7 @@ Prints microseconds a step, the median over rounds, and the median over rounds o
 first row of its size. The process is pinned to as many cores as threads. Rows that this machine cannot run
 are left out, with the reason.
 
-    fused, compiled, eager   sdeflow's engines; the model's own scores, or autograd
+    fused, compiled, eager   sdeflow's engines; the model's own scores, or autograd; bf16 is their precision
     script          the plain way: coefficients rebuilt every step, two autograd calls, new tensors
     torchsde euler  torchsde's Euler on the same system, with its step told to the Brownian interval; analytic
                     scores of the toy model, one backward pass of the decoder
@@ -309,6 +309,9 @@ def decoders() -> dict[str, Callable[[], Steps]]:
 
     return {
         "compiled, expint_shared": lambda: of_ours("expint_shared", engine="compiled"),
+        "compiled, expint_shared, bf16": lambda: of_ours(
+            "expint_shared", engine="compiled", precision="bf16"
+        ),
         "fused, expint_shared": lambda: of_ours("expint_shared", engine="fused"),
         "fused, expint": lambda: of_ours("expint", engine="fused"),
         "eager torch, expint_shared": lambda: of_ours("expint_shared", noise="torch"),

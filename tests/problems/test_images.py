@@ -5,18 +5,23 @@ Oracles: torch.distributions for the mixture prior, counted weights for the deco
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
+from torch.func import functional_call, grad, vmap
+from torch.utils._pytree import tree_map
 
 from sdeflow.config.build import build
 from sdeflow.config.catalogue import problem_file
 from sdeflow.config.schema import load_config
 from sdeflow.errors import SdeflowError
 from sdeflow.problems.images import Images
+from sdeflow.problems.networks import convolutional
 from sdeflow.seeds import generator
 from sdeflow.simulation.solve import solve
 
@@ -146,13 +151,33 @@ def test_the_convolutional_decoder_begins_at_a_quarter_of_the_side() -> None:
 def test_the_published_decoder_has_its_weights() -> None:
     """ngf = 256 without biases: d 8f 8^2 + 8f 4f 4^2 + 4f 2f 4^2 + 2f 3 3^2, counted on the meta device."""
     with torch.device("meta"):
-        from sdeflow.problems.networks import convolutional
-
         network = convolutional(64, 256, 3)
     f = 256
     weights = 64 * 8 * f * 64 + 8 * f * 4 * f * 16 + 4 * f * 2 * f * 16 + 2 * f * 3 * 9
     assert sum(p.numel() for p in network.parameters()) == weights
     assert network(torch.empty(2, 64, device="meta")).shape == (2, 3, 32, 32)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_the_decoder_has_its_channels_last_and_the_numbers_that_it_had(replicas: int) -> None:
+    """Of images and gradients, of replicas at once too; the oracle has its channels first, in float64."""
+    g = torch.Generator().manual_seed(0)
+    network = convolutional(5, 4, 3, 8)
+    first = deepcopy(nn.Sequential(nn.Unflatten(1, (5, 1, 1)), *network[1:])).double()
+    x = torch.randn(replicas, 6, 5, generator=g)
+    assert network(x[0]).is_contiguous(memory_format=torch.channels_last)
+
+    def total(x: Any, network: Any, weights: Any) -> Any:
+        return functional_call(network, weights, (x,)).square().sum()
+
+    weights = {name: v.detach() for name, v in network.named_parameters()}
+    exact = {name: v.double() for name, v in weights.items()}
+    gradients = vmap(grad(total, (0, 2)), in_dims=(0, None, None))
+    found = gradients(x, network, weights) if replicas > 1 else grad(total, (0, 2))(x[0], network, weights)
+    for r in range(replicas):
+        expected = grad(total, (0, 2))(x[r].double(), first, exact)
+        own = tree_map(lambda v, r=r: v[r], found) if replicas > 1 else found
+        torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-4, check_dtype=False)
 
 
 def test_pixels_are_scaled_dequantised_and_clipped() -> None:
