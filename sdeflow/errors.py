@@ -72,6 +72,8 @@ def attempt(what: str, function: Callable[..., Any], *args: Any, **kwargs: Any) 
         own = [frame for frame in frames if "torch" not in Path(frame.filename).parts]
         where = "".join(f" ({Path(frame.filename).name}, line {frame.lineno})" for frame in own[-1:])
         reason = (str(error).splitlines() or [""])[0]
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, on CUDA
+            reason = f"{reason.split('. GPU')[0]}: take fewer particles, data a step (batch.size) or replicas"
         raise SdeflowError(f"{what} fails with {type(error).__name__}: {reason}{where}") from error
 
 
