@@ -13,8 +13,9 @@ from sdeflow.state import State
 Transition = Callable[[State, int, Sequence[Tensor]], State]
 """z_{n+1} by z_n, by how far n is from what the counters say, and by what was drawn for the step."""
 
-MOST = 16
-"""Steps in a graph at most: a launch of one instead of some hundred kernels."""
+MOST, MOST_OF_LARGE, LARGE = 64, 8, 10**6
+"""Steps in a graph at most, which is launched as one instead of kernel by kernel; and where a replica of the
+state has LARGE numbers or more, whose steps take long."""
 
 
 def cuda_graph(run: Callable[[], None]) -> Callable[[], None]:
@@ -46,6 +47,7 @@ class GraphedSteps:
     counters     int64 [1], one of each noise source
     draw         what steps n, ..., n + count - 1 need besides, [count, ...] each
     every        steps from one snapshot to the next, which whole strides fill
+    numbers      of a replica's state
     capture      makes of a function one that does the same (default: `cuda_graph`)
 
     Raises Uncompilable where a step cannot be captured, such as one that reads a value on the host.
@@ -57,12 +59,15 @@ class GraphedSteps:
         counters: Sequence[Tensor],
         draw: Callable[[int, int], Sequence[Tensor]] = nothing,
         every: int = MOST,
+        numbers: int = 0,
         capture: Callable[[Callable[[], None]], Callable[[], None]] | None = None,
     ) -> None:
-        self.stride = max(k for k in range(1, MOST + 1) if every % k == 0)
+        most = MOST if numbers < LARGE else MOST_OF_LARGE
+        self.stride = max(k for k in range(1, most + 1) if every % k == 0)
         self._transition, self._draw, self._counters = transition, draw, counters
         self._capture = capture or cuda_graph
         self._own: State = {}
+        self._given: State = {}
         self._drawn: dict[int, list[Tensor]] = {}
         self._replays: dict[int, Callable[[], None]] = {}
 
@@ -73,18 +78,18 @@ class GraphedSteps:
         for own, value in zip(self._drawn[count], draws, strict=True):
             own.copy_(value)
         for name, value in z.items():
-            self._own[name].copy_(value)
+            if value is not self._given.get(name):  # else it is what the graph still has
+                self._own[name].copy_(value)
         for counter in self._counters:
             counter.fill_(n)
-        try:
-            self._replays[count]()
-        finally:
-            for counter in self._counters:
-                counter.zero_()
-        return {name: value.clone() for name, value in self._own.items()}
+        self._given = {}
+        self._replays[count]()
+        self._given = {name: value.clone() for name, value in self._own.items()}
+        return dict(self._given)
 
     def _prepare(self, z: State, draws: Sequence[Tensor], count: int) -> None:
         self._own = self._own or {name: value.clone() for name, value in z.items()}
+        self._given = {}
         self._drawn[count] = [x.clone() for x in draws]
         try:
             self._replays[count] = self._capture(lambda: self._run(count))
@@ -98,5 +103,12 @@ class GraphedSteps:
         z = self._own
         for k in range(count):
             z = self._transition(z, k, [x[k] for x in self._drawn[count]])
-        for name, value in self._own.items():
-            value.copy_(z[name])
+        # what a step keeps of the state before is a tensor of the graph, which is written to below
+        own = {value.untyped_storage().data_ptr() for value in self._own.values()}
+        new = {
+            name: value.clone() if value.untyped_storage().data_ptr() in own else value
+            for name, value in z.items()
+            if value is not self._own[name]
+        }
+        for name, value in new.items():
+            self._own[name].copy_(value)

@@ -80,7 +80,8 @@ class Engine:
             return _compiled(system, integrator, noise, every)
         stepper = EagerSteps(system, integrator, noise)
         if counters := self.counters(system, integrator, noise):
-            return GraphedSteps(lambda z, k, _: stepper(z, k), counters, every=every)
+            numbers = sum(prod(axes.shape) for axes in system.axes.values())
+            return GraphedSteps(lambda z, k, _: stepper(z, k), counters, every=every, numbers=numbers)
         return stepper
 
     def counters(self, system: System, integrator: Integrator[Any], *sources: NormalSource) -> list[Tensor]:

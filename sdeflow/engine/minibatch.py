@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache, partial
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -97,8 +98,9 @@ class MiniBatches:
             if engine.name == "compiled"
             else None
         )
+        numbers = sum(prod(axes.shape) for axes in system.axes.values())
         self._graphed = (
-            GraphedSteps(self._replayed, counters, self._shown, every)
+            GraphedSteps(self._replayed, counters, self._shown, every, numbers)
             if (counters := engine.counters(self._part, integrator, self._noise, self._catch_up.noise))
             else None
         )

@@ -110,10 +110,10 @@ def updates(device: str) -> Rows:
 
 
 def a_step(system: Any, scheme: str, device: str, *, batch: Any = None, **options: Any) -> float:
-    """Seconds of one."""
-    section = RunSection(steps=1, device=device, **options)
+    """Seconds of one, with 64 from one snapshot to the next."""
+    section, save = RunSection(steps=1, device=device, **options), sdeflow.Save(every=64)
     with float32_products(tf32=section.precision == "tf32"):
-        prepared = prepare(Run.declare(system, scheme, section, batch=batch))
+        prepared = prepare(Run.declare(system, scheme, section, batch=batch, save=save))
         at, stride = [0, prepared.state], prepared.stepper.stride
 
         def steps() -> None:

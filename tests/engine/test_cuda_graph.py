@@ -1,48 +1,96 @@
-"""Steps of a CUDA graph, with Triton's interpreter on the CPU and a stand-in for what is captured."""
+"""Steps of a graph, with a stand-in for what is captured: tests/device has what a device does."""
 
 from __future__ import annotations
 
-from commands import numbers
-from support import needs_triton
+from collections.abc import Callable
 
-GRAPHED = """
+import pytest
 import torch
+from device.stand_in import CountingKernel, again
+from small import MOTION, tiny
+from support import doubles, needs_kernel
+
 from sdeflow import kiplmc
-from sdeflow.noise import philox_source
-from sdeflow.config.catalogue import integrator_named
+from sdeflow.config.catalogue import find, integrator_named
+from sdeflow.engine.compiled import Uncompilable
+from sdeflow.engine.cuda_graph import MOST, GraphedSteps
 from sdeflow.engine.step import EagerSteps, advance
-from sdeflow.noise.cuda import TritonKernel
-from sdeflow.engine.cuda_graph import GraphedSteps
+from sdeflow.noise import philox_source
+from sdeflow.noise.philox_source import PhiloxNoise
 from sdeflow.problems.hierarchical import Hierarchical
-from sdeflow.state import Replicas
-from sdeflow.system.system import initial_state
+from sdeflow.state import State
+from sdeflow.system.system import BlockSystem, initial_state
 
-cuda, replicas = TritonKernel(), Replicas([3, 2**40], torch.float64, torch.device("cpu"))
-philox_source.find_kernel = lambda device: cuda
-motion = {"h": 1e-2, "eta": 30.0, "gamma": 1.0}
-system, scheme = kiplmc(Hierarchical(data=3), particles=2, theta=motion, x=motion), integrator_named("expint")
-noise = philox_source.PhiloxNoise(system.channels, scheme.noise_spec(system.h), replicas, fused=True)
-step, z = EagerSteps(system, scheme, noise), initial_state(system, replicas)
-start = {name: value.clone() for name, value in z.items()}
-captured = lambda z, k, _: step(z, k), [noise.counter]
-graphed = GraphedSteps(*captured, capture=lambda run: run)
-first = 2**32 - 16
-one, other = advance(step, z, first, 17), advance(graphed, z, first, 17)
-assert all(torch.equal(z[name], start[name]) for name in z)
-assert all((one[name] - z[name]).abs().min() > 0 for name in z)
-def cut_short():
-    raise KeyboardInterrupt
+pytestmark = needs_kernel
 
-cut = GraphedSteps(*captured, capture=lambda run: cut_short)
-try:
-    cut(z, 32, cut.stride)
-except KeyboardInterrupt:
-    assert noise.counter.item() == 0
-print(*(float((one[name] - other[name]).abs().max()) for name in z))
-"""
+Capture = Callable[[Callable[[], None]], Callable[[], None]]
 
 
-@needs_triton
-def test_steps_of_a_graph_are_those_one_by_one() -> None:
-    """With a stand-in that does again what would be captured, over a step that no 32 bits hold."""
-    assert numbers(GRAPHED, TRITON_INTERPRET="1") == [0.0] * 4
+@pytest.fixture(autouse=True)
+def kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(philox_source, "find_kernel", lambda device: CountingKernel())
+
+
+def steps_of(
+    system: BlockSystem, scheme: str, every: int = 16, capture: Capture = again
+) -> tuple[EagerSteps, GraphedSteps, State]:
+    """Steps one by one and of a graph, and a state in two replicas that they start from."""
+    integrator, replicas = integrator_named(scheme), doubles([3, 2**40])
+    noise = PhiloxNoise(system.channels, integrator.noise_spec(system.h), replicas, fused=True)
+    step, z = EagerSteps(system, integrator, noise), initial_state(system, replicas)
+    assert noise.counter is not None
+    graphed = GraphedSteps(lambda z, k, _: step(z, k), [noise.counter], every=every, capture=capture)
+    return step, graphed, z | integrator.init(system, z)
+
+
+def stein() -> BlockSystem:
+    return find("systems", "svgd_em")(Hierarchical(data=3), particles=2, theta=MOTION, x=MOTION)
+
+
+@pytest.mark.parametrize("scheme", ["expint", "ghvb"])
+@pytest.mark.parametrize("every", [16, 7, 1])
+def test_steps_of_a_graph_are_those_one_by_one(scheme: str, every: int) -> None:
+    """Over a step that no 32 bits hold, and where a scheme keeps the state before."""
+    motion = {"h": 1e-2, "eta": 30.0, "gamma": 1.0}
+    system = stein() if scheme == "ghvb" else kiplmc(Hierarchical(data=3), particles=2, theta=motion, x=motion)
+    step, graphed, z = steps_of(system, scheme, every)
+    start, first = {name: value.clone() for name, value in z.items()}, 2**32 - 16
+    with torch.no_grad():
+        end, alone = z, z
+        for n in range(first, first + 40):
+            alone = step(alone, n) if scheme == "ghvb" else one_by_one(step, graphed, alone, n)
+    end = advance(graphed, z, first, 40)
+    assert all(torch.equal(z[name], start[name]) for name in z)
+    assert all(not torch.equal(end[name], z[name]) for name in system.axes)
+    for name, value in end.items():
+        torch.testing.assert_close(value, alone[name], rtol=1e-12, atol=1e-12)
+
+
+def one_by_one(step: EagerSteps, graphed: GraphedSteps, z: State, n: int) -> State:
+    """A step whose noise does not look at what the graph has left in its counter."""
+    (counter,) = graphed._counters
+    counter.zero_()
+    return step(z, n)
+
+
+def test_a_state_that_comes_from_elsewhere_is_taken() -> None:
+    """Not only the one that the graph gave last."""
+    _, graphed, z = steps_of(tiny(), "expint")
+    end = advance(graphed, z, 0, 32)
+    middle = advance(graphed, z, 0, 16)
+    again_ = advance(graphed, middle, 16, 16)
+    assert all(torch.equal(end[name], again_[name]) for name in end)
+
+
+def test_a_stride_fills_the_way_to_a_snapshot() -> None:
+    strides = {every: steps_of(tiny(), "expint", every)[1].stride for every in (1, 10, 64, 97, 200)}
+    assert strides == {1: 1, 10: 10, 64: MOST, 97: 1, 200: 50}
+
+
+def test_a_step_that_cannot_be_captured_says_so() -> None:
+    def refuse(run: Callable[[], None]) -> Callable[[], None]:
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    _, graphed, z = steps_of(tiny(), "expint", capture=refuse)
+    with pytest.raises(Uncompilable, match="captured in a CUDA graph \\(operation not permitted when .*'eager'"):
+        graphed(z, 0)
