@@ -59,7 +59,7 @@ LONGEST = {
     "integrators/README.md": 120,
     "problems/README.md": 140,
     "analysis/README.md": 130,
-    "analysis/RESULTS.md": 290,
+    "analysis/RESULTS.md": 310,
     ".github/CONTRIBUTING.md": 150,
 }
 """The documents, and the most lines of each."""
