@@ -48,7 +48,7 @@ from sdeflow.simulation.solve import solve
 ROOT = Path(__file__).parent.parent
 LONGEST = {
     "README.md": 250,
-    "sdeflow/README.md": 125,
+    "sdeflow/README.md": 135,
     "sdeflow/data/README.md": 130,
     "sdeflow/parallel/README.md": 60,
     "sdeflow/simulation/README.md": 90,

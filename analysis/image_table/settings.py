@@ -197,9 +197,9 @@ SETTINGS = {
         images=100,
         labels=SHORT,
     ),
-    # These two have fewer images than their problems, so that each is seen often, as particles that stay between
-    # visits need: 1,500 evaluations are 96 and 37 epochs. On an H200 both took five minutes, a process a method;
-    # two cores would take a day.
+    # These two have fewer images than their problems, so that each is seen often, as particles that stay
+    # between visits need: 1,500 evaluations are 100 and 37 epochs. On an H200 both took five minutes, with a
+    # process a method.
     "mnist": Setting(
         "mnist",
         budget=1_500,

@@ -187,9 +187,8 @@ def worth_compiling(system: System, steps: int, device: torch.device) -> bool:
 def resolve_engine(engine: str, noise: str, device: torch.device, *, long: bool = False) -> Engine:
     """The engine for names that may be 'auto'; raises SdeflowError where it cannot be had.
 
-    With a kernel for the device 'auto' is philox and fused, and eager with noise torch; without one, torch and
-    eager. For a `long` run (`worth_compiling`) it is compiled, with these
-    to fall back on.
+    With a kernel for the device 'auto' is philox and fused, and eager with noise torch; without one, torch
+    and eager. For a `long` run (`worth_compiling`) it is compiled, with these to fall back on.
     """
     for what, given, names in (("engine", engine, EngineName), ("noise", noise, NoiseName)):
         if given not in get_args(names):

@@ -31,7 +31,9 @@ import torch
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cpu", action="store_true", help="no device: the CPU stands in for it")
     parser.add_argument("--only", nargs="*", help="checks and speeds whose names have one of these parts")
     parser.add_argument("--skip", nargs="*", default=[], help="those that are left out, likewise")
@@ -80,7 +82,12 @@ def ran(name: str, what: Any) -> dict[str, Any]:
             traceback.print_exc()
     seconds = time.perf_counter() - began
     lines = [found] if isinstance(found, str) else [f"{row}: {text(v)}" for row, v in found.items()]
-    print(f"{'ok  ' if passed else 'FAIL'} {name} ({seconds:.0f} s): {lines[0]}", *lines[1:], sep="\n       ", flush=True)
+    print(
+        f"{'ok  ' if passed else 'FAIL'} {name} ({seconds:.0f} s): {lines[0]}",
+        *lines[1:],
+        sep="\n       ",
+        flush=True,
+    )
     return {"passed": passed, "seconds": round(seconds, 1), "found": found}
 
 

@@ -6,7 +6,6 @@ not so. `STEPS` steps are two strides of a CUDA graph and a rest of single ones.
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from stand_in import again
+from torch import Tensor, nn
 from torch.func import functional_call
 
 import sdeflow
@@ -27,9 +26,9 @@ from sdeflow.config.schema import Config
 from sdeflow.engine import cuda_graph
 from sdeflow.engine.step import advance
 from sdeflow.errors import Incompatible, SdeflowError
+from sdeflow.noise import philox_source
 from sdeflow.noise.cpp import cpp_kernel
 from sdeflow.noise.kernel import Draw
-from sdeflow.noise.philox_source import find_kernel
 from sdeflow.problems.networks import convolutional
 from sdeflow.simulation.prepare import prepare
 from sdeflow.simulation.solve import solve
@@ -194,7 +193,7 @@ def _shaken(value: Tensor) -> Tensor:
 
 def kernels(device: str) -> Found:
     """Normals and updates of both precisions, at any place, against the kernel in C++."""
-    here, there, worst = cpp_kernel(), find_kernel(torch.device(device)), 0.0
+    here, there, worst = cpp_kernel(), philox_source.find_kernel(torch.device(device)), 0.0
     keys, g = torch.tensor([0x1E3779B97F4A7C15, -5]), torch.Generator().manual_seed(0)
     for dtype in (torch.float32, torch.float64):
         for size, first, step in ((1, 0, 0), (5, 77, 2**33 + 5), (5000, 2**32 + 31, 7), (100_003, 12, 0)):

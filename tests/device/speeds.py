@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -22,8 +22,8 @@ from sdeflow.config.schema import RunSection
 from sdeflow.engine.step import advance
 from sdeflow.machine import operations
 from sdeflow.model.precision import float32_products
+from sdeflow.noise import philox_source
 from sdeflow.noise.kernel import Draw, KineticNumbers
-from sdeflow.noise.philox_source import find_kernel
 from sdeflow.problems.decoder import Decoder
 from sdeflow.problems.hierarchical import Hierarchical
 from sdeflow.simulation.prepare import prepare
@@ -98,12 +98,16 @@ def limits(device: str) -> Rows:
 
 def updates(device: str) -> Rows:
     """A particle update by the kernel: position, momentum and force read, two written, two normals drawn."""
-    kernel, rows, size = find_kernel(torch.device(device)), {}, 10**8 if device == "cuda" else 10**5
+    kernel, rows, size = (
+        philox_source.find_kernel(torch.device(device)),
+        {},
+        10**8 if device == "cuda" else 10**5,
+    )
     for dtype in (torch.float32, torch.float64):
         q, p, f = (torch.randn(1, size, dtype=dtype, device=device) for _ in range(3))
         numbers = torch.tensor([KineticNumbers(0.1, 0.01, 0.9, 0.1, 1.0, 0.1, 0.2, 0.3, 0.0)], dtype=dtype)
-        draw, numbers = Draw(torch.tensor([12345], device=device), 3, 0), numbers.to(device)
-        took = seconds(lambda: kernel.kinetic(q, p, f, numbers, draw), device)
+        draw = Draw(torch.tensor([12345], device=device), 3, 0)
+        took = seconds(partial(kernel.kinetic, q, p, f, numbers.to(device), draw), device)
         share = 5 * q.nbytes / took / bandwidth(device)
         rows[str(dtype).removeprefix("torch.")] = {"us": took * 1e6, "of a copy's bandwidth": share}
     return rows
@@ -123,6 +127,10 @@ def a_step(system: Any, scheme: str, device: str, *, batch: Any = None, **option
         return seconds(steps, device) / stride
 
 
+WAYS = ("fused", "philox"), ("eager", "philox"), ("eager", "torch"), ("compiled", "philox")
+"""Engines and noise; what is compiled for a CPU takes long, and tests/benchmarks/speed.py has it."""
+
+
 def toys(device: str) -> Rows:
     """mpgd of the toy model by expint, 100 particles a datum; bytes are those of X and U read and written."""
     rows: Rows = {}
@@ -130,11 +138,14 @@ def toys(device: str) -> Rows:
     for data in sizes:
         motion = {"eta": 2000.0, "gamma": 0.1}
         numbers = {"theta": {"h": 1e-2 / data, **motion}, "x": {"h": 1e-2, **motion}}
-        for engine, noise in (("fused", "philox"), ("eager", "philox"), ("eager", "torch"), ("compiled", "philox")):
+        for engine, noise in WAYS if device == "cuda" else WAYS[:3]:
             system = sdeflow.mpgd(Hierarchical(data=data), particles=100, **numbers)
             took = a_step(system, "expint", device, engine=engine, noise=noise)
             moved = 4 * 4 * 100 * data / took / bandwidth(device)
-            rows[f"D = {data:,}, {engine}, {noise}"] = {"us a step": took * 1e6, "of a copy's bandwidth": moved}
+            rows[f"D = {data:,}, {engine}, {noise}"] = {
+                "us a step": took * 1e6,
+                "of a copy's bandwidth": moved,
+            }
     return rows
 
 
@@ -144,7 +155,7 @@ MOTION = {"h": 1e-4, "eta": 500.0, "gamma": 0.9}
 def digits(device: str) -> Rows:
     """The digits' decoder by minibatches of 128, N = 10, one gradient pass (expint_shared)."""
     rows = {}
-    for engine in ("fused", "eager", "compiled"):
+    for engine in ("fused", "eager", "compiled")[: 3 if device == "cuda" else 2]:
         system = sdeflow.mpgd(Decoder(), particles=10, theta=MOTION, x=MOTION)
         took = a_step(system, "expint_shared", device, batch=sdeflow.Batch(128), engine=engine)
         rows[engine] = {"us a step": took * 1e6, "images/s": 128 / took}
@@ -168,7 +179,7 @@ def published(device: str) -> Rows:
         (precision, engine, channels_last)
         for precision in (PRECISIONS if on_gpu else PRECISIONS[:1])
         for engine, channels_last in (("fused", True), ("fused", False), ("eager", True), ("compiled", True))
-        if precision != "full" or engine == "fused"
+        if engine == "fused" or (precision == "bf16" and on_gpu)
     ]
     for precision, engine, channels_last in ways:
         options = {"batch": sdeflow.Batch(size), "engine": engine, "precision": precision}

@@ -1,4 +1,4 @@
-"""In place of a device: the kernel in C++ with a counter, and a graph that is what it was made of, run again."""
+"""In place of a device: the kernel in C++ with a counter; a graph is what it was made of, run again."""
 
 from __future__ import annotations
 

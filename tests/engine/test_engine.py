@@ -171,11 +171,17 @@ def test_without_triton_fused_is_refused_on_cuda(monkeypatch: pytest.MonkeyPatch
     assert resolve_engine("auto", "auto", cuda).source_name == "torch"
 
 
-def test_on_cuda_fused_has_to_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_cuda_auto_is_fused_and_eager_for_what_no_graph_is_made_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("sdeflow.noise.philox_source._triton", lambda: SimpleNamespace(fast=True))
     cuda = torch.device("cuda")
-    chosen = {e: resolve_engine(e, "auto", cuda) for e in ("auto", "fused")}
-    assert [(c.name, c.source_name) for c in chosen.values()] == [("eager", "torch"), ("fused", "philox")]
+    chosen = {e: resolve_engine(e, "auto", cuda) for e in ("auto", "fused", "eager")}
+    names = [(c.name, c.source_name) for c in chosen.values()]
+    assert names == [("fused", "philox"), ("fused", "philox"), ("eager", "philox")]
+    assert chosen["auto"].fallback is not None
+    assert (chosen["auto"].fallback.name, chosen["auto"].fallback.source_name) == ("eager", "philox")
+    assert chosen["fused"].fallback is None
 
 
 @needs_kernel
