@@ -10,15 +10,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
-import xarray as xr
-
 from sdeflow.callbacks.callback import About
 from sdeflow.errors import SdeflowError
 from sdeflow.simulation.onlookers import Onlookers
 from sdeflow.system.average import AVERAGE, averaged
 from sdeflow.terminal import human
 from sdeflow.trajectory import shards
-from sdeflow.trajectory.dataset import final_state, to_dataset
+from sdeflow.trajectory.dataset import Contents, contents, final_state
 from sdeflow.trajectory.durable import DiskFull
 from sdeflow.trajectory.layout import TRAJECTORY, resuming
 from sdeflow.trajectory.opening import open_run
@@ -28,6 +26,7 @@ from sdeflow.trajectory.segments import free_space
 from sdeflow.trajectory.stored import MOMENTA, momenta
 
 if TYPE_CHECKING:
+    import xarray as xr
     from numpy.typing import NDArray
 
     from sdeflow.config.run import Run
@@ -143,11 +142,11 @@ class Keeper:
         none has the state, and where there is a folder the one that leads has the trajectory.
         """
         if not self._stored:
-            return self._snapshots(meta), state, meta
+            return self._snapshots(meta).dataset(), state, meta
         covered, common = self._sharded(meta, state)
         found = self._ranks.lead(lambda: self._finish(covered, common, stop))
         meta = self._ranks.of_first(meta if found is None else found[2])
-        return (xr.Dataset(attrs=self.attributes(meta)), {}, meta) if found is None else found
+        return (self._nothing(meta), {}, meta) if found is None else found
 
     def _finish(self, meta: Metadata, state: State, stop: Stop) -> tuple[xr.Dataset, State, Metadata]:
         folder = self.folder
@@ -180,7 +179,7 @@ class Keeper:
             return open_run(folder.path)
 
         found = self._ranks.lead(join)
-        return xr.Dataset(attrs=self.attributes(meta)) if found is None else found
+        return self._nothing(meta) if found is None else found
 
     def _parameters(self, state: State) -> State:
         """The parameters and their average, of a system that has any."""
@@ -222,9 +221,12 @@ class Keeper:
             attrs["batch"] = f"{batch.size} data a step, catch-up {batch.catch_up}, cap {batch.cap}"
         return attrs
 
-    def _snapshots(self, meta: Metadata) -> xr.Dataset:
+    def _nothing(self, meta: Metadata) -> xr.Dataset:
+        return Contents({}, {}, self.attributes(meta)).dataset()
+
+    def _snapshots(self, meta: Metadata) -> Contents:
         run = self.run
-        return to_dataset(
+        return contents(
             self.recorder,
             seeds=run.all_replicas.seeds,
             attrs=self.attributes(meta),

@@ -9,8 +9,6 @@ from numbers import Integral
 from pathlib import Path
 from typing import cast
 
-import xarray as xr
-
 from sdeflow.callbacks.callback import identity
 from sdeflow.config.build import build
 from sdeflow.config.run import Run
@@ -25,6 +23,7 @@ from sdeflow.simulation.prepare import Prepared, prepare, threads_for
 from sdeflow.simulation.solve import environment_of, solve, solve_from
 from sdeflow.terminal import Progress
 from sdeflow.trajectory.checkpoint import Metadata, Segment
+from sdeflow.trajectory.dataset import Contents
 from sdeflow.trajectory.folder import RunFolder
 from sdeflow.trajectory.layout import CONFIG
 from sdeflow.trajectory.opening import open_run
@@ -84,7 +83,7 @@ def resume_from(
         run = _again(declare, meta, out, ranks)
         ended = meta.steps == run.steps and not _goes_on(meta, run)
         if meta.whole and ended:
-            dataset, state = (xr.Dataset(), {}) if folder is None else (open_run(out), folder.state())
+            dataset, state = (Contents({}, {}, {}).dataset(), {}) if folder is None else (open_run(out), folder.state())
             return Solution(dataset, state, meta.retcode, meta.message, frozenset(meta.diverged))
         if meta.step == 0 and not meta.ended and run.start is None:
             if folder is not None:
