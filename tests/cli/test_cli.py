@@ -366,6 +366,44 @@ def test_answers_without_torch(arguments: list[str]) -> None:
     assert done.stdout
 
 
+NOT_BEFORE_A_STEP = {
+    "dask", "jax", "matplotlib", "pandas", "PIL", "scipy", "sklearn", "sympy", "torch._dynamo",
+    "torch._inductor", "triton", "xarray",
+}  # fmt: skip
+"""What takes long to import, and a run begins without."""
+
+
+@pytest.mark.parametrize("options", [[], ["--replicas", "2", "--set", "batch.size=2"]])
+def test_a_first_step_is_taken_with_torch_and_little_else(options: list[str], tmp_path: Path) -> None:
+    """When the start is on the disk already."""
+    problem, out = tmp_path / "tiny.toml", tmp_path / "run"
+    problem.write_text(TINY)
+    code = f"""
+import sys
+from pathlib import Path
+
+from sdeflow.cli import main
+from sdeflow.cli.importing import for_good
+
+with for_good():
+    from sdeflow.simulation.time_loop import TimeLoop
+
+first = TimeLoop._first
+
+def watched(*arguments):
+    assert Path({str(out)!r}, "checkpoint").exists()
+    print("imported:", *sorted({NOT_BEFORE_A_STEP} & sys.modules.keys()))
+    return first(*arguments)
+
+TimeLoop._first = watched
+sys.argv = ["sdeflow", "run", {str(problem)!r}, "--out", {str(out)!r}, *{options}]
+main()
+"""
+    done = program(code)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("imported:\n")
+
+
 def test_the_command_is_installed_as_sdeflow() -> None:
     (command,) = entry_points(group="console_scripts", name="sdeflow")
     assert command.load() is main
