@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import scipy.optimize
-import scipy.sparse.linalg
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
@@ -52,6 +51,8 @@ DENSE_BELOW, MATRIX_BELOW = 150, 1500
 """Dimensions up to which all eigenvalues are computed, and up to which the matrix is written down."""
 
 _DIFFERENCE = 1e-3
+_TINY = 2.0**-200
+"""A power of two, by which a product with a linear function changes no digit; its square is no number."""
 
 NEUTRAL = 1e-7
 """How far above one a contraction may be and still count as one: parameters that nothing determines."""
@@ -150,22 +151,35 @@ def step_map(system: BlockSystem, integrator: Integrator, z: State, factor: floa
     with torch.no_grad():
         z = z | integrator.init(system, z)
     silent = _silence(system, integrator, h)
-    return LinearMap(lambda state: integrator.step(system, 0.0, state, h, silent), z)
+    return LinearMap(lambda state: integrator.step(system, 0.0, state, h, silent), z, origin=at_origin(system, z))
 
 
 def drift_map(system: BlockSystem, z: State) -> LinearMap:
     """The Jacobian of the drift at z, on the reference clock."""
-    return LinearMap(lambda state: system.drift(0.0, state), {name: z[name] for name in system.axes})
+    z = {name: z[name] for name in system.axes}
+    return LinearMap(lambda state: system.drift(0.0, state), z, origin=at_origin(system, z))
+
+
+def at_origin(system: BlockSystem, z: State) -> bool:
+    """Whether the system's forces are linear and z is 0, as sdeflow.analysis.modes gives them."""
+    return getattr(system.definition, "linear", False) and not any(bool(v.any()) for v in z.values())
 
 
 class LinearMap:
-    """The derivative of a function of the state at z, [1, ...] by name, by products with vectors."""
+    """The derivative of a function of the state at z, [1, ...] by name, by products with vectors.
 
-    def __init__(self, function: Callable[[State], State], z: State) -> None:
+    origin   whether z is 0 and the function is 0 there: then its values at tiny vectors are products, of
+             which nothing is lost by rounding, and replicas take several at once
+    """
+
+    def __init__(self, function: Callable[[State], State], z: State, *, origin: bool = False) -> None:
         self._function = function
         self._z = z
         self.size = sum(value.numel() for value in z.values())
+        self._origin = origin
         self._differentiable = True
+        if origin:
+            return
         with warnings.catch_warnings():  # torch's forward mode loads code of its own that it calls deprecated
             warnings.filterwarnings("ignore", r".torch\.jit\.\w+. is deprecated")
             try:
@@ -175,6 +189,8 @@ class LinearMap:
 
     def product(self, v: Tensor) -> Tensor:
         """The derivative in direction v, [size]: in forward mode, else by central differences."""
+        if self._origin:
+            return self._at_once(v[None])[0]
         direction = unpacked(v, self._z)
         if self._differentiable:
             return packed(torch.func.jvp(self._moved, (self._z,), (direction,))[1])
@@ -187,6 +203,8 @@ class LinearMap:
 
     def products(self, directions: Tensor) -> Tensor:
         """The derivatives in all of some directions [k, size], likewise [k, size]."""
+        if self._origin:
+            return self._at_once(directions)
         try:
             return torch.func.vmap(self.product, chunk_size=256)(directions).detach()
         except RuntimeError:  # a step that vmap cannot batch: one direction after the other
@@ -204,6 +222,8 @@ class LinearMap:
         if self.size <= DENSE_BELOW:
             values = np.linalg.eigvals(self.matrix())
         else:
+            import scipy.sparse.linalg
+
             whole = self.matrix() if self.size <= MATRIX_BELOW else self._operator()
             start = np.random.default_rng(0).standard_normal(self.size)
             try:
@@ -217,6 +237,15 @@ class LinearMap:
         order = np.argsort(-(np.abs(values) if which == "LM" else values.real))
         return values[order].astype(np.complex128)
 
+    def _at_once(self, directions: Tensor) -> Tensor:
+        count = len(directions)
+        parts = (_TINY * directions).split([value.numel() for value in self._z.values()], dim=1)
+        at = {name: v.view(count, *self._z[name].shape[1:]) for name, v in zip(self._z, parts, strict=True)}
+        with torch.no_grad():
+            moved = self._moved(at)
+        rows = [v.expand(count, *v.shape[1:]).reshape(count, -1) for v in moved.values()]
+        return torch.cat(rows, dim=1) / _TINY
+
     def _moved(self, z: State) -> State:
         result = self._function(z)
         return {name: result[name] for name in self._z}
@@ -225,7 +254,9 @@ class LinearMap:
         def product(v: Vector) -> Vector:
             return self.product(torch.from_numpy(np.ascontiguousarray(np.ravel(v)))).numpy()
 
-        return scipy.sparse.linalg.LinearOperator((self.size, self.size), matvec=product, dtype=np.float64)
+        from scipy.sparse.linalg import LinearOperator
+
+        return LinearOperator((self.size, self.size), matvec=product, dtype=np.float64)
 
 
 def contraction(system: BlockSystem, integrator: Integrator, z: State, factor: float = 1.0) -> float:
