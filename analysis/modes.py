@@ -1,11 +1,11 @@
 """A system near its equilibrium in the coordinates of its modes: fewer of them, and the same contraction.
 
-Near an equilibrium z* forces are J (z - z*), and a step sees no more of them. Where the particles' part of J
-is symmetric its eigenvectors are other coordinates of the particles, in which schemes are what they were: they
-treat all coordinates of a block alike. In these J has few couplings. Of n equal eigenvalues, at most as many
-coordinates as there are others are coupled to these, and the rest are alike and alone, so that one of them
-stands for all: of the toy model's 2 D latents two are left. Eigenvalues of the one-step map, of the drift
-and of covariances stay, but for how often each is there.
+Near an equilibrium z* forces are J (z - z*), and the derivative of a step depends on no more of them. The
+particles' part of J is symmetric where it is a Hessian. Its eigenvectors, the modes, are other coordinates of
+the particles, in which schemes are what they were, as they treat all coordinates of a block alike. Of modes
+with one eigenvalue at most as many as there are parameters are coupled to these, and the rest are alike and
+alone, so that one of them stands for all: of the toy model's 2 D latents two are left. Eigenvalues of the
+one-step map, of the drift and of covariances are the same, but for how often each is there.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdeflow.analysis.stability import MATRIX_BELOW, LinearMap, Matrix, State, Vector
+from sdeflow.analysis.linear_map import MATRIX_BELOW, LinearMap, Matrix, Vector
+from sdeflow.state import State
 from sdeflow.system.system import BlockSystem
 
 SAME = 1e-10
@@ -46,8 +47,8 @@ class LinearForces:
 def in_modes(system: BlockSystem, z: State) -> tuple[BlockSystem, State]:
     """The system near its equilibrium z in its modes, and its equilibrium in these, which is 0.
 
-    As they are given where there are more than MATRIX_BELOW positions, where forces depend on momenta too, and
-    where a step has no derivative (a block's `restart`) or draws from a prior.
+    As they are given where there are more than MATRIX_BELOW positions, where forces depend on momenta too,
+    and where a step has no derivative (a block's `restart`) or draws from a prior.
     """
     sizes = {b.name: z[b.position].numel() for b in system.blocks}
     odd = any(b.restart or (b.inner is not None and b.inner.fresh) for b in system.blocks)
@@ -70,7 +71,8 @@ def in_modes(system: BlockSystem, z: State) -> tuple[BlockSystem, State]:
     basis = {name: modes[name][1] if name in modes else np.eye(size) for name, size in sizes.items()}
     jacobian = {(a, b): basis[a].T @ whole[parts[a], parts[b]] @ basis[b] for a in sizes for b in sizes}
     jacobian |= {(name, name): np.diag(values) for name, (values, _) in modes.items() if values is not None}
-    alone = all(np.count_nonzero(jacobian[a, b]) <= (a == b) * len(jacobian[a, b]) for a in modes for b in modes)
+    pulls = [j - (a == b) * np.diag(np.diag(j)) for (a, b), j in jacobian.items() if {a, b} <= modes.keys()]
+    alone = not any(j.any() for j in pulls)
     linear = LinearForces(positions, {key: torch.from_numpy(j) for key, j in jacobian.items()}, alone)
     blocks = [replace(b, shape=(basis[b.name].shape[1], 1), dims=("mode", b.name)) for b in system.blocks]
     names = {name: b.shape for b in blocks for name in b.variables}

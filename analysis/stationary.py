@@ -22,7 +22,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sdeflow.analysis.stability import MATRIX_BELOW, LinearMap, Matrix, State, at_origin
+from sdeflow.analysis.linear_map import MATRIX_BELOW, LinearMap, Matrix
+from sdeflow.analysis.stability import at_origin
+from sdeflow.state import State
 from sdeflow.system.increments import noise_of
 from sdeflow.system.integrator import KEPT, Integrator
 from sdeflow.system.system import BlockSystem
@@ -145,8 +147,8 @@ def _moving(system: BlockSystem, z: State) -> State:
 def _independent(system: BlockSystem, moving: Mapping[str, Tensor]) -> list[tuple[Index, int]]:
     """Where in the flat state what moves on its own lies, [particles, n], and how many of n are positions.
 
-    A model's particles do not pull at each other while parameters are held, nor do modes that are alone; those
-    of other forces may, and so may what a scheme keeps that is not of one block.
+    A model's particles do not pull at each other while parameters are held, nor do modes that are alone;
+    those of other forces may, and so may what a scheme keeps that is not of one block.
     """
     alone = getattr(system.definition, "alone", False)
     ends = np.cumsum([v.numel() for v in moving.values()])

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from sdeflow.analysis.modes import in_modes
 from sdeflow.analysis.stability import (
-    State,
     continuous_contraction,
     contraction,
     linearised,
@@ -25,6 +24,7 @@ from sdeflow.analysis.stability import (
 from sdeflow.analysis.stationary import bias
 from sdeflow.config.catalogue import integrator_named
 from sdeflow.config.run import Run
+from sdeflow.state import State
 from sdeflow.system.integrator import Integrator, why_not
 from sdeflow.system.system import BlockSystem
 

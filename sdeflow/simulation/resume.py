@@ -83,7 +83,8 @@ def resume_from(
         run = _again(declare, meta, out, ranks)
         ended = meta.steps == run.steps and not _goes_on(meta, run)
         if meta.whole and ended:
-            dataset, state = (Contents({}, {}, {}).dataset(), {}) if folder is None else (open_run(out), folder.state())
+            dataset = Contents({}, {}, {}).dataset() if folder is None else open_run(out)
+            state = {} if folder is None else folder.state()
             return Solution(dataset, state, meta.retcode, meta.message, frozenset(meta.diverged))
         if meta.step == 0 and not meta.ended and run.start is None:
             if folder is not None:

@@ -39,6 +39,8 @@ from sdeflow.trajectory.layout import (
     kept_files,
 )
 
+Snapshots = Contents | None
+
 
 class RunFolder:
     """The one writer of a run folder. Made on disk by the first `keep`, or reopened.
@@ -126,7 +128,7 @@ class RunFolder:
                 raise durable.refusal(self.path, error) from error
         return self._partial
 
-    def keep(self, snapshots: Contents | None, meta: Metadata, state: State, kept: State | None = None) -> None:
+    def keep(self, snapshots: Snapshots, meta: Metadata, state: State, kept: State | None = None) -> None:
         """Puts snapshots since the last call and a checkpoint on the disk; then `meta.step` is acknowledged.
 
         kept   the parameters of a moment, for a file of their own, a checkpoint of them alone
@@ -208,7 +210,7 @@ class RunFolder:
         if self.kept is None:
             shutil.rmtree(self._partial, ignore_errors=True)
 
-    def _make(self, snapshots: Contents | None, meta: Metadata, state: State, kept: State | None) -> None:
+    def _make(self, snapshots: Snapshots, meta: Metadata, state: State, kept: State | None) -> None:
         """The folder appears under its name with a first checkpoint in it."""
         partial, old = self.begin(), self.path.with_name(f".{self.path.name}.old-{os.getpid()}")
         try:
@@ -258,7 +260,9 @@ class RunFolder:
                 locked(partial).release()
                 shutil.rmtree(partial, ignore_errors=True)
 
-    def _put(self, root: Path, snapshots: Contents | None, meta: Metadata, state: State, kept: State | None) -> None:
+    def _put(
+        self, root: Path, snapshots: Snapshots, meta: Metadata, state: State, kept: State | None
+    ) -> None:
         listed = meta.segments
         if snapshots is not None:
             number = 1 + max((int(Path(s.file).stem) for s in listed), default=0)
