@@ -260,15 +260,13 @@ class RunFolder:
                 locked(partial).release()
                 shutil.rmtree(partial, ignore_errors=True)
 
-    def _put(
-        self, root: Path, snapshots: Snapshots, meta: Metadata, state: State, kept: State | None
-    ) -> None:
+    def _put(self, root: Path, new: Snapshots, meta: Metadata, state: State, kept: State | None) -> None:
         listed = meta.segments
-        if snapshots is not None:
+        if new is not None:
             number = 1 + max((int(Path(s.file).stem) for s in listed), default=0)
             file = f"{SEGMENTS}/{number:06d}.nc"
-            digest = durable.write(root / file, segments.encode(snapshots))
-            listed = (*listed, Segment(file, digest, len(snapshots.coords[segments.TIME][1])))
+            digest = durable.write(root / file, segments.encode(new))
+            listed = (*listed, Segment(file, digest, len(new.coords[segments.TIME][1])))
         if kept is not None:  # before the checkpoint, so that no step after it is acknowledged without
             (root / KEPT).mkdir(exist_ok=True)
             durable.write(root / kept_file(meta.step), checkpoint.encode(replace(meta, shards=()), kept))

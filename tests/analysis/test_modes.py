@@ -76,14 +76,17 @@ def test_a_step_has_the_eigenvalues_of_the_probed_map(integrator: str, system: s
 
 @pytest.mark.parametrize("integrator", ["expint", "baoab", "quicsort", "ubu"])
 def test_a_model_that_is_not_linear(integrator: str) -> None:
-    """Contraction, limit and bias are those of the step where it is taken, with all its coordinates."""
+    """Contraction, limit and bias are those of the step where it is taken, with all its coordinates.
+
+    Up to forces at the equilibrium, which is found to 1e-9.
+    """
     system, scheme = quartic(), integrator_named(integrator)
     z = equilibrium(system)
     near, origin = in_modes(system, z)
     assert near.definition.alone
     for measure in (contraction, bias, *([stability_limit] if integrator == "expint" else [])):
         expected = measure(system, scheme, z)
-        assert measure(near, scheme, origin) == pytest.approx(expected, rel=1e-7, abs=1e-12)
+        assert measure(near, scheme, origin) == pytest.approx(expected, rel=1e-7, abs=1e-9)
     assert continuous_contraction(near, origin) == pytest.approx(continuous_contraction(system, z), rel=1e-9)
 
 
