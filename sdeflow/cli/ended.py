@@ -18,10 +18,10 @@ def tell(solution: Any, folder: Path, quiet: bool) -> None:
     from sdeflow.terminal import rate
     from sdeflow.trajectory.layout import TRAJECTORY
 
-    dataset, attrs = solution.dataset, solution.dataset.attrs
     if solution.retcode != "success" and not (quiet and solution.retcode == "stopped"):
         typer.echo(shown(f"{solution.retcode}: {solution.message}"), err=True)
     if not quiet:
+        dataset, attrs = solution.dataset, solution.dataset.attrs
         taken, seconds = int(attrs["steps_taken"]), float(attrs["seconds"])
         speed = f" ({rate(taken / max(seconds, 1e-9))})" if taken else ""
         loss = _losses(dataset, solution.diverged)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from types import MappingProxyType
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from sdeflow.state import State
     from sdeflow.trajectory.checkpoint import Metadata
     from sdeflow.trajectory.folder import RunFolder
+
+    Opened = Callable[[], xr.Dataset]
 
 
 Safe = tuple[Path, int] | None
@@ -135,20 +138,20 @@ class Keeper:
             self.folder.keep(snapshots, meta, state, kept or None)
             self._ranks.note(str(self.folder.path))
 
-    def finish(self, meta: Metadata, state: State, stop: Stop) -> tuple[xr.Dataset, State, Metadata]:
-        """The trajectory of a run that has ended, the state that is kept and what is known of it.
+    def finish(self, meta: Metadata, state: State, stop: Stop) -> tuple[Opened, State, Metadata]:
+        """What gives the trajectory of a run that has ended, the state that is kept and what is known of it.
 
         Where all replicas diverged that is the last checkpoint's state, if there is one. Of several processes
         none has the state, and where there is a folder the one that leads has the trajectory.
         """
         if not self._stored:
-            return self._snapshots(meta).dataset(), state, meta
+            return self._snapshots(meta).dataset, state, meta
         covered, common = self._sharded(meta, state)
         found = self._ranks.lead(lambda: self._finish(covered, common, stop))
         meta = self._ranks.of_first(meta if found is None else found[2])
         return (self._nothing(meta), {}, meta) if found is None else found
 
-    def _finish(self, meta: Metadata, state: State, stop: Stop) -> tuple[xr.Dataset, State, Metadata]:
+    def _finish(self, meta: Metadata, state: State, stop: Stop) -> tuple[Opened, State, Metadata]:
         folder = self.folder
         assert folder is not None
         self.log(f"{meta.retcode}: {meta.message}")
@@ -165,18 +168,18 @@ class Keeper:
         except KeyboardInterrupt:
             message = f"{TRAJECTORY} was not finished; to finish it: {resuming(folder.path)}"
             meta = replace(meta, retcode="interrupted", message=message)
-        return open_run(folder.path), state, meta
+        return partial(open_run, folder.path), state, meta
 
-    def join(self, meta: Metadata) -> xr.Dataset:
+    def join(self, meta: Metadata) -> Opened:
         """Finishes a run in a folder that took all its steps and was kept from joining its segments."""
 
-        def join() -> xr.Dataset:
+        def join() -> Opened:
             folder = self.folder
             assert folder is not None
             lost = meta.all_diverged(self.recorder.replicas)
             final = None if lost else final_state(self._prepared.whole, folder.state())
             folder.finish(meta, folder.common(), self.attributes(meta), final)
-            return open_run(folder.path)
+            return partial(open_run, folder.path)
 
         found = self._ranks.lead(join)
         return self._nothing(meta) if found is None else found
@@ -221,8 +224,8 @@ class Keeper:
             attrs["batch"] = f"{batch.size} data a step, catch-up {batch.catch_up}, cap {batch.cap}"
         return attrs
 
-    def _nothing(self, meta: Metadata) -> xr.Dataset:
-        return Contents({}, {}, self.attributes(meta)).dataset()
+    def _nothing(self, meta: Metadata) -> Opened:
+        return Contents({}, {}, self.attributes(meta)).dataset
 
     def _snapshots(self, meta: Metadata) -> Contents:
         run = self.run
