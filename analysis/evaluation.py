@@ -29,7 +29,7 @@ from sdeflow.trajectory import durable
 from sdeflow.trajectory.layout import CONFIG, EVALUATION, resuming
 from sdeflow.trajectory.opening import newest, open_run
 from sdeflow.trajectory.provenance import provenance, stamp
-from sdeflow.trajectory.segments import encode
+from sdeflow.trajectory.segments import encode_dataset
 
 LOSS_TOLERANCE = 1e-4
 """Relative difference from the loss that a run recorded, up to which its model is taken to be the same."""
@@ -104,7 +104,7 @@ def evaluate(
     )
     pictures = draw(run, subject, dataset) if options.pictures else []
     dataset.attrs["pictures"] = ", ".join(path.name for path in pictures)
-    durable.write(run / EVALUATION, encode(dataset))
+    durable.write(run / EVALUATION, encode_dataset(dataset))
     return dataset
 
 

@@ -37,7 +37,7 @@ from sdeflow.system.integrator import why_not
 from sdeflow.system.system import BlockSystem
 from sdeflow.trajectory import durable
 from sdeflow.trajectory.layout import safe_name
-from sdeflow.trajectory.segments import encode
+from sdeflow.trajectory.segments import encode_dataset
 
 SNAPSHOTS = 20
 """How many a rate is fitted to at least (sdeflow.analysis.rates)."""
@@ -233,6 +233,6 @@ def write(
     found = [_told(row, balances.get(row.label)) for row in found]
     text = page(title, entries, found, energies, balances)
     out.mkdir(parents=True, exist_ok=True)
-    durable.write(out / "compare.nc", encode(joined(entries, found, energies)))
+    durable.write(out / "compare.nc", encode_dataset(joined(entries, found, energies)))
     durable.write(out / "report.html", text.encode())
     return found

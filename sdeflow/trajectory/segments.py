@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from sdeflow.errors import RunError
 
 if TYPE_CHECKING:
+    import xarray as xr
+
     from sdeflow.trajectory.dataset import Contents
 
 TIME = "time"
@@ -34,7 +36,7 @@ def encode(contents: Contents) -> memoryview:
     file = netCDF4.Dataset("segment.nc", "w", memory=1)
     file.setncatts(dict(contents.attrs))
     other = {name: dims for name, (dims, _, _) in contents.coords.items() if dims != (name,)}
-    for name, (dims, given, about) in (contents.variables | contents.coords).items():
+    for name, (dims, given, about) in {**contents.variables, **contents.coords}.items():
         values, about = np.asarray(given), dict(about)
         if values.dtype.kind == "U":
             dims, values = _characters(dims, values)
@@ -53,6 +55,16 @@ def encode(contents: Contents) -> memoryview:
         variable.set_auto_maskandscale(False)
         variable.setncatts(about)
         variable[...] = values
+    return memoryview(file.close())
+
+
+def encode_dataset(dataset: xr.Dataset) -> memoryview:
+    """A dataset likewise, by xarray."""
+    from xarray.backends import NetCDF4DataStore
+
+    text = [str(name) for name, values in dataset.variables.items() if values.dtype.kind in "OU"]
+    file = netCDF4.Dataset("dataset.nc", "w", memory=1)
+    dataset.dump_to_store(NetCDF4DataStore(file), encoding={name: {"dtype": "S1"} for name in text})
     return memoryview(file.close())
 
 
