@@ -105,6 +105,14 @@ def observed(files: Counted) -> dict[str, NDArray[Any]]:
     return {name: np.concatenate(parts) for name, parts in pieces.items()}
 
 
+def of_replicas(files: Counted) -> dict[str, NDArray[Any]]:
+    """The numbers in which the replicas of a grid differ, by name, [R]; none where it is no grid."""
+    with netCDF4.Dataset(files[0][0]) as file:
+        grid = getattr(file, "grid", "")  # which files of earlier versions have not
+        names = [axis.partition(" = ")[0] for axis in grid.split("; ")] if grid else []
+        return {name: np.asarray(file[name][...]) for name in names}
+
+
 def _lay_out(out: netCDF4.Dataset, files: Counted) -> None:
     """Gives a new file the dimensions and variables of the files, with room for all their snapshots."""
     with netCDF4.Dataset(files[0][0]) as first:

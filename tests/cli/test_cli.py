@@ -504,17 +504,23 @@ def test_a_terminal_in_ascii_and_a_full_device(tmp_path: Path) -> None:
 
 
 def test_a_broken_package_is_a_sentence(tmp_path: Path) -> None:
-    """A dask without its dependencies, which xarray loads because it is there."""
+    """A dask without its dependencies, which xarray loads because it is there; a run does without both."""
     (tmp_path / "dask").mkdir()
     (tmp_path / "dask" / "__init__.py").write_text("import toolz_that_is_not_there\n")
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "sdeflow", "run", "hierarchical", "--steps", "2", "-q", "--out", "run"]
-    environment = os.environ | {"PYTHONPATH": path}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr.startswith("sdeflow: No module named 'toolz_that_is_not_there', which ")
-    assert f"{tmp_path / 'dask' / '__init__.py'} asks for" in done.stderr
-    assert done.stderr.count("\n") == 1
+
+    def done(*arguments: str) -> subprocess.CompletedProcess[str]:
+        call, environment = [sys.executable, "-m", "sdeflow", *arguments], os.environ | {"PYTHONPATH": path}
+        return subprocess.run(
+            call, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+
+    assert done("run", "hierarchical", "--steps", "2", "--out", "run").returncode == 0
+    plotted = done("plot", "run")
+    assert plotted.returncode == 1
+    assert plotted.stderr.startswith("sdeflow: No module named 'toolz_that_is_not_there', which ")
+    assert f"{tmp_path / 'dask' / '__init__.py'} asks for" in plotted.stderr
+    assert plotted.stderr.count("\n") == 1
 
 
 def test_one_command_begins_a_run_and_goes_on_with_it(cli: Cli, stop_before: Any, tmp_path: Path) -> None:
