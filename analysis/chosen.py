@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
-
-import xarray as xr
+from typing import TYPE_CHECKING, Any
 
 from sdeflow.errors import SdeflowError
 from sdeflow.system.system import BlockSystem
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 def chosen(system: BlockSystem, run: xr.Dataset, replica: int = 0) -> BlockSystem:

@@ -31,7 +31,7 @@ from sdeflow.trajectory import durable
 from sdeflow.trajectory.layout import CONFIG, EVALUATION, resuming
 from sdeflow.trajectory.opening import newest, open_run
 from sdeflow.trajectory.provenance import provenance, stamp
-from sdeflow.trajectory.segments import encode
+from sdeflow.trajectory.segments import encode_dataset
 
 LOSS_TOLERANCE = {"full": 1e-4, "tf32": 1e-3, "bf16": 1e-3}
 """Relative difference from the loss that a run recorded, up to which its model is taken to be the same, by
@@ -108,7 +108,7 @@ def evaluate(
     )
     pictures = draw(run, subject, dataset) if options.pictures else []
     dataset.attrs["pictures"] = ", ".join(path.name for path in pictures)
-    durable.write(run / EVALUATION, encode(dataset))
+    durable.write(run / EVALUATION, encode_dataset(dataset))
     return dataset
 
 

@@ -34,7 +34,7 @@ from sdeflow.system.system import BlockSystem
 from sdeflow.trajectory import durable
 from sdeflow.trajectory.opening import open_run
 from sdeflow.trajectory.provenance import stamp
-from sdeflow.trajectory.segments import encode
+from sdeflow.trajectory.segments import encode_dataset
 from sdeflow.trajectory.stored import stored
 
 
@@ -246,7 +246,7 @@ def sample(
             "history": stamp("sampled"),
         },
     )
-    durable.write(run / VALUES, encode(dataset))
+    durable.write(run / VALUES, encode_dataset(dataset))
     written.append(run / VALUES)
     if model.image_shape is not None and model.decode:
         return [*written, *_images(run, found, latents)]

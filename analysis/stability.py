@@ -16,25 +16,21 @@ against the other), so that is how many are taken.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.optimize
-import scipy.sparse.linalg
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import load_file
-from torch import Tensor
 
 from sdeflow.analysis.chosen import chosen, refuse_auto
+from sdeflow.analysis.linear_map import LinearMap, Vector, packed, unpacked
 from sdeflow.errors import SdeflowError
 from sdeflow.model.forces import ModelForces
 from sdeflow.model.kernel_forces import KernelForces
-from sdeflow.state import Replicas
+from sdeflow.state import Replicas, State
 from sdeflow.system.increments import Noise
 from sdeflow.system.integrator import Integrator
 from sdeflow.system.system import BlockSystem, initial_state
@@ -42,16 +38,6 @@ from sdeflow.trajectory.opening import open_run
 
 if TYPE_CHECKING:
     from sdeflow.config.run import Run
-
-State = dict[str, Tensor]
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
-Spectrum = NDArray[np.complex128]
-
-DENSE_BELOW, MATRIX_BELOW = 150, 1500
-"""Dimensions up to which all eigenvalues are computed, and up to which the matrix is written down."""
-
-_DIFFERENCE = 1e-3
 
 NEUTRAL = 1e-7
 """How far above one a contraction may be and still count as one: parameters that nothing determines."""
@@ -150,82 +136,20 @@ def step_map(system: BlockSystem, integrator: Integrator, z: State, factor: floa
     with torch.no_grad():
         z = z | integrator.init(system, z)
     silent = _silence(system, integrator, h)
-    return LinearMap(lambda state: integrator.step(system, 0.0, state, h, silent), z)
+    return LinearMap(
+        lambda state: integrator.step(system, 0.0, state, h, silent), z, origin=at_origin(system, z)
+    )
 
 
 def drift_map(system: BlockSystem, z: State) -> LinearMap:
     """The Jacobian of the drift at z, on the reference clock."""
-    return LinearMap(lambda state: system.drift(0.0, state), {name: z[name] for name in system.axes})
+    z = {name: z[name] for name in system.axes}
+    return LinearMap(lambda state: system.drift(0.0, state), z, origin=at_origin(system, z))
 
 
-class LinearMap:
-    """The derivative of a function of the state at z, [1, ...] by name, by products with vectors."""
-
-    def __init__(self, function: Callable[[State], State], z: State) -> None:
-        self._function = function
-        self._z = z
-        self.size = sum(value.numel() for value in z.values())
-        self._differentiable = True
-        with warnings.catch_warnings():  # torch's forward mode loads code of its own that it calls deprecated
-            warnings.filterwarnings("ignore", r".torch\.jit\.\w+. is deprecated")
-            try:
-                self.product(torch.zeros(self.size, dtype=torch.float64))
-            except RuntimeError:  # a solver that takes gradients in its own way
-                self._differentiable = False
-
-    def product(self, v: Tensor) -> Tensor:
-        """The derivative in direction v, [size]: in forward mode, else by central differences."""
-        direction = unpacked(v, self._z)
-        if self._differentiable:
-            return packed(torch.func.jvp(self._moved, (self._z,), (direction,))[1])
-        with torch.no_grad():
-            ahead, behind = (
-                self._moved({name: z + step * direction[name] for name, z in self._z.items()})
-                for step in (_DIFFERENCE, -_DIFFERENCE)
-            )
-        return (packed(ahead) - packed(behind)) / (2 * _DIFFERENCE)
-
-    def products(self, directions: Tensor) -> Tensor:
-        """The derivatives in all of some directions [k, size], likewise [k, size]."""
-        try:
-            return torch.func.vmap(self.product, chunk_size=256)(directions).detach()
-        except RuntimeError:  # a step that vmap cannot batch: one direction after the other
-            return torch.stack([self.product(v) for v in directions]).detach()
-
-    def matrix(self) -> Matrix:
-        """The whole of it, [size, size]."""
-        return self.products(torch.eye(self.size, dtype=torch.float64)).T.numpy()
-
-    def eigenvalues(self, which: Literal["LM", "LR"] = "LM", k: int = 4) -> Spectrum:
-        """The k eigenvalues of largest modulus (LM) or real part (LR); all of them in few dimensions.
-
-        Raises SdeflowError where Arnoldi's iteration does not settle.
-        """
-        if self.size <= DENSE_BELOW:
-            values = np.linalg.eigvals(self.matrix())
-        else:
-            whole = self.matrix() if self.size <= MATRIX_BELOW else self._operator()
-            start = np.random.default_rng(0).standard_normal(self.size)
-            try:
-                values = scipy.sparse.linalg.eigs(
-                    whole, k=k, which=which, v0=start, ncv=40, maxiter=2000, return_eigenvectors=False
-                )
-            except scipy.sparse.linalg.ArpackError as error:  # many equal eigenvalues, say
-                if self.size > MATRIX_BELOW:
-                    raise SdeflowError("Arnoldi's iteration for the one-step map does not settle") from error
-                values = np.linalg.eigvals(whole)
-        order = np.argsort(-(np.abs(values) if which == "LM" else values.real))
-        return values[order].astype(np.complex128)
-
-    def _moved(self, z: State) -> State:
-        result = self._function(z)
-        return {name: result[name] for name in self._z}
-
-    def _operator(self) -> Any:
-        def product(v: Vector) -> Vector:
-            return self.product(torch.from_numpy(np.ascontiguousarray(np.ravel(v)))).numpy()
-
-        return scipy.sparse.linalg.LinearOperator((self.size, self.size), matvec=product, dtype=np.float64)
+def at_origin(system: BlockSystem, z: State) -> bool:
+    """Whether the system's forces are linear and z is 0, as sdeflow.analysis.modes gives them."""
+    return getattr(system.definition, "linear", False) and not any(bool(v.any()) for v in z.values())
 
 
 def contraction(system: BlockSystem, integrator: Integrator, z: State, factor: float = 1.0) -> float:
@@ -275,17 +199,6 @@ def with_momentum(system: BlockSystem, gamma: float, eta: float) -> BlockSystem:
     """The system with these gamma and eta in every kinetic block."""
     blocks = [replace(b, gamma=gamma, eta=eta) if b.kinetic else b for b in system.blocks]
     return BlockSystem(blocks, system.force_field, h=system.h)
-
-
-def packed(z: Mapping[str, Tensor]) -> Tensor:
-    """The variables of a state, one after the other, [size]."""
-    return torch.cat([value.reshape(-1) for value in z.values()])
-
-
-def unpacked(v: Tensor, like: Mapping[str, Tensor]) -> State:
-    """A state of the given shapes from its numbers."""
-    parts = v.split([value.numel() for value in like.values()])
-    return {name: part.view(like[name].shape) for name, part in zip(like, parts, strict=True)}
 
 
 def _state_of(system: BlockSystem, run: Path) -> State:

@@ -22,7 +22,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sdeflow.analysis.stability import MATRIX_BELOW, LinearMap, Matrix, State
+from sdeflow.analysis.linear_map import MATRIX_BELOW, LinearMap, Matrix
+from sdeflow.analysis.stability import at_origin
+from sdeflow.state import State
 from sdeflow.system.increments import noise_of
 from sdeflow.system.integrator import KEPT, Integrator
 from sdeflow.system.system import BlockSystem
@@ -87,7 +89,7 @@ def scheme_covariances(
         size = index.shape[1]
         drawn = np.array([name.startswith(_XI) for name, v in moving.items() for _ in range(v.numel())])
         fresh = drawn[index][:, :, None] * np.eye(size)
-        maps = _blocks(LinearMap(step, moving), index)
+        maps = _blocks(LinearMap(step, moving, origin=at_origin(system, moving)), index)
         part = slice(size - positions, size) if at_forces else slice(positions)
         found.append(_lyapunov(maps, fresh)[:, part, part])
     return found
@@ -101,7 +103,7 @@ def covariances(system: BlockSystem, z: State) -> list[Matrix]:
     for name, sigma in resting.diffusion(0.0, z).items():
         noise[name] = noise[name] + sigma**2
     flat = torch.cat([v.flatten() for v in noise.values()]).numpy()
-    drift = LinearMap(lambda s: resting.drift(0.0, z | s), moving)
+    drift = LinearMap(lambda s: resting.drift(0.0, z | s), moving, origin=at_origin(system, moving))
     found = []
     for index, positions in _independent(system, moving):
         a, eye = _blocks(drift, index), np.eye(index.shape[1])
@@ -145,9 +147,10 @@ def _moving(system: BlockSystem, z: State) -> State:
 def _independent(system: BlockSystem, moving: Mapping[str, Tensor]) -> list[tuple[Index, int]]:
     """Where in the flat state what moves on its own lies, [particles, n], and how many of n are positions.
 
-    A model's particles do not pull at each other while parameters are held; those of other forces may, and
-    so may what a scheme keeps that is not of one block.
+    A model's particles do not pull at each other while parameters are held, nor do modes that are alone;
+    those of other forces may, and so may what a scheme keeps that is not of one block.
     """
+    alone = getattr(system.definition, "alone", False)
     ends = np.cumsum([v.numel() for v in moving.values()])
     places = {
         name: np.arange(end - v.numel(), end).reshape(-1, v.shape[-1])
@@ -155,7 +158,7 @@ def _independent(system: BlockSystem, moving: Mapping[str, Tensor]) -> list[tupl
     }
     kinds = [(*b.variables, KEPT + b.name, _XI + b.noisy, _SEEN + b.position) for b in system.particles]
     own = [[name for name in names if name in places] for names in kinds]
-    if system.model_forces is not None and sum(map(len, own)) == len(places):
+    if (alone or system.model_forces is not None) and sum(map(len, own)) == len(places):
         return [
             (np.concatenate([places[n] for n in names], 1), b.shape[-1])
             for b, names in zip(system.particles, own, strict=True)

@@ -23,7 +23,7 @@ from sdeflow.analysis.comparison.entries import Entry, Row, scored
 from sdeflow.analysis.comparison.report import page
 from sdeflow.analysis.free_energy import energy_along, toy_minimum
 from sdeflow.analysis.rates import Interval, decay, over_replicas
-from sdeflow.analysis.stability import State, contraction, equilibrium
+from sdeflow.analysis.stability import contraction, equilibrium
 from sdeflow.config.build import build
 from sdeflow.config.catalogue import integrator_named
 from sdeflow.config.run import Run
@@ -32,11 +32,12 @@ from sdeflow.errors import SdeflowError
 from sdeflow.model.model import Model
 from sdeflow.problems.hierarchical import Hierarchical
 from sdeflow.simulation.solve import solve
+from sdeflow.state import State
 from sdeflow.system.integrator import why_not
 from sdeflow.system.system import BlockSystem
 from sdeflow.trajectory import durable
 from sdeflow.trajectory.layout import safe_name
-from sdeflow.trajectory.segments import encode
+from sdeflow.trajectory.segments import encode_dataset
 
 SNAPSHOTS = 20
 """How many a rate is fitted to at least (sdeflow.analysis.rates)."""
@@ -232,6 +233,6 @@ def write(
     found = [_told(row, balances.get(row.label)) for row in found]
     text = page(title, entries, found, energies, balances)
     out.mkdir(parents=True, exist_ok=True)
-    durable.write(out / "compare.nc", encode(joined(entries, found, energies)))
+    durable.write(out / "compare.nc", encode_dataset(joined(entries, found, energies)))
     durable.write(out / "report.html", text.encode())
     return found

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sdeflow.analysis.modes import in_modes
 from sdeflow.analysis.stability import (
-    State,
     continuous_contraction,
     contraction,
     linearised,
@@ -24,6 +24,7 @@ from sdeflow.analysis.stability import (
 from sdeflow.analysis.stationary import bias
 from sdeflow.config.catalogue import integrator_named
 from sdeflow.config.run import Run
+from sdeflow.state import State
 from sdeflow.system.integrator import Integrator, why_not
 from sdeflow.system.system import BlockSystem
 
@@ -59,16 +60,26 @@ class Map(NamedTuple):
     contraction: NDArray[np.float64]
 
 
-def rows(system: BlockSystem, z: State, integrators: Sequence[str]) -> Iterator[Row]:
-    """One row a scheme, in the order given."""
+Linear = tuple[BlockSystem, State]
+"""A system, and where it is linearised."""
+
+
+def rows(
+    system: BlockSystem, z: State, integrators: Sequence[str], near: Linear | None = None
+) -> Iterator[Row]:
+    """One row a scheme, in the order given.
+
+    near   what is measured, which stands for the system near z (default: that itself)
+    """
+    linear, z = near or (system, z)
     for name in integrators:
         scheme = integrator_named(name)
         if refusal := why_not(scheme, system):
             yield Row(name, np.nan, scheme.evaluations, np.nan, np.nan, refusal)
         else:
             scheme = scheme.fitted(system)
-            rho, limit = contraction(system, scheme, z), stability_limit(system, scheme, z)
-            yield Row(name, rho, scheme.evaluations, limit, bias(system, scheme, z))
+            rho, limit = contraction(linear, scheme, z), stability_limit(linear, scheme, z)
+            yield Row(name, rho, scheme.evaluations, limit, bias(linear, scheme, z))
 
 
 def friction_step_map(
@@ -125,11 +136,12 @@ def show(run: Run, integrators: Sequence[str], *, at: Path | None, out: Path | N
     found = []
     with counted("scheme", len(integrators)) as tick:
         system, z = linearised(run, at)
-        for row in rows(system, z, integrators):
+        near = in_modes(system, z) if at is None else (system, z)
+        for row in rows(system, z, integrators, near):
             found.append(row)
             tick()
     lines = [[row.integrator, *_cells(row)] for row in found]
-    continuous = continuous_contraction(system, z)
+    continuous = continuous_contraction(*near)
     lines.append(["continuous dynamics", f"{continuous:.6f}", _folds(continuous), "", "", ""])
     columns = (
         "integrator", "contraction a step", "steps an e-fold", "per gradient", "stable up to h times", "bias"
@@ -142,7 +154,7 @@ def show(run: Run, integrators: Sequence[str], *, at: Path | None, out: Path | N
         return
     able = [integrator_named(row.integrator).fitted(system) for row in found if not row.refusal]
     with counted("point", len(able) * len(FRICTIONS) * len(STEPS)) as tick:
-        maps = [friction_step_map(system, z, scheme, tick) for scheme in able]
+        maps = [friction_step_map(*near, scheme, tick) for scheme in able]
     draw(maps, title).savefig(out)
     marks = "circle: as given, star: fastest, red line: the edge of stability"
     console.print(shown(f"{out}    {marks}"), markup=False, soft_wrap=True)

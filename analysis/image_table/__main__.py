@@ -24,7 +24,7 @@ from sdeflow.data.cache import fetching
 from sdeflow.errors import SdeflowError, did_you_mean
 from sdeflow.terminal import counted
 from sdeflow.trajectory import durable
-from sdeflow.trajectory.segments import encode
+from sdeflow.trajectory.segments import encode_dataset
 
 
 def main() -> None:
@@ -57,7 +57,7 @@ def write(setting: Setting, found: dict[str, dict[str, xr.Dataset]], out: Path) 
     }
     tables = text(found)
     durable.write(out / "table.md", tables.encode())
-    durable.write(out / "table.nc", encode(as_dataset(found)))
+    durable.write(out / "table.nc", encode_dataset(as_dataset(found)))
     durable.write(out / "page.html", page(setting, found, samples(by_label)).encode())
     print(tables)
     print(out / "page.html")

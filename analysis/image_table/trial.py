@@ -19,7 +19,7 @@ from sdeflow.data.datasets import INCEPTION
 from sdeflow.system.system import BlockSystem
 from sdeflow.trajectory import durable
 from sdeflow.trajectory.opening import newest
-from sdeflow.trajectory.segments import encode
+from sdeflow.trajectory.segments import encode_dataset
 
 SCORES, IMAGE_SEEDS = "scores.nc", 3
 
@@ -87,7 +87,7 @@ def trial(config: Config, folder: Path, looks: Looks) -> xr.Dataset:
     found = xr.concat(rows.values(), along, join="outer") if rows else xr.Dataset()
     found = found.reindex(seed=seeds(config)) if rows else found.assign_coords(seed=seeds(config))
     found = found.assign_attrs(attrs)
-    durable.write(path, encode(found))
+    durable.write(path, encode_dataset(found))
     return with_course(found, dataset, looks.observable)
 
 

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sdeflow.analysis.stability import State, contraction, stability_limit, with_friction
+from sdeflow.analysis.stability import contraction, stability_limit, with_friction
+from sdeflow.state import State
 from sdeflow.system.integrator import Integrator
 from sdeflow.system.system import BlockSystem
 

@@ -13,6 +13,7 @@ from sdeflow.cli import app as cli
 from sdeflow.cli import completion, images
 from sdeflow.cli.app import app, configured
 from sdeflow.cli.ended import EXIT, tell
+from sdeflow.cli.importing import for_good
 from sdeflow.errors import SdeflowError
 from sdeflow.terminal import shown
 
@@ -74,16 +75,17 @@ def run(
     """Run a problem; writes a run folder with trajectory.nc and final.safetensors."""
     from contextlib import nullcontext
 
-    from sdeflow.cli.cost import cpu_cost
-    from sdeflow.config.build import build
-    from sdeflow.config.catalogue import problem_file
-    from sdeflow.data.cache import fetching
-    from sdeflow.parallel.ranks import started
-    from sdeflow.simulation.resume import resume_from, with_engine_of
-    from sdeflow.simulation.solve import solve
-    from sdeflow.terminal import progress_bar
-    from sdeflow.trajectory.claim import refuse_occupied
-    from sdeflow.trajectory.layout import safe_name
+    with for_good():
+        from sdeflow.cli.cost import cpu_cost
+        from sdeflow.config.build import build
+        from sdeflow.config.catalogue import problem_file
+        from sdeflow.data.cache import fetching
+        from sdeflow.parallel.ranks import started
+        from sdeflow.simulation.resume import resume_from, with_engine_of
+        from sdeflow.simulation.solve import solve
+        from sdeflow.terminal import progress_bar
+        from sdeflow.trajectory.claim import refuse_occupied
+        from sdeflow.trajectory.layout import safe_name
 
     ranks = started()
     quiet = quiet or not ranks.leads
@@ -131,10 +133,11 @@ def resume(
     """Go on with a run that was stopped, or further with one that had ended, to the same numbers."""
     from contextlib import nullcontext
 
-    from sdeflow.data.cache import fetching
-    from sdeflow.parallel.ranks import started
-    from sdeflow.simulation.resume import resume as resume_run
-    from sdeflow.terminal import progress_bar
+    with for_good():
+        from sdeflow.data.cache import fetching
+        from sdeflow.parallel.ranks import started
+        from sdeflow.simulation.resume import resume as resume_run
+        from sdeflow.terminal import progress_bar
 
     ranks = started()
     quiet = quiet or not ranks.leads

@@ -12,6 +12,7 @@ import typer
 from sdeflow.cli import app as cli
 from sdeflow.cli import completion
 from sdeflow.cli.app import app, configured, names_in
+from sdeflow.cli.importing import for_good
 from sdeflow.errors import Incompatible, SdeflowError
 from sdeflow.terminal import progress_bar, shown
 
@@ -46,9 +47,10 @@ def stability(
 
     The bias is the relative error of the particles' variance with the parameters held, where it is largest.
     """
-    from sdeflow.analysis.comparison.stability_map import show as show_stability
-    from sdeflow.config.build import build
-    from sdeflow.config.catalogue import integrators_for, problem_file
+    with for_good():
+        from sdeflow.analysis.comparison.stability_map import show as show_stability
+        from sdeflow.config.build import build
+        from sdeflow.config.catalogue import integrators_for, problem_file
 
     path = problem_file(problem)
     config = configured(path, ctx.params)

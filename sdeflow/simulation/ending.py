@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -144,15 +145,20 @@ NAMED = 8
 class Solution:
     """A finished run: the trajectory, the full last state, and how it ended.
 
+    opened    gives the trajectory, which is opened where somebody asks for `dataset`
     retcode   'success', 'stopped' by a callback, 'diverged' or 'interrupted'; `message` tells more
     diverged  the replicas that did
     """
 
-    dataset: xr.Dataset
+    opened: Callable[[], xr.Dataset]
     state: State
     retcode: str
     message: str
     diverged: frozenset[int] = frozenset()
+
+    @cached_property
+    def dataset(self) -> xr.Dataset:
+        return self.opened()
 
 
 def ending_message(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
-
-import xarray as xr
 
 from sdeflow.callbacks.callback import About
 from sdeflow.errors import SdeflowError
@@ -18,7 +17,7 @@ from sdeflow.simulation.onlookers import Onlookers
 from sdeflow.system.average import AVERAGE, averaged
 from sdeflow.terminal import human
 from sdeflow.trajectory import shards
-from sdeflow.trajectory.dataset import final_state, to_dataset
+from sdeflow.trajectory.dataset import Contents, contents, final_state
 from sdeflow.trajectory.durable import DiskFull
 from sdeflow.trajectory.layout import TRAJECTORY, resuming
 from sdeflow.trajectory.opening import open_run
@@ -28,6 +27,7 @@ from sdeflow.trajectory.segments import free_space
 from sdeflow.trajectory.stored import MOMENTA, momenta
 
 if TYPE_CHECKING:
+    import xarray as xr
     from numpy.typing import NDArray
 
     from sdeflow.config.run import Run
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from sdeflow.state import State
     from sdeflow.trajectory.checkpoint import Metadata
     from sdeflow.trajectory.folder import RunFolder
+
+    Opened = Callable[[], xr.Dataset]
 
 
 Safe = tuple[Path, int] | None
@@ -136,20 +138,20 @@ class Keeper:
             self.folder.keep(snapshots, meta, state, kept or None)
             self._ranks.note(str(self.folder.path))
 
-    def finish(self, meta: Metadata, state: State, stop: Stop) -> tuple[xr.Dataset, State, Metadata]:
-        """The trajectory of a run that has ended, the state that is kept and what is known of it.
+    def finish(self, meta: Metadata, state: State, stop: Stop) -> tuple[Opened, State, Metadata]:
+        """What gives the trajectory of a run that has ended, the state that is kept and what is known of it.
 
         Where all replicas diverged that is the last checkpoint's state, if there is one. Of several processes
         none has the state, and where there is a folder the one that leads has the trajectory.
         """
         if not self._stored:
-            return self._snapshots(meta), state, meta
+            return self._snapshots(meta).dataset, state, meta
         covered, common = self._sharded(meta, state)
         found = self._ranks.lead(lambda: self._finish(covered, common, stop))
         meta = self._ranks.of_first(meta if found is None else found[2])
-        return (xr.Dataset(attrs=self.attributes(meta)), {}, meta) if found is None else found
+        return (self._nothing(meta), {}, meta) if found is None else found
 
-    def _finish(self, meta: Metadata, state: State, stop: Stop) -> tuple[xr.Dataset, State, Metadata]:
+    def _finish(self, meta: Metadata, state: State, stop: Stop) -> tuple[Opened, State, Metadata]:
         folder = self.folder
         assert folder is not None
         self.log(f"{meta.retcode}: {meta.message}")
@@ -166,21 +168,21 @@ class Keeper:
         except KeyboardInterrupt:
             message = f"{TRAJECTORY} was not finished; to finish it: {resuming(folder.path)}"
             meta = replace(meta, retcode="interrupted", message=message)
-        return open_run(folder.path), state, meta
+        return partial(open_run, folder.path), state, meta
 
-    def join(self, meta: Metadata) -> xr.Dataset:
+    def join(self, meta: Metadata) -> Opened:
         """Finishes a run in a folder that took all its steps and was kept from joining its segments."""
 
-        def join() -> xr.Dataset:
+        def join() -> Opened:
             folder = self.folder
             assert folder is not None
             lost = meta.all_diverged(self.recorder.replicas)
             final = None if lost else final_state(self._prepared.whole, folder.state())
             folder.finish(meta, folder.common(), self.attributes(meta), final)
-            return open_run(folder.path)
+            return partial(open_run, folder.path)
 
         found = self._ranks.lead(join)
-        return xr.Dataset(attrs=self.attributes(meta)) if found is None else found
+        return self._nothing(meta) if found is None else found
 
     def _parameters(self, state: State) -> State:
         """The parameters and their average, of a system that has any."""
@@ -223,9 +225,12 @@ class Keeper:
             attrs["batch"] = f"{batch.size} data a step, catch-up {batch.catch_up}, cap {batch.cap}"
         return attrs
 
-    def _snapshots(self, meta: Metadata) -> xr.Dataset:
+    def _nothing(self, meta: Metadata) -> Opened:
+        return Contents({}, {}, self.attributes(meta)).dataset
+
+    def _snapshots(self, meta: Metadata) -> Contents:
         run = self.run
-        return to_dataset(
+        return contents(
             self.recorder,
             seeds=run.all_replicas.seeds,
             attrs=self.attributes(meta),

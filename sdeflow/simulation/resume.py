@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 from typing import cast
-
-import xarray as xr
 
 from sdeflow.callbacks.callback import identity
 from sdeflow.config.build import build
@@ -25,6 +24,7 @@ from sdeflow.simulation.prepare import Prepared, prepare, threads_for
 from sdeflow.simulation.solve import environment_of, solve, solve_from
 from sdeflow.terminal import Progress
 from sdeflow.trajectory.checkpoint import Metadata, Segment
+from sdeflow.trajectory.dataset import Contents
 from sdeflow.trajectory.folder import RunFolder
 from sdeflow.trajectory.layout import CONFIG
 from sdeflow.trajectory.opening import open_run
@@ -84,8 +84,9 @@ def resume_from(
         run = _again(declare, meta, out, ranks)
         ended = meta.steps == run.steps and not _goes_on(meta, run)
         if meta.whole and ended:
-            dataset, state = (xr.Dataset(), {}) if folder is None else (open_run(out), folder.state())
-            return Solution(dataset, state, meta.retcode, meta.message, frozenset(meta.diverged))
+            opened = Contents({}, {}, {}).dataset if folder is None else partial(open_run, out)
+            state = {} if folder is None else folder.state()
+            return Solution(opened, state, meta.retcode, meta.message, frozenset(meta.diverged))
         if meta.step == 0 and not meta.ended and run.start is None:
             if folder is not None:
                 folder.close()
@@ -94,8 +95,8 @@ def resume_from(
         prepared = prepare(run, ranks=ranks)
         ranks.alike(lambda: prepared.restore(prepared.sharing.stored(out, meta), meta.step))
         if meta.ended and ended:
-            dataset = Keeper(run, prepared, folder, taken=meta.snapshots).join(meta)
-            return Solution(dataset, prepared.state, meta.retcode, meta.message, frozenset(meta.diverged))
+            opened = Keeper(run, prepared, folder, taken=meta.snapshots).join(meta)
+            return Solution(opened, prepared.state, meta.retcode, meta.message, frozenset(meta.diverged))
         meta = _resumed(meta, run, damage, ranks, threads_for(prepared.state))
         keeper = Keeper(run, prepared, folder, taken=meta.snapshots)
         keeper.require_room()  # before the folder changes

@@ -6,10 +6,9 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-import xarray as xr
 
 from sdeflow.callbacks.callback import Snapshot
 from sdeflow.config.catalogue import Scheme
@@ -35,6 +34,9 @@ from sdeflow.system.start import Start
 from sdeflow.system.system import System
 from sdeflow.terminal import progress_bar
 from sdeflow.trajectory.stored import as_start
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 def simulate(

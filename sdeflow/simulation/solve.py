@@ -124,13 +124,13 @@ def solve_from(
         loop = TimeLoop(run, prepared, meta, keeper, stop, onlookers, progress)
         loop.to_the_end()
         message = ending_message(loop.meta, run, loop.error, keeper.folder, onlookers.stopped)
-        dataset, state, meta = keeper.finish(replace(loop.meta, message=message), loop.hand_over(), stop)
+        opened, state, meta = keeper.finish(replace(loop.meta, message=message), loop.hand_over(), stop)
     onlookers.retcode = meta.retcode
     if loop.verdict:
         warnings.warn(loop.verdict, StabilityWarning, stacklevel=5)
     if loop.error is not None:
         raise RunError(meta.message) from loop.error
-    return Solution(dataset, state, meta.retcode, meta.message, frozenset(meta.diverged))
+    return Solution(opened, state, meta.retcode, meta.message, frozenset(meta.diverged))
 
 
 def environment_of(run: Run, threads: int, ranks: Ranks) -> dict[str, str | int]:

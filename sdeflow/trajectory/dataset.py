@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,6 +18,9 @@ from sdeflow.system.integrator import KEPT
 from sdeflow.system.start import parts
 from sdeflow.system.system import System
 from sdeflow.trajectory.record import Recorder
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 _TUNED = {
     "h": "step of block {} on its own clock",
@@ -50,14 +52,33 @@ def _long_name(name: str) -> str:
     return LONG_NAMES.get(name, name.replace("_", " "))
 
 
-def to_dataset(
+Variable = tuple[tuple[str, ...], Any, dict[str, Any]]
+"""Dimensions, values and attributes."""
+
+
+class Contents(NamedTuple):
+    """What an xarray Dataset and a netCDF file are made of, by name."""
+
+    variables: Mapping[str, Variable]
+    coords: Mapping[str, Variable]
+    attrs: Mapping[str, Any]
+
+    def dataset(self) -> xr.Dataset:
+        """Imports xarray, which takes as long as thousands of steps."""
+        import xarray as xr
+
+        xr.backends.list_engines()  # for what is declared to xarray: its accessor `.sdeflow` is
+        return xr.Dataset(self.variables, self.coords, dict(self.attrs))
+
+
+def contents(
     recorder: Recorder,
     *,
     seeds: Sequence[int],
     attrs: Mapping[str, Any],
     batch: int | None = None,
     along: Mapping[str, Sequence[float]] = MappingProxyType({}),
-) -> xr.Dataset:
+) -> Contents:
     """The recorded trajectory with dims time, replica (when there are several) and each variable's own.
 
     batch   the number of data that observables were evaluated on, where it was not all
@@ -66,7 +87,7 @@ def to_dataset(
     system = recorder.system
     several = recorder.replicas > 1 or bool(along)
     lead = ("time", "replica") if several else ("time",)
-    variables: dict[str, tuple[tuple[str, ...], Any, dict[str, Any]]] = {}
+    variables: dict[str, Variable] = {}
     for name, values in recorder.values().items():
         dims = recorder.whole[name].dims if name in recorder.whole else ()
         size = recorder.norms.get(name.removesuffix("_norm"))
@@ -89,9 +110,9 @@ def to_dataset(
         return ("time", "replica")[: values.ndim], values
 
     step = np.asarray(recorder.steps, dtype=np.int64)
-    coords: dict[str, Any] = {
+    coords: dict[str, Variable] = {
         "time": (*along_time(""), {"long_name": "time on the reference clock", "units": "1"}),
-        "step": ("time", step, {"long_name": _long_name("step"), "units": "1"}),
+        "step": (("time",), step, {"long_name": _long_name("step"), "units": "1"}),
     }
     for block in system.clocks:
         about = {"long_name": f"time on the clock of block {block}", "units": "1"}
@@ -104,14 +125,14 @@ def to_dataset(
         about = {"long_name": _long_name(dim)}
         if dim in layouts:
             about["shapes"] = json.dumps(layouts[dim].shapes)
-        coords[dim] = (dim, labels, about)
+        coords[dim] = ((dim,), labels, about)
     if several:
-        coords["replica"] = ("replica", np.arange(recorder.replicas), {"long_name": _long_name("replica")})
-        coords["seed"] = ("replica", np.asarray(seeds), {"long_name": _long_name("seed")})
+        coords["replica"] = (("replica",), np.arange(recorder.replicas), {"long_name": _long_name("replica")})
+        coords["seed"] = (("replica",), np.asarray(seeds), {"long_name": _long_name("seed")})
     for name, numbers in along.items():
         about = {"long_name": _long_name(name), "units": "1"}
-        coords[name] = ("replica", np.asarray(numbers), about)
-    return xr.Dataset(variables, coords, dict(attrs))
+        coords[name] = (("replica",), np.asarray(numbers), about)
+    return Contents(variables, coords, attrs)
 
 
 def recorded_name(name: str) -> str:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-import xarray as xr
 from safetensors.torch import save
 
 from sdeflow.errors import RunError, SdeflowError
@@ -26,6 +25,7 @@ from sdeflow.state import State
 from sdeflow.trajectory import checkpoint, durable, segments, shards
 from sdeflow.trajectory.checkpoint import Damaged, Metadata, Segment, Shard
 from sdeflow.trajectory.claim import locked, refuse_occupied
+from sdeflow.trajectory.dataset import Contents
 from sdeflow.trajectory.layout import (
     CHECKPOINT,
     CONFIG,
@@ -39,7 +39,7 @@ from sdeflow.trajectory.layout import (
     kept_files,
 )
 
-Snapshots = xr.Dataset | None
+Snapshots = Contents | None
 
 
 class RunFolder:
@@ -128,7 +128,7 @@ class RunFolder:
                 raise durable.refusal(self.path, error) from error
         return self._partial
 
-    def keep(self, dataset: Snapshots, meta: Metadata, state: State, kept: State | None = None) -> None:
+    def keep(self, snapshots: Snapshots, meta: Metadata, state: State, kept: State | None = None) -> None:
         """Puts snapshots since the last call and a checkpoint on the disk; then `meta.step` is acknowledged.
 
         kept   the parameters of a moment, for a file of their own, a checkpoint of them alone
@@ -138,10 +138,10 @@ class RunFolder:
         """
         began, self._writing = self._writing or time.monotonic(), None
         if self.kept is None:
-            self._make(dataset, meta, state, kept)
+            self._make(snapshots, meta, state, kept)
             self._flush()
         else:
-            self._put(self.path, dataset, replace(meta, segments=self.kept.segments), state, kept)
+            self._put(self.path, snapshots, replace(meta, segments=self.kept.segments), state, kept)
         self._last = time.monotonic()
         self._cost, self._writing = self._last - began, None
 
@@ -210,11 +210,11 @@ class RunFolder:
         if self.kept is None:
             shutil.rmtree(self._partial, ignore_errors=True)
 
-    def _make(self, dataset: Snapshots, meta: Metadata, state: State, kept: State | None) -> None:
+    def _make(self, snapshots: Snapshots, meta: Metadata, state: State, kept: State | None) -> None:
         """The folder appears under its name with a first checkpoint in it."""
         partial, old = self.begin(), self.path.with_name(f".{self.path.name}.old-{os.getpid()}")
         try:
-            self._put(partial, dataset, replace(meta, segments=()), state, kept)
+            self._put(partial, snapshots, replace(meta, segments=()), state, kept)
             if self.path.exists():
                 replaced = locked(self.path)
                 self.path.rename(old)
@@ -260,13 +260,13 @@ class RunFolder:
                 locked(partial).release()
                 shutil.rmtree(partial, ignore_errors=True)
 
-    def _put(self, root: Path, dataset: Snapshots, meta: Metadata, state: State, kept: State | None) -> None:
+    def _put(self, root: Path, new: Snapshots, meta: Metadata, state: State, kept: State | None) -> None:
         listed = meta.segments
-        if dataset is not None:
+        if new is not None:
             number = 1 + max((int(Path(s.file).stem) for s in listed), default=0)
             file = f"{SEGMENTS}/{number:06d}.nc"
-            digest = durable.write(root / file, segments.encode(dataset))
-            listed = (*listed, Segment(file, digest, dataset.sizes["time"]))
+            digest = durable.write(root / file, segments.encode(new))
+            listed = (*listed, Segment(file, digest, len(new.coords[segments.TIME][1])))
         if kept is not None:  # before the checkpoint, so that no step after it is acknowledged without
             (root / KEPT).mkdir(exist_ok=True)
             durable.write(root / kept_file(meta.step), checkpoint.encode(replace(meta, shards=()), kept))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-
-import xarray as xr
+from typing import TYPE_CHECKING
 
 from sdeflow.errors import SdeflowError
-from sdeflow.trajectory import checkpoint, segments
+from sdeflow.trajectory import checkpoint
 from sdeflow.trajectory.checkpoint import Damaged, Metadata
 from sdeflow.trajectory.layout import CHECKPOINT, PREVIOUS, TRAJECTORY
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 def open_run(path: str | Path) -> xr.Dataset:
@@ -19,13 +21,17 @@ def open_run(path: str | Path) -> xr.Dataset:
     Values are read when they are asked for. Raises SdeflowError for what is no run folder, Damaged for a file
     that cannot be read.
     """
+    import xarray as xr  # which takes as long as thousands of steps
+
+    from sdeflow.trajectory.joined import open_joined
+
     folder = Path(path)
     for again in (True, False):
         try:
             if (folder / TRAJECTORY).exists():
                 return _with_text(xr.open_dataset(folder / TRAJECTORY, engine="netcdf4"))
             meta = newest(folder)
-            dataset = segments.open_joined(meta.files(folder), folder / TRAJECTORY)
+            dataset = open_joined(meta.files(folder), folder / TRAJECTORY)
             known = {"retcode": meta.retcode, "message": meta.message, "steps_taken": meta.step}
             return _with_text(dataset).assign_attrs(known)
         except FileNotFoundError:  # its writer has just replaced what was looked at

@@ -1,21 +1,22 @@
-"""A trajectory in several netCDF files, one after the other in time: written, joined, opened lazily."""
+"""A trajectory in several netCDF files, one after the other in time: written and joined."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import netCDF4
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
-from xarray.backends import BackendArray, NetCDF4DataStore
-from xarray.core import indexing
 
 from sdeflow.errors import RunError
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from sdeflow.trajectory.dataset import Contents
 
 TIME = "time"
 _SLAB = 1 << 26
@@ -25,16 +26,53 @@ Counted = Sequence[tuple[Path, int]]
 """Files, and how many of its first snapshots count in each."""
 
 
-def encode(dataset: xr.Dataset) -> memoryview:
-    """The dataset as the bytes of a netCDF file, made in memory: HDF5 never meets a full disk.
+def encode(contents: Contents) -> memoryview:
+    """The contents as the bytes of a netCDF file, made in memory: HDF5 never meets a full disk.
 
+    It is the file that xarray would write, by its conventions, without the time that importing xarray takes.
     Text is kept as characters, not as strings: with these, opening a file that is open already can crash
     (Unidata/netcdf4-python#1444). It is text again when xarray opens it.
     """
-    text = [str(name) for name, values in dataset.variables.items() if values.dtype.kind in "OU"]
     file = netCDF4.Dataset("segment.nc", "w", memory=1)
+    file.setncatts(dict(contents.attrs))
+    other = {name: dims for name, (dims, _, _) in contents.coords.items() if dims != (name,)}
+    for name, (dims, given, about) in {**contents.variables, **contents.coords}.items():
+        values, about = np.asarray(given), dict(about)
+        if values.dtype.kind == "U":
+            dims, values = _characters(dims, values)
+            about["_Encoding"] = "utf-8"
+        elif values.dtype.kind == "b":
+            values = values.astype(np.int8)
+            about["dtype"] = "bool"
+        for dim, size in zip(dims, values.shape, strict=True):
+            if dim not in file.dimensions:
+                file.createDimension(dim, size)
+        # Coordinates that no dimension has its name of are told by those that lie along them.
+        if name in contents.variables and (along := [c for c, of in other.items() if {*of} <= {*dims}]):
+            about["coordinates"] = " ".join(sorted(along))
+        fill = np.nan if values.dtype.kind == "f" else None
+        variable = file.createVariable(name, values.dtype, dims, fill_value=fill)
+        variable.set_auto_maskandscale(False)
+        variable.setncatts(about)
+        variable[...] = values
+    return memoryview(file.close())
+
+
+def encode_dataset(dataset: xr.Dataset) -> memoryview:
+    """A dataset likewise, by xarray."""
+    from xarray.backends import NetCDF4DataStore
+
+    text = [str(name) for name, values in dataset.variables.items() if values.dtype.kind in "OU"]
+    file = netCDF4.Dataset("dataset.nc", "w", memory=1)
     dataset.dump_to_store(NetCDF4DataStore(file), encoding={name: {"dtype": "S1"} for name in text})
     return memoryview(file.close())
+
+
+def _characters(dims: tuple[str, ...], text: NDArray[np.str_]) -> tuple[tuple[str, ...], NDArray[np.bytes_]]:
+    """Text as characters in UTF-8, with their axis as the last."""
+    coded = np.char.encode(text, "utf-8")
+    length = coded.dtype.itemsize
+    return (*dims, f"string{length}"), coded.view("S1").reshape(*coded.shape, length)
 
 
 def join(files: Counted, path: Path, attrs: Mapping[str, Any]) -> None:
@@ -65,6 +103,14 @@ def observed(files: Counted) -> dict[str, NDArray[Any]]:
                 if variable.dimensions in ((TIME,), (TIME, "replica")):
                     pieces.setdefault(name, []).append(np.asarray(variable[:count]))
     return {name: np.concatenate(parts) for name, parts in pieces.items()}
+
+
+def of_replicas(files: Counted) -> dict[str, NDArray[Any]]:
+    """The numbers in which the replicas of a grid differ, by name, [R]; none where it is no grid."""
+    with netCDF4.Dataset(files[0][0]) as file:
+        grid = getattr(file, "grid", "")  # which files of earlier versions have not
+        names = [axis.partition(" = ")[0] for axis in grid.split("; ")] if grid else []
+        return {name: np.asarray(file[name][...]) for name in names}
 
 
 def _lay_out(out: netCDF4.Dataset, files: Counted) -> None:
@@ -101,83 +147,6 @@ def _identical(a: NDArray[Any], b: NDArray[Any]) -> bool:
     if a.dtype == object:
         return a.shape == b.shape and bool((a == b).all())
     return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
-
-
-def open_joined(counted: Counted, whole: Path) -> xr.Dataset:
-    """The snapshots of all files as one dataset whose values are read when they are asked for.
-
-    whole   the file that they are joined into in the end, from which is read what they hold no longer
-    """
-    files = [_Lazy(path) for path, _ in counted]
-    ends = np.cumsum([count for _, count in counted])
-
-    def joined(name: Any, variable: xr.Variable) -> xr.Variable:
-        if TIME not in variable.dims:
-            return variable
-        readers = [file.reader(name) for file in files]
-        array = _Joined(readers, ends, variable.shape[1:], variable.dtype, _Lazy(whole).reader(name))
-        return xr.Variable(variable.dims, indexing.LazilyIndexedArray(array), variable.attrs)
-
-    first = files[0].dataset
-    return xr.Dataset(
-        {name: joined(name, first.variables[name]) for name in first.data_vars},
-        {name: joined(name, first.variables[name]) for name in first.coords},
-        first.attrs,
-    )
-
-
-class _Lazy:
-    """A netCDF file that is opened when something of it is read."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    @cached_property
-    def dataset(self) -> xr.Dataset:
-        return xr.open_dataset(self.path, engine="netcdf4")
-
-    def reader(self, name: str) -> Callable[[Any], NDArray[Any]]:
-        return lambda key: self.dataset.variables[name][key].values
-
-
-class _Joined(BackendArray):
-    """One variable of several files along their first axis; `ends` are where the files end in it."""
-
-    def __init__(
-        self,
-        readers: Sequence[Callable[[Any], NDArray[Any]]],
-        ends: NDArray[np.int64],
-        rest: tuple[int, ...],
-        dtype: np.dtype[Any],
-        whole: Callable[[Any], NDArray[Any]],
-    ) -> None:
-        self._readers, self._ends, self._whole = readers, ends, whole
-        self.shape, self.dtype = (int(ends[-1]), *rest), dtype
-
-    def __getitem__(self, key: Any) -> Any:
-        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.BASIC, self._read)
-
-    def _read(self, key: tuple[Any, ...]) -> NDArray[Any]:
-        try:
-            return self._read_files(key)
-        except FileNotFoundError:  # the run has ended since, and its segments are joined
-            time = range(self.shape[0])[key[0]]
-            at = time if isinstance(time, int) else slice(time.start, time.stop, time.step)
-            return self._whole((at, *key[1:]))
-
-    def _read_files(self, key: tuple[Any, ...]) -> NDArray[Any]:
-        time, *rest = key
-        wanted = np.arange(self.shape[0])[time]
-        file = np.searchsorted(self._ends, wanted, side="right")
-        begins = np.concatenate([[0], self._ends[:-1]])
-        if wanted.ndim == 0:
-            return self._readers[file]((int(wanted - begins[file]), *rest))
-        pieces = []
-        for p in np.unique(file):
-            local = wanted[file == p] - begins[p]
-            at = slice(int(local[0]), int(local[-1]) + 1, int(local[1] - local[0]) if len(local) > 1 else 1)
-            pieces.append(self._readers[p]((at, *rest)))
-        return np.concatenate(pieces) if pieces else self._readers[0]((slice(0, 0), *rest))
 
 
 def free_space(folder: Path) -> int:

@@ -6,11 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import xarray as xr
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -23,6 +22,9 @@ from sdeflow.trajectory import durable
 from sdeflow.trajectory.checkpoint import digest_of
 from sdeflow.trajectory.layout import CHECKPOINT, FINAL, TRAJECTORY, resuming
 from sdeflow.trajectory.opening import open_run
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 MOMENTA = "momenta"
 """Attribute of a trajectory: the law of each momentum, JSON."""
@@ -123,6 +125,8 @@ def as_start(given: Any) -> Start | Origin:
         return given
     if isinstance(given, str | Path):
         return Start(str(given))
+    import xarray as xr
+
     if isinstance(given, xr.Dataset):
         return _of_dataset(given)
     if isinstance(given, Mapping):

@@ -18,10 +18,10 @@ from torch import Tensor
 
 import sdeflow
 from sdeflow import Block, BlockSystem, simulate
-from sdeflow.analysis import stability
+from sdeflow.analysis import linear_map
 from sdeflow.analysis.comparison.stability_map import draw, friction_step_map, rows
+from sdeflow.analysis.linear_map import LinearMap
 from sdeflow.analysis.stability import (
-    LinearMap,
     continuous_contraction,
     contraction,
     drift_map,
@@ -108,8 +108,8 @@ def test_arnoldi_and_the_whole_matrix_agree(correction: Any, monkeypatch: pytest
     system, z = correction
     found = {}
     for sizes in ((1000, 1000), (10, 1000), (10, 10)):
-        monkeypatch.setattr(stability, "DENSE_BELOW", sizes[0])
-        monkeypatch.setattr(stability, "MATRIX_BELOW", sizes[1])
+        monkeypatch.setattr(linear_map, "DENSE_BELOW", sizes[0])
+        monkeypatch.setattr(linear_map, "MATRIX_BELOW", sizes[1])
         found[sizes] = contraction(system, integrator_named("expint"), z)
     assert np.ptp(list(found.values())) < 1e-10
 

@@ -366,6 +366,44 @@ def test_answers_without_torch(arguments: list[str]) -> None:
     assert done.stdout
 
 
+NOT_BEFORE_A_STEP = {
+    "dask", "jax", "matplotlib", "pandas", "PIL", "scipy", "sklearn", "sympy", "torch._dynamo",
+    "torch._inductor", "triton", "xarray",
+}  # fmt: skip
+"""What takes long to import, and a run begins without."""
+
+
+@pytest.mark.parametrize("options", [[], ["--replicas", "2", "--set", "batch.size=2"]])
+def test_a_first_step_is_taken_with_torch_and_little_else(options: list[str], tmp_path: Path) -> None:
+    """When the start is on the disk already."""
+    problem, out = tmp_path / "tiny.toml", tmp_path / "run"
+    problem.write_text(TINY)
+    code = f"""
+import sys
+from pathlib import Path
+
+from sdeflow.cli import main
+from sdeflow.cli.importing import for_good
+
+with for_good():
+    from sdeflow.simulation.time_loop import TimeLoop
+
+first = TimeLoop._first
+
+def watched(*arguments):
+    assert Path({str(out)!r}, "checkpoint").exists()
+    print("imported:", *sorted({NOT_BEFORE_A_STEP} & sys.modules.keys()))
+    return first(*arguments)
+
+TimeLoop._first = watched
+sys.argv = ["sdeflow", "run", {str(problem)!r}, "--out", {str(out)!r}, *{options}]
+main()
+"""
+    done = program(code)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("imported:\n")
+
+
 def test_the_command_is_installed_as_sdeflow() -> None:
     (command,) = entry_points(group="console_scripts", name="sdeflow")
     assert command.load() is main
@@ -466,17 +504,23 @@ def test_a_terminal_in_ascii_and_a_full_device(tmp_path: Path) -> None:
 
 
 def test_a_broken_package_is_a_sentence(tmp_path: Path) -> None:
-    """A dask without its dependencies, which xarray loads because it is there."""
+    """A dask without its dependencies, which xarray loads because it is there; a run does without both."""
     (tmp_path / "dask").mkdir()
     (tmp_path / "dask" / "__init__.py").write_text("import toolz_that_is_not_there\n")
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-m", "sdeflow", "run", "hierarchical", "--steps", "2", "-q", "--out", "run"]
-    environment = os.environ | {"PYTHONPATH": path}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr.startswith("sdeflow: No module named 'toolz_that_is_not_there', which ")
-    assert f"{tmp_path / 'dask' / '__init__.py'} asks for" in done.stderr
-    assert done.stderr.count("\n") == 1
+
+    def done(*arguments: str) -> subprocess.CompletedProcess[str]:
+        call, environment = [sys.executable, "-m", "sdeflow", *arguments], os.environ | {"PYTHONPATH": path}
+        return subprocess.run(
+            call, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+
+    assert done("run", "hierarchical", "--steps", "2", "--out", "run").returncode == 0
+    plotted = done("plot", "run")
+    assert plotted.returncode == 1
+    assert plotted.stderr.startswith("sdeflow: No module named 'toolz_that_is_not_there', which ")
+    assert f"{tmp_path / 'dask' / '__init__.py'} asks for" in plotted.stderr
+    assert plotted.stderr.count("\n") == 1
 
 
 def test_one_command_begins_a_run_and_goes_on_with_it(cli: Cli, stop_before: Any, tmp_path: Path) -> None:

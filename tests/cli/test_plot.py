@@ -20,8 +20,8 @@ from small import tiny
 from support import needs_kernel
 
 import sdeflow
-from sdeflow.cli import plots
-from sdeflow.cli.plots import Followed, server_of
+from sdeflow.cli import following
+from sdeflow.cli.following import Followed, server_of
 
 OLD = Path(__file__).parents[1] / "old_runs" / "philox"
 """A run of 40 steps that was killed at step 20 or so, of data 0 to 5."""
@@ -139,7 +139,7 @@ def test_following_ends_at_ctrl_c_in_a_sentence(cli: Cli, monkeypatch: pytest.Mo
     def pressed(_: ThreadingHTTPServer) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(plots.ThreadingHTTPServer, "serve_forever", pressed)
+    monkeypatch.setattr(following.ThreadingHTTPServer, "serve_forever", pressed)
     code, out, err = cli("plot", "going", "--follow", "--port", 0)
     assert (code, err) == (0, "")
     first, last = out.splitlines()

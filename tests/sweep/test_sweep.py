@@ -8,11 +8,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import filelock
 import numpy as np
 import pytest
-from commands import Cli
+from commands import Cli, command
 from tiny import TINY
 
 from sdeflow import SdeflowError, open_run, open_sweep
@@ -167,13 +168,14 @@ def test_two_sweeps_on_one_folder_are_told_apart(here: Path, cli: Cli) -> None:
         open_sweep(".")
 
 
+LENGTH = "20000"
 LONG = [
     "--set",
     "run.seed=0..2",
     "--set",
     "save.checkpoint=0.1",
     "--steps",
-    "60000",
+    LENGTH,
     "--set",
     "save.every=500",
 ]
@@ -196,17 +198,28 @@ def until(happens: object, seconds: float = 120) -> None:
         time.sleep(0.05)
 
 
-def equal_to_the_runs_alone(cli: Cli) -> None:
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
+    """The particles of the runs that nothing happens to, by seed."""
+    folder, found = tmp_path_factory.mktemp("alone"), {}
+    (folder / "tiny.toml").write_text(TINY)
     for seed in (0, 2):
-        out = ["--steps", "60000", "--set", "save.every=500", "--seed", seed, "--out", f"r{seed}", "-q"]
-        assert cli("run", "tiny.toml", *out).code == 0
-        with open_sweep("s") as runs, open_run(f"r{seed}") as alone:
-            assert runs.state.values.tolist() == ["success"] * 3
-            np.testing.assert_array_equal(runs.X.sel(seed=seed), alone.X)
+        options = ["--steps", LENGTH, "--set", "save.every=500", "--seed", seed, "--out", folder / f"{seed}"]
+        assert command("run", folder / "tiny.toml", *options, "-q") == 0
+        with open_run(folder / f"{seed}") as run:
+            found[seed] = run.X.load()
+    return found
+
+
+def equal_to_the_runs_alone(alone: dict[int, Any]) -> None:
+    with open_sweep("s") as runs:
+        assert runs.state.values.tolist() == ["success"] * 3
+        for seed, expected in alone.items():
+            np.testing.assert_array_equal(runs.X.sel(seed=seed), expected)
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_interrupted_goes_on(here: Path, cli: Cli) -> None:
+def test_a_sweep_that_is_interrupted_goes_on(here: Path, cli: Cli, alone: dict[int, Any]) -> None:
     process = begun()
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
@@ -215,11 +228,11 @@ def test_a_sweep_that_is_interrupted_goes_on(here: Path, cli: Cli) -> None:
     assert [p.state for p in Sweep.open(Path("s")).points][2] == "waiting"
     assert "interrupted" in [p.state for p in Sweep.open(Path("s")).points]
     assert cli("sweep", "s", "-q", "--jobs", 2).code == 0
-    equal_to_the_runs_alone(cli)
+    equal_to_the_runs_alone(alone)
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_takes_no_other_with_it(here: Path, cli: Cli) -> None:
+def test_a_run_that_is_killed_takes_no_other_with_it(here: Path, cli: Cli, alone: dict[int, Any]) -> None:
     process = begun()
     killed = subprocess.run(["pkill", "-9", "-f", "--", f"--out {Path('s/seed=0').absolute()} "], check=False)
     assert killed.returncode == 0
@@ -228,11 +241,13 @@ def test_a_run_that_is_killed_takes_no_other_with_it(here: Path, cli: Cli) -> No
     assert err.count("seed=0: failed") == 1, err
     assert [p.state for p in Sweep.open(Path("s")).points] == ["interrupted", "success", "success"]
     assert cli("sweep", "s", "-q").code == 0
-    equal_to_the_runs_alone(cli)
+    equal_to_the_runs_alone(alone)
 
 
 @pytest.mark.slow
-def test_a_sweep_that_is_killed_leaves_runs_that_are_waited_for(here: Path, cli: Cli) -> None:
+def test_a_sweep_that_is_killed_leaves_runs_that_are_waited_for(
+    here: Path, cli: Cli, alone: dict[int, Any]
+) -> None:
     """Those that it has begun go on, and are not begun again."""
     process = begun()
     os.kill(process.pid, signal.SIGKILL)
@@ -241,4 +256,4 @@ def test_a_sweep_that_is_killed_leaves_runs_that_are_waited_for(here: Path, cli:
     assert cli("sweep", "s", "-q", "--jobs", 2).code == 0
     for folder in ("seed=0", "seed=1"):
         assert "resumed" not in (Path("s") / folder / "run.log").read_text(encoding="utf-8")
-    equal_to_the_runs_alone(cli)
+    equal_to_the_runs_alone(alone)

@@ -10,19 +10,53 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import netCDF4
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 from commands import contents
 from pieces import STEPS, WHOLE, flip, toy
 from small import assert_same
 
-from sdeflow import Save, open_run, simulate
+from sdeflow import Grid, Save, open_run, simulate
 from sdeflow.errors import RunError, SdeflowError
 from sdeflow.integrators.expint import ExpInt
-from sdeflow.trajectory import checkpoint
+from sdeflow.trajectory import checkpoint, segments
 from sdeflow.trajectory.checkpoint import Damaged
+from sdeflow.trajectory.dataset import Contents
 from sdeflow.trajectory.folder import RunFolder
+
+
+@pytest.mark.parametrize("options", [{}, {"replicas": 2}, {"grid": Grid(gamma=[0.1, 0.2])}])
+def test_a_segment_is_the_file_that_xarray_would_write(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its conventions for coordinates, text, logical values and values that are missing."""
+    written, encode = [], segments.encode
+
+    def both(contents: Contents) -> memoryview:
+        written.append((bytes(encode(contents)), bytes(segments.encode_dataset(contents.dataset()))))
+        return encode(contents)
+
+    monkeypatch.setattr(segments, "encode", both)
+    observables = {"near": lambda theta, x, y: x.mean() > 0, "count": lambda theta, x, y: torch.tensor(3)}
+    simulate(toy(), "expint", steps=4, observables=observables, out=tmp_path / "run", **options)
+    assert len(written) == 2
+    for pair in written:
+        own, expected = (laid_out(netCDF4.Dataset("segment.nc", memory=file)) for file in pair)
+        assert own == expected
+
+
+def laid_out(file: netCDF4.Dataset) -> dict[str, Any]:
+    """All that a netCDF file holds."""
+    file.set_auto_maskandscale(False)
+    found: dict[str, Any] = {name: len(dim) for name, dim in file.dimensions.items()}
+    for name, one in {"": file, **file.variables}.items():
+        found[f"{name}:"] = {key: repr(one.getncattr(key)) for key in one.ncattrs()}
+    for name, one in file.variables.items():
+        found[f"{name}="] = one.dimensions, one.dtype, np.asarray(one[...]).tobytes()
+    return found
 
 
 def test_one_run_has_one_writer(tmp_path: Path) -> None:
