@@ -9,6 +9,7 @@ from pathlib import Path
 from sdeflow.config.run import Run
 from sdeflow.engine.compiled import Uncompilable
 from sdeflow.errors import RunError, SdeflowError, StabilityWarning
+from sdeflow.machine import blocks_kept
 from sdeflow.parallel.ranks import ALONE, Ranks
 from sdeflow.simulation.ending import Solution, Stop, ending_message
 from sdeflow.simulation.keeper import Keeper
@@ -119,7 +120,8 @@ def solve_from(
     onlookers.stopped = prepared.ranks.of_first(onlookers.stopped)
     with Stop() as stop, threads(meta.environment["threads"]):
         loop = TimeLoop(run, prepared, meta, keeper, stop, onlookers, progress)
-        loop.to_the_end()
+        with blocks_kept():
+            loop.to_the_end()
         message = ending_message(loop.meta, run, loop.error, keeper.folder, onlookers.stopped)
         dataset, state, meta = keeper.finish(replace(loop.meta, message=message), loop.hand_over(), stop)
     onlookers.retcode = meta.retcode
