@@ -40,6 +40,14 @@ def require_memory(run: Run, *, folder: bool, ranks: Ranks = ALONE) -> None:
         )
 
 
+def room_beside(run: Run) -> bool:
+    """Whether this machine's memory has room for a run's steps and, beside them, a state that is written.
+
+    Writing a checkpoint takes three copies, of which one is there already where steps wait.
+    """
+    return peak_bytes(run) - data_bytes(run) + 3 * state_bytes(run) <= free_memory()
+
+
 def recorder_of(run: Run) -> Recorder:
     """A recorder as a run with a folder has it, to be asked what it would take."""
     return Recorder(

@@ -122,6 +122,7 @@ def solve_from(
         loop = TimeLoop(run, prepared, meta, keeper, stop, onlookers, progress)
         with blocks_kept():
             loop.to_the_end()
+        keeper.wait()
         message = ending_message(loop.meta, run, loop.error, keeper.folder, onlookers.stopped)
         dataset, state, meta = keeper.finish(replace(loop.meta, message=message), loop.hand_over(), stop)
     onlookers.retcode = meta.retcode

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import netCDF4
 import numpy as np
@@ -25,16 +25,24 @@ Counted = Sequence[tuple[Path, int]]
 """Files, and how many of its first snapshots count in each."""
 
 
-def encode(dataset: xr.Dataset) -> memoryview:
-    """The dataset as the bytes of a netCDF file, made in memory: HDF5 never meets a full disk.
+class Piece(NamedTuple):
+    """The bytes of a netCDF file, and how many snapshots it has."""
 
+    data: memoryview
+    snapshots: int
+
+
+def encode(dataset: xr.Dataset) -> Piece:
+    """The dataset as a netCDF file, made in memory: HDF5 never meets a full disk.
+
+    HDF5 is not made for threads, and a user's callback may read files by it: call this in the run's own.
     Text is kept as characters, not as strings: with these, opening a file that is open already can crash
     (Unidata/netcdf4-python#1444). It is text again when xarray opens it.
     """
     text = [str(name) for name, values in dataset.variables.items() if values.dtype.kind in "OU"]
     file = netCDF4.Dataset("segment.nc", "w", memory=1)
     dataset.dump_to_store(NetCDF4DataStore(file), encoding={name: {"dtype": "S1"} for name in text})
-    return memoryview(file.close())
+    return Piece(memoryview(file.close()), dataset.sizes[TIME])
 
 
 def join(files: Counted, path: Path, attrs: Mapping[str, Any]) -> None:
