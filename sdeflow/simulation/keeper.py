@@ -18,14 +18,14 @@ from sdeflow.simulation.memory import room_beside
 from sdeflow.simulation.onlookers import Onlookers
 from sdeflow.system.average import AVERAGE, averaged
 from sdeflow.terminal import human
-from sdeflow.trajectory import segments, shards
+from sdeflow.trajectory import shards
 from sdeflow.trajectory.dataset import final_state, to_dataset
 from sdeflow.trajectory.durable import DiskFull
 from sdeflow.trajectory.layout import TRAJECTORY, resuming
 from sdeflow.trajectory.opening import open_run
 from sdeflow.trajectory.provenance import provenance
 from sdeflow.trajectory.record import BUFFER, Recorder
-from sdeflow.trajectory.segments import free_space
+from sdeflow.trajectory.segments import Piece, free_space
 from sdeflow.trajectory.stored import MOMENTA, momenta
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class Keeper:
         folder = self.folder
         assert folder is not None
         self.wait()  # one thing at a time, so that memory stays bounded
-        piece = segments.encode(self._snapshots(meta)) if self.recorder.steps else None
+        piece = Piece.of(self._snapshots(meta)) if self.recorder.steps else None
         beside = beside and not folder.new
         if beside:  # steps go on, and those of a user may change a state in place
             state = {name: value.to("cpu", copy=True) for name, value in state.items()}

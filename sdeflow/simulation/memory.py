@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from math import prod
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from sdeflow.config.run import Run
 from sdeflow.errors import SdeflowError
 from sdeflow.machine import free_memory
 from sdeflow.model.rows import Rows
@@ -17,6 +17,9 @@ from sdeflow.system.average import average_axes, averaged
 from sdeflow.system.block import Block
 from sdeflow.terminal import human
 from sdeflow.trajectory.record import BUFFER, Recorder
+
+if TYPE_CHECKING:
+    from sdeflow.config.run import Run
 
 
 def require_memory(run: Run, *, folder: bool, ranks: Ranks = ALONE) -> None:

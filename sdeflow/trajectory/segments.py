@@ -31,9 +31,13 @@ class Piece(NamedTuple):
     data: memoryview
     snapshots: int
 
+    @classmethod
+    def of(cls, dataset: xr.Dataset) -> Piece:
+        return cls(encode(dataset), dataset.sizes[TIME])
 
-def encode(dataset: xr.Dataset) -> Piece:
-    """The dataset as a netCDF file, made in memory: HDF5 never meets a full disk.
+
+def encode(dataset: xr.Dataset) -> memoryview:
+    """The dataset as the bytes of a netCDF file, made in memory: HDF5 never meets a full disk.
 
     HDF5 is not made for threads, and a user's callback may read files by it: call this in the run's own.
     Text is kept as characters, not as strings: with these, opening a file that is open already can crash
@@ -42,7 +46,7 @@ def encode(dataset: xr.Dataset) -> Piece:
     text = [str(name) for name, values in dataset.variables.items() if values.dtype.kind in "OU"]
     file = netCDF4.Dataset("segment.nc", "w", memory=1)
     dataset.dump_to_store(NetCDF4DataStore(file), encoding={name: {"dtype": "S1"} for name in text})
-    return Piece(memoryview(file.close()), dataset.sizes[TIME])
+    return memoryview(file.close())
 
 
 def join(files: Counted, path: Path, attrs: Mapping[str, Any]) -> None:

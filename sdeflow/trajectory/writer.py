@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -14,7 +15,7 @@ class Writer:
     """
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sdeflow-writer")
+        self._thread = ThreadPoolExecutor(1, "sdeflow-writer", _leave_signals)
         self._last: Future[None] | None = None
 
     def __call__(self, task: Callable[[], None]) -> None:
@@ -35,3 +36,9 @@ class Writer:
     def close(self) -> None:
         """Waits, and takes no more."""
         self._thread.shutdown()
+
+
+def _leave_signals() -> None:
+    """Lets requests to stop reach the thread that takes steps, which may sleep in one."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())

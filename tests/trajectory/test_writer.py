@@ -135,7 +135,7 @@ def test_a_checkpoint_has_the_state_of_its_step(
 
 @pytest.mark.usefixtures("chunks_of_one")
 def test_a_full_disk_is_told_while_steps_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the end of the chunk in which it is met, by the step that is safe, and the run goes on from there."""
+    """At the end of the chunk in which it is met, by the step that is safe, from which the run goes on."""
     write, scheme = durable.write, Counts()
 
     def full(path: Path, data: Any) -> str:
