@@ -12,7 +12,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 from sdeflow.callbacks.callback import About
-from sdeflow.errors import SdeflowError
+from sdeflow.errors import RunError, SdeflowError
+from sdeflow.simulation.memory import room_beside
 from sdeflow.simulation.onlookers import Onlookers
 from sdeflow.system.average import AVERAGE, averaged
 from sdeflow.terminal import human
@@ -23,7 +24,7 @@ from sdeflow.trajectory.layout import TRAJECTORY, resuming
 from sdeflow.trajectory.opening import open_run
 from sdeflow.trajectory.provenance import provenance
 from sdeflow.trajectory.record import BUFFER, Recorder
-from sdeflow.trajectory.segments import free_space
+from sdeflow.trajectory.segments import Piece, free_space
 from sdeflow.trajectory.stored import MOMENTA, momenta
 
 if TYPE_CHECKING:
@@ -47,6 +48,9 @@ Safe = tuple[Path, int] | None
 class Keeper:
     """Keeps the snapshots of a run and, in a folder, its checkpoints; makes the dataset at the end.
 
+    What is kept while steps are taken a thread writes beside them: of a run on one process, where memory has
+    room for it.
+
     folder   None keeps everything in memory; of several processes the one that leads has it, and all are
              called alike
     taken    snapshots that are in the folder already
@@ -57,6 +61,7 @@ class Keeper:
         self._prepared, self._ranks = prepared, prepared.ranks
         self._moments = run.save.moments(run.steps)
         self._stored = prepared.ranks.of_first(folder is not None)
+        self._beside = not prepared.ranks.several and room_beside(run)
         self.recorder = Recorder(
             prepared.whole,
             run.save,
@@ -100,7 +105,24 @@ class Keeper:
     def due(self, step: int) -> bool:
         """Whether it is time for a checkpoint after so many steps: their parameters may be to be kept."""
         folder = self.folder
-        return folder is not None and (step in self._moments or folder.due(self.run.save.checkpoint))
+        if folder is None:
+            return False
+        if not folder.writer.busy:
+            self.wait()  # so that a full disk is told as soon as it is met
+        return step in self._moments or folder.due(self.run.save.checkpoint)
+
+    def wait(self) -> None:
+        """Until all that was to be kept is on the disk; raises RunError where that does not take it."""
+        if self.folder is None:
+            return
+        with self._naming_the_safe_step(self._safe):
+            try:
+                self.folder.writer.wait()
+            except RunError:
+                raise
+            except Exception as error:
+                what = f"{type(error).__name__}: {error}"
+                raise RunError(f"{self.folder.path} could not be written: {what}") from error
 
     @property
     def replaces(self) -> bool:
@@ -113,10 +135,14 @@ class Keeper:
             self.folder.withdraw()
 
     def keep(self, meta: Metadata, state: State) -> None:
-        """Puts snapshots and state on the disk, where there is a folder; then `meta.step` is acknowledged."""
+        """Puts snapshots and state on the disk, where there is a folder; then `meta.step` is acknowledged.
+
+        All but the first, which makes the folder, may be on the disk later, but before what is kept next.
+        Raises RunError where the disk does not take it, or did not take what was kept before.
+        """
         if self._stored:
             meta, common = self._sharded(meta, state)
-            self._ranks.lead(lambda: self._write(meta, common))
+            self._ranks.lead(lambda: self._write(meta, common, beside=self._beside))
             self.recorder.clear()
 
     def _sharded(self, meta: Metadata, state: State) -> tuple[Metadata, State]:
@@ -130,13 +156,21 @@ class Keeper:
             own = ranks.alike(lambda: shards.write(root, meta.step, ranks.rank, sharing.own(state)))
         return replace(meta, shards=tuple(ranks.each(own))), sharing.common(state)
 
-    def _write(self, meta: Metadata, state: State) -> None:
-        assert self.folder is not None
+    def _write(self, meta: Metadata, state: State, *, beside: bool = False) -> None:
+        folder = self.folder
+        assert folder is not None
+        self.wait()  # one thing at a time, so that memory stays bounded
+        piece = Piece.of(self._snapshots(meta)) if self.recorder.steps else None
+        beside = beside and not folder.new
+        if beside:  # steps go on, and those of a user may change a state in place
+            state = {name: value.to("cpu", copy=True) for name, value in state.items()}
+        kept = (self._parameters(state) if meta.step in self._moments else {}) or None
+        if beside:
+            folder.writer(lambda: folder.keep(piece, meta, state, kept))
+            return
         with self._naming_the_safe_step(self._safe):
-            snapshots = self._snapshots(meta) if self.recorder.steps else None
-            kept = self._parameters(state) if meta.step in self._moments else {}
-            self.folder.keep(snapshots, meta, state, kept or None)
-            self._ranks.note(str(self.folder.path))
+            folder.keep(piece, meta, state, kept)
+            self._ranks.note(str(folder.path))
 
     def finish(self, meta: Metadata, state: State, stop: Stop) -> tuple[Opened, State, Metadata]:
         """What gives the trajectory of a run that has ended, the state that is kept and what is known of it.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from math import prod
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from sdeflow.config.run import Run
 from sdeflow.errors import SdeflowError
 from sdeflow.machine import free_memory
 from sdeflow.model.rows import Rows
@@ -17,6 +17,9 @@ from sdeflow.system.average import average_axes, averaged
 from sdeflow.system.block import Block
 from sdeflow.terminal import human
 from sdeflow.trajectory.record import BUFFER, Recorder
+
+if TYPE_CHECKING:
+    from sdeflow.config.run import Run
 
 
 def require_memory(run: Run, *, folder: bool, ranks: Ranks = ALONE) -> None:
@@ -38,6 +41,14 @@ def require_memory(run: Run, *, folder: bool, ranks: Ranks = ALONE) -> None:
             f"{human(needed + snapshots)} of memory at once, and "
             f"{human(free)}{' of the GPU' if on_gpu else ''} are free: {fix}"
         )
+
+
+def room_beside(run: Run) -> bool:
+    """Whether this machine's memory has room for a run's steps and, beside them, a state that is written.
+
+    Writing a checkpoint takes three copies, of which one is there already where steps wait.
+    """
+    return peak_bytes(run) - data_bytes(run) + 3 * state_bytes(run) <= free_memory()
 
 
 def recorder_of(run: Run) -> Recorder:

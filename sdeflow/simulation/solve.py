@@ -9,6 +9,7 @@ from pathlib import Path
 from sdeflow.config.run import Run
 from sdeflow.engine.compiled import Uncompilable
 from sdeflow.errors import RunError, SdeflowError, StabilityWarning
+from sdeflow.machine import blocks_kept
 from sdeflow.model.precision import float32_products
 from sdeflow.parallel.ranks import ALONE, Ranks
 from sdeflow.simulation.ending import Solution, Stop, ending_message
@@ -122,7 +123,9 @@ def solve_from(
     in_full_or_tf32 = float32_products(tf32=run.precision == "tf32")
     with Stop() as stop, threads(meta.environment["threads"]), in_full_or_tf32:
         loop = TimeLoop(run, prepared, meta, keeper, stop, onlookers, progress)
-        loop.to_the_end()
+        with blocks_kept():
+            loop.to_the_end()
+        keeper.wait()
         message = ending_message(loop.meta, run, loop.error, keeper.folder, onlookers.stopped)
         opened, state, meta = keeper.finish(replace(loop.meta, message=message), loop.hand_over(), stop)
     onlookers.retcode = meta.retcode

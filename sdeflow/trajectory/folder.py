@@ -25,7 +25,6 @@ from sdeflow.state import State
 from sdeflow.trajectory import checkpoint, durable, segments, shards
 from sdeflow.trajectory.checkpoint import Damaged, Metadata, Segment, Shard
 from sdeflow.trajectory.claim import locked, refuse_occupied
-from sdeflow.trajectory.dataset import Contents
 from sdeflow.trajectory.layout import (
     CHECKPOINT,
     CONFIG,
@@ -38,8 +37,8 @@ from sdeflow.trajectory.layout import (
     kept_file,
     kept_files,
 )
-
-Snapshots = Contents | None
+from sdeflow.trajectory.segments import Piece
+from sdeflow.trajectory.writer import Writer
 
 
 class RunFolder:
@@ -47,6 +46,7 @@ class RunFolder:
 
     kept     what the newest checkpoint knows, None before there is one
     damage   what was found damaged in reopening, '' for nothing
+    writer   what `keep` may be left to, but for the first
     """
 
     def __init__(self, path: Path, *, config: str = "", overwrite: bool = False) -> None:
@@ -60,6 +60,7 @@ class RunFolder:
         self._made = False
         self._lines: list[str] = []
         self.damage = ""
+        self.writer = Writer()
 
     @classmethod
     def reopen(cls, path: Path) -> RunFolder:
@@ -102,10 +103,13 @@ class RunFolder:
     # Writing ---------------------------------------------------------------------------------------
 
     def due(self, least: float) -> bool:
-        """Whether a checkpoint is due: at once, then after `least` seconds, or later in a long run."""
+        """Whether a checkpoint is due: at once, then after `least` seconds, or later in a long run.
+
+        Not while one is being written, unless after every chunk there is to be one.
+        """
         now = time.monotonic()
         wait = max(least, min((now - self._began) / 200, 300.0), 20 * self._cost)
-        return self.new or least == 0 or now - self._last >= wait
+        return self.new or least == 0 or (not self.writer.busy and now - self._last >= wait)
 
     def begin(self) -> Path:
         """Where files go that the next checkpoint is to name: the folder, or what becomes it.
@@ -128,7 +132,7 @@ class RunFolder:
                 raise durable.refusal(self.path, error) from error
         return self._partial
 
-    def keep(self, snapshots: Snapshots, meta: Metadata, state: State, kept: State | None = None) -> None:
+    def keep(self, piece: Piece | None, meta: Metadata, state: State, kept: State | None = None) -> None:
         """Puts snapshots since the last call and a checkpoint on the disk; then `meta.step` is acknowledged.
 
         kept   the parameters of a moment, for a file of their own, a checkpoint of them alone
@@ -138,10 +142,10 @@ class RunFolder:
         """
         began, self._writing = self._writing or time.monotonic(), None
         if self.kept is None:
-            self._make(snapshots, meta, state, kept)
+            self._make(piece, meta, state, kept)
             self._flush()
         else:
-            self._put(self.path, snapshots, replace(meta, segments=self.kept.segments), state, kept)
+            self._put(self.path, piece, replace(meta, segments=self.kept.segments), state, kept)
         self._last = time.monotonic()
         self._cost, self._writing = self._last - began, None
 
@@ -203,18 +207,19 @@ class RunFolder:
             self._lines.clear()
 
     def close(self) -> None:
-        """Lets others write; what was begun without coming to a checkpoint goes."""
+        """Lets others write, once what is being written is; what was begun without a checkpoint goes."""
+        self.writer.close()
         if self._lock is not None:
             self._lock.release()
             self._lock = None
         if self.kept is None:
             shutil.rmtree(self._partial, ignore_errors=True)
 
-    def _make(self, snapshots: Snapshots, meta: Metadata, state: State, kept: State | None) -> None:
+    def _make(self, piece: Piece | None, meta: Metadata, state: State, kept: State | None) -> None:
         """The folder appears under its name with a first checkpoint in it."""
         partial, old = self.begin(), self.path.with_name(f".{self.path.name}.old-{os.getpid()}")
         try:
-            self._put(partial, snapshots, replace(meta, segments=()), state, kept)
+            self._put(partial, piece, replace(meta, segments=()), state, kept)
             if self.path.exists():
                 replaced = locked(self.path)
                 self.path.rename(old)
@@ -260,13 +265,13 @@ class RunFolder:
                 locked(partial).release()
                 shutil.rmtree(partial, ignore_errors=True)
 
-    def _put(self, root: Path, new: Snapshots, meta: Metadata, state: State, kept: State | None) -> None:
+    def _put(self, root: Path, piece: Piece | None, meta: Metadata, state: State, kept: State | None) -> None:
         listed = meta.segments
-        if new is not None:
+        if piece is not None:
             number = 1 + max((int(Path(s.file).stem) for s in listed), default=0)
             file = f"{SEGMENTS}/{number:06d}.nc"
-            digest = durable.write(root / file, segments.encode(new))
-            listed = (*listed, Segment(file, digest, len(new.coords[segments.TIME][1])))
+            digest = durable.write(root / file, piece.data)
+            listed = (*listed, Segment(file, digest, piece.snapshots))
         if kept is not None:  # before the checkpoint, so that no step after it is acknowledged without
             (root / KEPT).mkdir(exist_ok=True)
             durable.write(root / kept_file(meta.step), checkpoint.encode(replace(meta, shards=()), kept))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import netCDF4
 import numpy as np
@@ -26,10 +26,22 @@ Counted = Sequence[tuple[Path, int]]
 """Files, and how many of its first snapshots count in each."""
 
 
+class Piece(NamedTuple):
+    """The bytes of a netCDF file, and how many snapshots it has."""
+
+    data: memoryview
+    snapshots: int
+
+    @classmethod
+    def of(cls, contents: Contents) -> Piece:
+        return cls(encode(contents), len(contents.coords[TIME][1]))
+
+
 def encode(contents: Contents) -> memoryview:
     """The contents as the bytes of a netCDF file, made in memory: HDF5 never meets a full disk.
 
     It is the file that xarray would write, by its conventions, without the time that importing xarray takes.
+    HDF5 is not made for threads, and a user's callback may read files by it: call this in the run's own.
     Text is kept as characters, not as strings: with these, opening a file that is open already can crash
     (Unidata/netcdf4-python#1444). It is text again when xarray opens it.
     """
