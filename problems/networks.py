@@ -67,10 +67,21 @@ def perceptron(inputs: int, hidden: Sequence[int], outputs: int, last: nn.Module
     return nn.Sequential(*layers, nn.Linear(widths[-1], outputs), last)
 
 
+class ChannelsLast(nn.Module):
+    """[n, latent] to [n, latent, 1, 1] with the channels last in memory, where convolutions then leave them.
+
+    No number is copied. oneDNN takes them so without reordering them: a step of the decoder of cifar16.toml,
+    640 images, took 0.86 s instead of 1.11 on one core (medians of 5 rounds, in turn).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, None, None].movedim(-1, 1)
+
+
 def convolutional(latent: int, width: int, channels: int, side: int = 32) -> nn.Sequential:
     """[n, latent] to [n, channels, s, s]: 8 width at s/4 x s/4, 4 width at s/2 x s/2, 2 width at s x s."""
     return nn.Sequential(
-        nn.Unflatten(1, (latent, 1, 1)),
+        ChannelsLast(),
         nn.ConvTranspose2d(latent, 8 * width, side // 4, bias=False),
         nn.LeakyReLU(),
         nn.ConvTranspose2d(8 * width, 4 * width, 4, stride=2, padding=1, bias=False),
