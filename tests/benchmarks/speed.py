@@ -12,6 +12,7 @@ are left out, with the reason.
                     scores of the toy model, one backward pass of the decoder
     JAX, Diffrax    as tests/benchmarks/speed_jax.py says, where the `bench` extra is installed
     C++             the toy model's whole step in one C++ loop, by the same generator; one thread, always
+    arithmetic      as many operations as both gradients have, as products of 256 x 256 matrices by torch
     streaming       X and U read and written once, by torch
 
 A row of a decoder that does no gathering sees the same minibatch at every step, and has no other particles.
@@ -47,6 +48,8 @@ from sdeflow import Batch, mpgd
 from sdeflow.config.run import Run
 from sdeflow.config.schema import RunSection
 from sdeflow.engine.step import advance
+from sdeflow.machine import operations
+from sdeflow.model.forces import ModelForces
 from sdeflow.model.model import Model, ParameterLayout
 from sdeflow.noise.cpp import cpp_kernel
 from sdeflow.noise.kernel import NoKernel, kinetic_numbers
@@ -301,6 +304,22 @@ def all_cpp(data: int) -> Steps:
     return take
 
 
+def arithmetic(model: Model, particles: int) -> Steps:
+    """The multiplications and additions of both gradients, as products of two 256 x 256 matrices."""
+    forces = ModelForces(model.to(torch.float32, torch.device("cpu")), particles)
+    z = {name: value.float()[None] for name, value in forces.start(0).items()}
+    batch = forces.minibatch(torch.arange(BATCH)[None])
+    count = operations(lambda: batch(0.0, z | {"X": z["X"][:, :BATCH]}, ("theta", "x")))
+    a, b = torch.randn(2, 256, 256)
+    out, each = torch.empty_like(a), 2 * 256**3
+
+    def take(steps: int) -> None:
+        for _ in range(round(steps * count / each)):
+            torch.mm(a, b, out=out)
+
+    return take
+
+
 def streaming(data: int) -> Steps:
     x, u = torch.randn(data * PARTICLES), torch.randn(data * PARTICLES)
     x_new, u_new = torch.empty_like(x), torch.empty_like(u)
@@ -351,6 +370,7 @@ def decoders() -> dict[str, Callable[[], Steps]]:
         "torchsde euler (no gathering)": decoder_torchsde,
         "JAX, jit and scan": lambda: of_jax("decoder_scan", DECODER),
         "Diffrax Euler (no gathering)": lambda: of_jax("decoder_euler", SHORTER),
+        "arithmetic": lambda: arithmetic(Decoder(), FEW),
     }
 
 
@@ -368,6 +388,7 @@ def images() -> dict[str, Callable[[], Steps]]:
         "eager torch, expint_shared": lambda: of_ours(noise="torch"),
         "script (no gathering)": lambda: images_script(model),
         "JAX, jit": lambda: by_jax("convolutional_step", model, BATCH, FEW_IMAGES, IMAGES),
+        "arithmetic": lambda: arithmetic(model, FEW_IMAGES),
     }
 
 

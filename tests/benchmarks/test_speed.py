@@ -11,6 +11,8 @@ import pytest
 import torch
 from support import needs_kernel
 
+from sdeflow.problems.decoder import Decoder
+
 
 @pytest.fixture
 def speed(monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -42,6 +44,16 @@ def test_rows_of_the_convolutional_decoder(speed: Any, monkeypatch: pytest.Monke
     network, x = speed.channels_first(small), torch.randn(7, 64)
     theta = {f"decoder.{name}": value for name, value in network.named_parameters()}
     torch.testing.assert_close(network(x).flatten(1), small.decode(theta, x), rtol=0, atol=1e-6)
+
+
+def test_arithmetic_is_counted(speed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward, in the inputs and in the weights: 6 operations a weight and latent, of 128 images."""
+    made: list[int] = []
+    take = speed.arithmetic(Decoder(), 10)
+    monkeypatch.setattr(torch, "mm", lambda a, b, out: made.append(2 * a.shape[0] * a.shape[1] * b.shape[1]))
+    take(100)
+    expected = 100 * 6 * 1280 * (8 * 64 + 64 * 64)
+    assert abs(sum(made) - expected) <= made[0] / 2
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux counts peaks")
