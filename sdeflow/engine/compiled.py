@@ -84,6 +84,8 @@ class CompiledSteps:
         torch gives up on a code object that it has compiled a few times (`recompile_limit`). All runs would
         share that of `steps` below, so each function gets a copy of its own.
         """
+        from sdeflow.engine.products import QuickProducts  # its compiler takes torch a while to import
+
         transition = self._transition
 
         def steps(z: State, draws: Sequence[Tensor]) -> State:
@@ -95,10 +97,12 @@ class CompiledSteps:
         own = FunctionType(made.__code__.replace(), made.__globals__, closure=made.__closure__)
         how: dict[str, Any] = {"fullgraph": True, "dynamic": False}
         try:  # what torch would look at before each call never changes: one system, shapes and layouts
-            done = torch.compile(
-                own, **how, options={"guard_filter_fn": lambda guards: [False] * len(guards)}
-            )
-        except RuntimeError:  # a torch that has no such option
+            options: dict[str, Any] = {
+                "guard_filter_fn": lambda guards: [False] * len(guards),
+                "post_grad_custom_post_pass": QuickProducts(),
+            }
+            done = torch.compile(own, **how, options=options)
+        except RuntimeError:  # a torch that has no such options
             done = torch.compile(own, **how)
         return cast("Callable[..., State]", done)
 

@@ -12,9 +12,11 @@ are left out, with the reason. Each row takes two steps before a round.
                     scores of the toy model, one backward pass of the decoder
     JAX, Diffrax    as tests/benchmarks/speed_jax.py says, where the `bench` extra is installed
     C++             the toy model's whole step in one C++ loop, by the same generator; one thread, always
+    arithmetic      as many operations as both gradients have, as products of 256 x 256 matrices by torch
     streaming       X and U read and written once, by torch
 
-A row of the decoder that does no gathering sees the same minibatch at every step, and has no other particles.
+A row of a decoder that does no gathering sees the same minibatch at every step, and has no other particles.
+With `--memory SIZE` it prints too what a process holds at most that takes the steps of one row alone.
 """
 
 from __future__ import annotations
@@ -23,30 +25,38 @@ import argparse
 import ctypes
 import json
 import math
+import re
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import numpy as np
 import torch
 from machine import machine, pin
 from torch import Tensor
+from torch.func import functional_call
+from torch.nn import Sequential, Unflatten
 
 from sdeflow import Batch, mpgd
 from sdeflow.config.run import Run
 from sdeflow.config.schema import RunSection
 from sdeflow.engine.step import advance
-from sdeflow.machine import blocks_kept
+from sdeflow.machine import blocks_kept, operations
+from sdeflow.model.forces import ModelForces
 from sdeflow.model.model import Model, ParameterLayout
 from sdeflow.noise.cpp import cpp_kernel
 from sdeflow.noise.kernel import NoKernel, kinetic_numbers
 from sdeflow.problems.decoder import Decoder
 from sdeflow.problems.hierarchical import Hierarchical
+from sdeflow.problems.images import Images
 from sdeflow.seeds import derive_key
 from sdeflow.simulation.prepare import prepare
 from sdeflow.system.flow import kinetic_flow
@@ -73,6 +83,14 @@ DECODER: Motions = {
 }
 SHORTER: Motions = {block: {**motion, "h": motion["h"] / 10} for block, motion in DECODER.items()}
 """For Euler, which does not stay finite at the steps of the exponential integrator; a step costs the same."""
+
+FEW_IMAGES = 5
+"""Particles a datum of the convolutional decoder."""
+
+IMAGES: Motions = {
+    "theta": {"h": 1e-7, "eta": 500.0, "gamma": 0.9},
+    "x": {"h": 5e-3, "eta": 500.0, "gamma": 0.9},
+}
 
 
 class Autograd(Hierarchical):
@@ -164,6 +182,25 @@ def decoder_script() -> Steps:
 
     start = torch.randn(BATCH, FEW, *model.latent_shape)
     return script(log_joint, list(theta.values()), start, DECODER, share=BATCH / len(model.data))
+
+
+def channels_first(model: Images) -> Sequential:
+    """Its decoder as a list of torch's layers, as they are by default."""
+    return Sequential(Unflatten(1, (*model.latent_shape, 1, 1)), *model.network.decoder[1:])
+
+
+def images_script(model: Images) -> Steps:
+    network = channels_first(model)
+    theta = {name: value.detach() for name, value in network.named_parameters()}
+    y = model.data.float()[:BATCH]
+
+    def log_joint(values: list[Tensor], x: Tensor) -> Tensor:
+        image = functional_call(network, dict(zip(theta, values, strict=True)), x.flatten(0, 1))
+        misfit = (y[:, None] - image.view(*x.shape[:2], -1)).square().sum(-1) / model.sigma**2
+        return -(x.square().sum(-1) + misfit) / 2
+
+    start = torch.randn(BATCH, FEW_IMAGES, *model.latent_shape)
+    return script(log_joint, list(theta.values()), start, IMAGES, share=BATCH / len(model.data))
 
 
 def torchsde_euler(forces: Forces, theta: Tensor, X: Tensor, motion: Motions) -> Steps:
@@ -268,6 +305,22 @@ def all_cpp(data: int) -> Steps:
     return take
 
 
+def arithmetic(model: Model, particles: int) -> Steps:
+    """The multiplications and additions of both gradients, as products of two 256 x 256 matrices."""
+    forces = ModelForces(model.to(torch.float32, torch.device("cpu")), particles)
+    z = {name: value.float()[None] for name, value in forces.start(0).items()}
+    batch = forces.minibatch(torch.arange(BATCH)[None])
+    count = operations(lambda: batch(0.0, z | {"X": z["X"][:, :BATCH]}, ("theta", "x")))
+    a, b = torch.randn(2, 256, 256)
+    out, each = torch.empty_like(a), 2 * 256**3
+
+    def take(steps: int) -> None:
+        for _ in range(round(steps * count / each)):
+            torch.mm(a, b, out=out)
+
+    return take
+
+
 def streaming(data: int) -> Steps:
     x, u = torch.randn(data * PARTICLES), torch.randn(data * PARTICLES)
     x_new, u_new = torch.empty_like(x), torch.empty_like(u)
@@ -321,7 +374,37 @@ def decoders() -> dict[str, Callable[[], Steps]]:
         "torchsde euler (no gathering)": decoder_torchsde,
         "JAX, jit and scan": lambda: of_jax("decoder_scan", DECODER),
         "Diffrax Euler (no gathering)": lambda: of_jax("decoder_euler", SHORTER),
+        "arithmetic": lambda: arithmetic(Decoder(), FEW),
     }
+
+
+def images() -> dict[str, Callable[[], Steps]]:
+    """The convolutional decoder of cifar16.toml, D = 10,000, minibatches of 128, N = 5; pixels are random."""
+    model = made_up_images()
+
+    def of_ours(**options: Any) -> Steps:
+        system = mpgd(model, particles=FEW_IMAGES, **IMAGES)
+        return ours(system, "expint_shared", batch=Batch(BATCH), **options)
+
+    return {
+        "compiled, expint_shared": lambda: of_ours(engine="compiled"),
+        "fused, expint_shared": lambda: of_ours(engine="fused"),
+        "eager torch, expint_shared": lambda: of_ours(noise="torch"),
+        "script (no gathering)": lambda: images_script(model),
+        "JAX, jit": lambda: by_jax("convolutional_step", model, BATCH, FEW_IMAGES, IMAGES),
+        "arithmetic": lambda: arithmetic(model, FEW_IMAGES),
+    }
+
+
+def made_up_images(images: int = 10_000, width: int = 32) -> Images:
+    """The model of cifar16.toml on random pixels in place of its data set, of which no time depends."""
+
+    def load(name: str, split: str = "train") -> tuple[Any, Any]:
+        pixels = np.random.default_rng(0).integers(0, 256, (images, 3, 32, 32), np.uint8)
+        return pixels, np.zeros(images, np.uint8)
+
+    with patch("sdeflow.data.images.load_images", load):
+        return Images("cifar10", pool=2, latent=64, sigma=0.25, width=width)
 
 
 def replicas() -> dict[str, Callable[[], Steps]]:
@@ -352,6 +435,7 @@ SIZES: dict[str, tuple[Callable[[], dict[str, Callable[[], Steps]]], float]] = {
     "toy, D=100000": (lambda: toys(100_000), 1.5),
     "decoder, batches of 128": (decoders, 0.05),
     "64 replicas of D=100": (replicas, 0.1),
+    "convolutional decoder, batches of 128": (images, 1.0),
 }
 
 
@@ -388,6 +472,30 @@ def measure(rows: dict[str, Callable[[], Steps]], rounds: int, seconds: float) -
     return times
 
 
+def peak(size: str, row: str, threads: int) -> float | None:
+    """MiB that a process holds at most in which a row takes steps, after its first; None but on Linux."""
+    code = f"import speed; speed.print_peak({size!r}, {row!r}, {threads})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def print_peak(size: str, row: str, threads: int) -> None:
+    pin(threads)
+    torch.set_num_threads(threads)
+    take = SIZES[size][0]()[row]()
+    take(2)
+    forget, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+    if not forget.exists():
+        print("null")
+        return
+    forget.write_text("5")  # the peak counts from here
+    take(1)
+    found = re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(encoding="utf-8"), re.MULTILINE)
+    print(int(found[1]) / 1024 if found else "null")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -395,6 +503,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--sizes", nargs="*", default=list(SIZES), help="names, or parts of them")
+    parser.add_argument(
+        "--memory", nargs="*", default=[], help="sizes whose rows' peaks are told, in the same way"
+    )
     parser.add_argument("--out", type=Path, help="where the numbers go, JSON")
     parser.add_argument("--figure", type=Path, help="where they are drawn, SVG or PNG")
     options = parser.parse_args()
@@ -409,6 +520,7 @@ def main() -> None:
         "threads": options.threads,
         "rounds": options.rounds,
         "microseconds": {},
+        "peak_MiB": {},
     }
     for size, (rows, seconds) in SIZES.items():
         if not any(part in size for part in options.sizes):
@@ -418,7 +530,11 @@ def main() -> None:
         first = next(iter(times.values()))
         for name, taken in times.items():
             ratio = statistics.median(b / a for a, b in zip(first, taken, strict=True))
-            print(f"  {name:30s}{statistics.median(taken):12,.1f} us{ratio:9.2f} x")
+            asked = any(part in size for part in options.memory)
+            held = peak(size, name, options.threads) if asked else None
+            memory = "" if held is None else f"{held:9,.0f} MiB"
+            print(f"  {name:30s}{statistics.median(taken):12,.1f} us{ratio:9.2f} x{memory}")
+            found["peak_MiB"].setdefault(size, {})[name] = held
         found["microseconds"][size] = times
     if options.out is not None:
         options.out.write_text(json.dumps(found, indent=1))

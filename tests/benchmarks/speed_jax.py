@@ -12,7 +12,7 @@ A state z is (theta, m, X, U), theta a number or a flat vector. Motions are h, e
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import diffrax
@@ -153,8 +153,52 @@ def toy_euler(model: Hierarchical, particles: int, motions: Motions) -> Peer:
 # The decoder ---------------------------------------------------------------------------------------
 
 
-def decoder_forces(model: Decoder, batch: int, particles: int) -> Callable[[Any, Any, Any], Any]:
-    """Both forces at theta [p], x [b, N d] and y [b, 64] from one backward pass, theta's for all the data.
+def perceptron(parts: Sequence[Any], x: Any) -> Any:
+    """Images [n, 64] of latents [n, d]."""
+    for i, (weight, bias) in enumerate(zip(parts[::2], parts[1::2], strict=True)):
+        x = (jax.nn.leaky_relu(x) if i else x) @ weight.T + bias
+    return x
+
+
+def convolutional(parts: Sequence[Any], x: Any) -> Any:
+    """Images [n, pixels] of latents [n, d] by the decoder of sdeflow.problems.networks, channels last within.
+
+    Transposed convolutions are products of matrices whose results are added where they overlap, as XLA takes
+    five times as long for convolutions of spread-out images, and six times with the channels first.
+    """
+    first, *doubling, last = parts
+    first = first.transpose(0, 2, 3, 1)
+    image = (x @ first.reshape(len(first), -1)).reshape(len(x), *first.shape[1:])
+    for weight in doubling:
+        image = doubled(jax.nn.leaky_relu(image), weight)
+    layout = ("NHWC", "HWIO", "NHWC")
+    kernel, sides = last.transpose(2, 3, 1, 0), [(1, 1), (1, 1)]
+    image = jax.lax.conv_general_dilated(
+        jax.nn.leaky_relu(image), kernel, (1, 1), sides, dimension_numbers=layout
+    )
+    return jnp.tanh(image).transpose(0, 3, 1, 2).reshape(len(x), -1)
+
+
+def doubled(image: Any, weight: Any) -> Any:
+    """Transposed convolution of [n, s, s, c] by [c, o, 4, 4], stride 2, padding 1: [n, 2 s, 2 s, o]."""
+    n, side, _, channels = image.shape
+    flat = image.reshape(-1, channels) @ weight.transpose(0, 2, 3, 1).reshape(channels, -1)
+    # each side of a kernel is two pairs of pixels, and pair a of pixel i falls on pair i + a of the result
+    pairs = flat.reshape(n, side, side, 2, 2, 2, 2, -1)
+    whole, colours = 2 * side + 2, pairs.shape[-1]
+    rest = ((0, 0), (0, 0), (0, 0))
+    added = sum(
+        jnp.pad(pairs[:, :, :, a, :, b], ((0, 0), (a, 1 - a), (b, 1 - b), *rest))
+        for a in (0, 1)
+        for b in (0, 1)
+    )
+    return added.transpose(0, 1, 3, 2, 4, 5).reshape(n, whole, whole, colours)[:, 1:-1, 1:-1]
+
+
+def decoder_forces(
+    model: Any, batch: int, particles: int, decode: Callable[[Sequence[Any], Any], Any] = perceptron
+) -> Callable[[Any, Any, Any], Any]:
+    """Both forces at theta [p], x [b, N d], y [b, pixels] from one backward pass, theta's for all the data.
 
     A datum's particles lie in one row, since XLA is slow at drawing normals whose last axis is as short as d.
     """
@@ -163,10 +207,7 @@ def decoder_forces(model: Decoder, batch: int, particles: int) -> Callable[[Any,
 
     def log_joint(theta: Any, x: Any, y: Any) -> Any:
         parts = [part.reshape(shape) for part, shape in zip(jnp.split(theta, ends), shapes, strict=True)]
-        image = x.reshape(len(x), particles, -1)
-        layers = zip(parts[::2], parts[1::2], strict=True)
-        for i, (weight, bias) in enumerate(layers):
-            image = (jax.nn.leaky_relu(image) if i else image) @ weight.T + bias
+        image = decode(parts, x.reshape(len(x) * particles, -1)).reshape(len(x), particles, -1)
         return -((x**2).sum() + ((y[:, None] - image) ** 2).sum() / model.sigma**2) / 2
 
     per_particle = len(model.data) / batch / particles
@@ -178,17 +219,14 @@ def decoder_forces(model: Decoder, batch: int, particles: int) -> Callable[[Any,
     return forces
 
 
-def decoder_start(model: Decoder, data: int, particles: int, motions: Motions) -> Any:
+def decoder_start(model: Any, data: int, particles: int, motions: Motions) -> Any:
     theta = parameters_to_vector(model.network.parameters()).detach().numpy()
     return start(jnp.asarray(theta), (data, particles * math.prod(model.latent_shape)), motions)
 
 
-def decoder_scan(model: Decoder, batch: int, particles: int, motions: Motions) -> Peer:
-    """X and U [D, N d]; the batches of an epoch are cut from a permutation before the scan."""
+def minibatch_step(forces: Callable[[Any, Any, Any], Any], y: Any, motions: Motions) -> Any:
+    """A step of z with X and U [D, N d], as a scan has it: step(z, (key, index of the batch))."""
     of_theta, of_x = flows(motions)
-    forces = decoder_forces(model, batch, particles)
-    y = jnp.asarray(model.data.float().numpy())
-    per_epoch = len(y) // batch
 
     def step(z: Any, at: Any) -> tuple[Any, None]:
         key, index = at
@@ -198,6 +236,15 @@ def decoder_scan(model: Decoder, batch: int, particles: int, motions: Motions) -
         theta, m = exponential(of_theta, theta, m, f_theta)
         x, u = exponential(of_x, x, u, f_x, jax.random.normal(key, (2, *x.shape)))
         return (theta, m, X.at[index].set(x), U.at[index].set(u)), None
+
+    return step
+
+
+def decoder_scan(model: Decoder, batch: int, particles: int, motions: Motions) -> Peer:
+    """The batches of an epoch are cut from a permutation before the scan."""
+    y = jnp.asarray(model.data.float().numpy())
+    step = minibatch_step(decoder_forces(model, batch, particles), y, motions)
+    per_epoch = len(y) // batch
 
     def epoch(key: Any) -> Any:
         return jax.random.permutation(key, len(y))[: per_epoch * batch].reshape(per_epoch, batch)
@@ -209,6 +256,19 @@ def decoder_scan(model: Decoder, batch: int, particles: int, motions: Motions) -
         return jax.lax.scan(step, z, (jax.random.split(of_noise, len(index)), index))[0]
 
     return Peer(advance, decoder_start(model, len(y), particles, motions), EPOCHS * per_epoch)
+
+
+def convolutional_step(model: Any, batch: int, particles: int, motions: Motions) -> Peer:
+    """One step a call, which takes long enough; its batch is the beginning of a permutation."""
+    y = jnp.asarray(model.data.float().numpy())
+    step = minibatch_step(decoder_forces(model, batch, particles, convolutional), y, motions)
+
+    @jax.jit
+    def advance(z: Any, key: Any) -> Any:
+        of_order, of_noise = jax.random.split(key)
+        return step(z, (of_noise, jax.random.permutation(of_order, len(y))[:batch]))[0]
+
+    return Peer(advance, decoder_start(model, len(y), particles, motions), 1)
 
 
 def decoder_euler(model: Decoder, batch: int, particles: int, motions: Motions) -> Peer:

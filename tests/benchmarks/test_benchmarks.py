@@ -101,6 +101,23 @@ def test_forces_of_a_minibatch(peers: Any) -> None:
         np.testing.assert_allclose(force, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
 
 
+def test_forces_of_a_convolutional_decoder(peers: Any) -> None:
+    import speed
+
+    model = speed.made_up_images(images=150, width=2).to(torch.float32, torch.device("cpu"))
+    index = torch.tensor([[2, 3, 11, 29]])
+    theta, _, x, _ = peers.decoder_start(model, 4, 5, FREE)
+    z = {"theta": torch.tensor(np.asarray(theta))[None], "X": torch.tensor(np.asarray(x)).view(1, 4, 5, 64)}
+    ours = ModelForces(model, 5).minibatch(index)(0.0, z, ("theta", "x"))
+    forces = jax.jit(peers.decoder_forces(model, 4, 5, peers.convolutional))
+    theirs = forces(theta, x, model.data[index[0]].numpy())
+    for name, force in zip(("theta", "x"), theirs, strict=True):
+        expected = ours[name].numpy().reshape(force.shape)
+        np.testing.assert_allclose(force, expected, rtol=0, atol=5e-6 * np.abs(expected).max())
+    peer = peers.convolutional_step(model, 4, 5, speed.IMAGES)
+    assert all(np.isfinite(value).all() for value in peer.advance(peer.z, jax.random.key(0)))
+
+
 def test_an_epoch_visits_a_datum_once(peers: Any) -> None:
     """Steps so short that forces hardly count: a datum has flown as often as there were epochs."""
     swift = {block: {"h": 1e-6, "eta": 1e6, "gamma": 0.0} for block in ("theta", "x")}
