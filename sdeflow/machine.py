@@ -1,4 +1,4 @@
-"""The memory that this machine has left for a process, and the work that a function is."""
+"""The memory that this machine has left for a process, its cache folder, and the work that a function is."""
 
 from __future__ import annotations
 
@@ -42,6 +42,14 @@ def _left_in_groups(own: Path, root: Path) -> Iterator[int]:
                     stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
                     used = int((folder / usage).read_text()) - int(stat.get(cached, 0))
                     yield int((folder / limit).read_text()) - used
+
+
+def cache_folder() -> Path:
+    """SDEFLOW_DATA, else the folder sdeflow in XDG_CACHE_HOME or ~/.cache. It need not exist."""
+    if chosen := os.environ.get("SDEFLOW_DATA"):
+        return Path(chosen).expanduser()
+    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (cache if cache.is_absolute() else Path.home() / ".cache") / "sdeflow"
 
 
 def operations(function: Callable[[], object]) -> int:

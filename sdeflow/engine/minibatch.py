@@ -42,6 +42,8 @@ class MiniBatches:
     The order of the data depends on (seed, epoch) only, and so do uniform numbers for a datum.
     Raises SdeflowError for a batch larger than the data and for a system without data.
 
+    compiled   what takes its steps, where they are compiled
+
     every   steps from one snapshot to the next
     shard   the data that the system has, where others have the rest; its part of each minibatch is taken
     """
@@ -91,12 +93,13 @@ class MiniBatches:
         self._noise = engine.source(self._part.channels, self._spec, replicas)
         self._catch_up = CatchUp(self._part, batch, engine, replicas)
         self._numbers = StepNumbers(self._part)
-        self._compiled = (
-            CompiledSteps(self._transition, self._draw, evaluations(integrator, batch), every, self._ask)
+        cost, keeps = evaluations(integrator, batch), not forces.shared
+        self.compiled = (
+            CompiledSteps(self._transition, self._draw, cost, every, self._ask, keeps=keeps)
             if engine.name == "compiled"
             else None
         )
-        self.stride = 1 if self._compiled is None else self._compiled.stride
+        self.stride = 1 if self.compiled is None else self.compiled.stride
 
     def start(self, z: State) -> State:
         """The state with what minibatches keep in it."""
@@ -145,8 +148,8 @@ class MiniBatches:
         return self._part.observe(t, self._show(z, self._even))
 
     def __call__(self, z: State, n: int, count: int = 1) -> State:
-        if self._compiled is not None:
-            return self._compiled(z, n, count)
+        if self.compiled is not None:
+            return self.compiled(z, n, count)
         for k in range(n, n + count):
             late = [xi[0] for _, xi in self._catch_up.noise.normals(k)]
             system, uniform = self._part.at(k), self.uniform(k)

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from sdeflow.config.run import Run
-from sdeflow.engine.compiled import Uncompilable
+from sdeflow.engine.compiled import NotKept, Uncompilable
+from sdeflow.engine.engine import BESIDE
 from sdeflow.errors import RunError, SdeflowError, StabilityWarning
 from sdeflow.parallel.ranks import ALONE, Ranks
 from sdeflow.simulation.ending import Solution, Stop, ending_message
@@ -38,10 +39,18 @@ def solve(
     ranks   the processes that share it; all call this, and the one that leads has the folder and what is
             read from it, none the state
 
-    By its engine's fallback where torch cannot compile the step. Raises SdeflowError where memory or disk
+    By its engine's fallback where torch cannot compile the step; by a compiled step that is kept where its
+    engine takes one, and where none is, another process compiles it beside a long run, for the next. Raises SdeflowError where memory or disk
     have no room for it, or the run that it begins from does not fit; RunError where it could not be carried
     through, and what was recorded is in the folder then.
     """
+    if run.engine.kept is not None:
+        try:
+            if not ranks.several:
+                return _solve_once(run.with_engine(run.engine.kept), out, overwrite, progress, ranks, kept=True)
+        except NotKept as error:
+            own = run.engine
+            run = run.with_engine(replace(own, kept=None, why=f"{own.why}; {error}"))
     try:
         return _solve_once(run, out, overwrite, progress, ranks)
     except Uncompilable as error:
@@ -52,14 +61,23 @@ def solve(
 
 
 def _solve_once(
-    run: Run, out: Path | None, overwrite: bool, progress: Progress | None, ranks: Ranks
+    run: Run,
+    out: Path | None,
+    overwrite: bool,
+    progress: Progress | None,
+    ranks: Ranks,
+    *,
+    kept: bool = False,
 ) -> Solution:
+    """Solves a run by its engine; raises NotKept where its compiled step is to be a `kept` one, and is not."""
     if out is not None:
         ranks.lead(lambda: refuse_occupied(out, overwrite))
     ranks.alike(lambda: require_memory(run, folder=out is not None, ranks=ranks))
     start = run.start
     origin = None if start is None else ranks.alike(lambda: _origin(start, out))
     prepared = prepare(run, origin, ranks)
+    if kept:
+        prepared.require_kept(beside=run.steps >= BESIDE)
     folder = None
     if out is not None and ranks.leads:
         folder = RunFolder(out, config=run.toml, overwrite=overwrite)
