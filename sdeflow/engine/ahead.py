@@ -19,6 +19,8 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 TAPE, MADE, LIBRARY = "tape.json", "made.json", "step.so"
 
 LIMIT, MOST = 1800, 2**28
@@ -28,37 +30,23 @@ QUICKER: dict[str, Any] = {"precompile_headers": False, "enable_line_tables": Fa
 """Options of torch: compiling the headers first takes 18 s, and saves 2 of a step that is compiled next."""
 
 STALE = 2 * LIMIT
-"""Seconds after which what is there of a step that is being compiled was left by a process that was killed."""
+"""Seconds after which a folder in which a step is compiled was left by a process that was killed."""
 
 
 def main(folders: list[str], *, beside: bool) -> None:
+    """Compiles the steps of folders; `beside` a run only where no other process does, for the same cache."""
     if hasattr(signal, "alarm"):  # whatever happens, it does not stay for ever
         signal.alarm(LIMIT)
     works = [Path(folder) for folder in folders]
     try:
-        with _alone(works[0].parent) if beside else nullcontext(True) as free:
-            for work in works if free else []:
+        with FileLock(works[0].parent / ".lock", timeout=0) if beside else nullcontext():
+            for work in works:
                 _made(work)
+    except Timeout:
+        pass
     finally:
         for work in works if beside else []:
             shutil.rmtree(work, ignore_errors=True)
-
-
-def _alone(kept: Path) -> Any:
-    """A context that says whether no other process compiles beside a run, for the same cache."""
-    from contextlib import contextmanager
-
-    from filelock import FileLock, Timeout
-
-    @contextmanager
-    def held() -> Any:
-        try:
-            with FileLock(kept / ".lock", timeout=0):
-                yield True
-        except Timeout:
-            yield False
-
-    return held()
 
 
 def _made(work: Path) -> None:

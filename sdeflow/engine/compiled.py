@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from sdeflow.engine.kept import Function, KeptStep, make_beside
+from sdeflow.engine.kept import Function, KeptStep, make_beside, used
 from sdeflow.engine.step import strides
 from sdeflow.engine.tape import Tape, Unkeepable, record
 from sdeflow.errors import SdeflowError
@@ -120,8 +120,8 @@ class CompiledSteps:
 
     def _step(self, z: State, count: int) -> KeptStep:
         """Raises Unkeepable where the step cannot be kept."""
-        if not self._keeps:
-            raise Unkeepable("other processes take part in the step")
+        if not self._keeps or not used():
+            raise Unkeepable("other processes take part in the step, or SDEFLOW_KEPT_STEPS is 0")
         if self._tape is None:
             draws = [x[0] for x in self._draw(0, 1)]
             try:

@@ -168,7 +168,7 @@ def refuse_schedules(system: System, batch: Batch | None, engine: Engine) -> Non
 
 
 def steps_to_compile(system: System, batch: Batch | None, steps: int, device: torch.device) -> int:
-    """The steps of a run that may be compiled unasked, else 0: those of a model, where there is a C++ compiler.
+    """The steps of a run that may be compiled unasked, else 0: those of a model, where C++ can be compiled.
 
     Not while numbers are chosen on the way, since each change of them would be compiled anew.
     """
@@ -183,8 +183,8 @@ def resolve_engine(engine: str, noise: str, device: torch.device, *, steps: int 
     """The engine for names that may be 'auto'; raises SdeflowError where it cannot be had.
 
     With a kernel for the device 'auto' is philox on a CPU, torch on CUDA, and then fused with philox, eager
-    with torch; without one, torch and eager. With many `steps` to compile (`steps_to_compile`) it is compiled,
-    with these to fall back on; with fewer, these, or compiled where that is kept.
+    with torch; without one, torch and eager. With many `steps` to compile (`steps_to_compile`) it is
+    compiled, with these to fall back on; with fewer, these, or compiled where that is kept.
     """
     for what, given, names in (("engine", engine, EngineName), ("noise", noise, NoiseName)):
         if given not in get_args(names):

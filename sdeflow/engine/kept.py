@@ -41,16 +41,17 @@ AGAIN = 24 * 3600
 
 
 def used() -> bool:
-    """Whether steps are looked for and compiled beside runs where nobody asked: not by SDEFLOW_KEPT_STEPS=0."""
+    """Whether steps are kept at all: not where SDEFLOW_KEPT_STEPS is 0."""
     return os.environ.get("SDEFLOW_KEPT_STEPS", "1") != "0"
 
 
 class KeptStep:
     """A function of `count` steps that a tape says, kept under a key of all that its bits depend on.
 
-    The key is SHA-256 of the tape, so of every operation of model, scheme and system with its numbers and
-    shapes, of torch's version, threads and default dtype, and of the processor. Data of the model are
-    arguments of the function, and in no key.
+    The key is SHA-256 of the tape, so of every operation of model, scheme and system with its shapes and
+    dtypes, of torch's version, threads and default dtype, and of the processor: it does not know files, and
+    a changed one has another key where it computes something else. Data of the model and numbers that scale
+    a tensor, as of h, eta and gamma, are arguments of the function, and in no key.
     """
 
     def __init__(self, tape: Tape, count: int) -> None:
@@ -78,7 +79,7 @@ class KeptStep:
         return self._load(self.folder)
 
     def make(self) -> Function:
-        """Compiles the function, which takes up to a minute, keeps it where the cache can be written, loads it.
+        """Compiles the function, which takes up to a minute, and keeps it where the cache can be written.
 
         Raises Unkeepable where it cannot be compiled.
         """

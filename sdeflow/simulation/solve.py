@@ -39,18 +39,17 @@ def solve(
     ranks   the processes that share it; all call this, and the one that leads has the folder and what is
             read from it, none the state
 
-    By its engine's fallback where torch cannot compile the step; by a compiled step that is kept where its
-    engine takes one, and where none is, another process compiles it beside a long run, for the next. Raises SdeflowError where memory or disk
-    have no room for it, or the run that it begins from does not fit; RunError where it could not be carried
-    through, and what was recorded is in the folder then.
+    By its engine's fallback where torch cannot compile the step. By a compiled step that is kept, where its
+    engine takes one; where none is, another process compiles it beside a long run, for the next one. Raises
+    SdeflowError where memory or disk have no room for it, or the run that it begins from does not fit;
+    RunError where it could not be carried through, and what was recorded is in the folder then.
     """
-    if run.engine.kept is not None:
+    if (kept := run.engine.kept) is not None and not ranks.several:
         try:
-            if not ranks.several:
-                return _solve_once(run.with_engine(run.engine.kept), out, overwrite, progress, ranks, kept=True)
+            return _solve_once(run.with_engine(kept), out, overwrite, progress, ranks, kept=True)
         except NotKept as error:
-            own = run.engine
-            run = run.with_engine(replace(own, kept=None, why=f"{own.why}; {error}"))
+            why = f"{run.engine.why}; {error}"
+        run = run.with_engine(replace(run.engine, kept=None, why=why))
     try:
         return _solve_once(run, out, overwrite, progress, ranks)
     except Uncompilable as error:
@@ -69,7 +68,7 @@ def _solve_once(
     *,
     kept: bool = False,
 ) -> Solution:
-    """Solves a run by its engine; raises NotKept where its compiled step is to be a `kept` one, and is not."""
+    """Solves a run by its engine; raises NotKept where its step is to be a `kept` one, and is not."""
     if out is not None:
         ranks.lead(lambda: refuse_occupied(out, overwrite))
     ranks.alike(lambda: require_memory(run, folder=out is not None, ranks=ranks))
