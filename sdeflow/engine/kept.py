@@ -92,7 +92,7 @@ class KeptStep:
         try:
             process = _process([work], beside=False)
             code = process.wait()
-            found = self._load(work) if work.exists() else self.load()
+            found = self._load(work) if (work / MADE).exists() else self.load()
             if found is None:
                 raise Unkeepable(f"the process that was to compile the step ended with code {code}")
             return found
@@ -115,7 +115,7 @@ class KeptStep:
             if hashlib.sha256(library.read_bytes()).hexdigest() != made["sha256"]:
                 raise ValueError("its checksum is another")
             runner = torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             if not folder.exists():
                 return None
             return self._damaged(folder, "a file is missing")
