@@ -33,8 +33,8 @@ from sdeflow.state import State
 Function = Callable[[State, Sequence[Tensor]], State]
 """Several steps at once, by the state and what was drawn for them, [count, ...] each."""
 
-FORMAT = 1
-"""Of what is kept; steps of another are not found."""
+MAKERS = ("ahead.py", "tape.py")
+"""Files of this folder that say how a tape is compiled."""
 
 AGAIN = 24 * 3600
 """Seconds after which it is tried again to compile a step that torch could not compile."""
@@ -49,8 +49,8 @@ class KeptStep:
     """A function of `count` steps that a tape says, kept under a key of all that its bits depend on.
 
     The key is SHA-256 of the tape, so of every operation of model, scheme and system with its shapes and
-    dtypes, of torch's version, threads and default dtype, and of the processor: it does not know files, and
-    a changed one has another key where it computes something else. Data of the model and numbers that scale
+    dtypes, of torch's version, threads and default dtype, of the processor, and of the code that compiles.
+    It does not know the files of a model: a changed one has another key where it computes something else. Data of the model and numbers that scale
     a tensor, as of h, eta and gamma, are arguments of the function, and in no key.
     """
 
@@ -58,7 +58,7 @@ class KeptStep:
         self._tape, self._count = tape, count
         own = tape.text(
             count=count,
-            format=FORMAT,
+            made_by=_makers(),
             threads=torch.get_num_threads(),
             default_dtype=str(torch.get_default_dtype()).removeprefix("torch."),
             torch=f"{torch.__version__} {torch.version.git_version}",
@@ -118,18 +118,16 @@ class KeptStep:
         except (FileNotFoundError, NotADirectoryError):
             if not folder.exists():
                 return None
-            return self._damaged(folder, "a file is missing")
+            _damaged(folder, "a file is missing")
+            return None
         except PermissionError:
             return None
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            return self._damaged(folder, str(error).partition("\n")[0])
+            _damaged(folder, str(error).partition("\n")[0])
+            return None
         with suppress(OSError):
             os.utime(folder)  # it was used
         return self._function(runner)
-
-    def _damaged(self, folder: Path, why: str) -> None:
-        warnings.warn(f"the compiled step in {folder} is damaged ({why}), and is made anew", stacklevel=2)
-        shutil.rmtree(folder, ignore_errors=True)
 
     def _function(self, runner: Any) -> Function:
         constants = self._tape.constants
@@ -167,6 +165,11 @@ def make_beside(steps: Sequence[KeptStep]) -> bool:
     return True
 
 
+def _damaged(folder: Path, why: str) -> None:
+    warnings.warn(f"the compiled step in {folder} is damaged ({why}), and is made anew", stacklevel=3)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def _process(works: Sequence[Path], *, beside: bool) -> subprocess.Popen[bytes]:
     """The process that compiles, in a session of its own, which Ctrl-C does not reach."""
     if not sys.executable or shutil.which(os.environ.get("CXX", "g++")) is None:
@@ -190,6 +193,14 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     with suppress(OSError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+@cache
+def _makers() -> str:
+    own = hashlib.sha256()
+    for name in MAKERS:
+        own.update(Path(__file__).with_name(name).read_bytes())
+    return own.hexdigest()
 
 
 @cache

@@ -212,7 +212,7 @@ def test_the_key_has_all_that_bits_depend_on(monkeypatch: pytest.MonkeyPatch) ->
         ("torch.get_default_dtype", lambda: torch.float64),
         ("torch.__version__", "2.0"),
         ("sdeflow.engine.kept._processor", lambda: "another"),
-        ("sdeflow.engine.kept.FORMAT", 0),
+        ("sdeflow.engine.kept._makers", lambda: "another"),
     ):
         with monkeypatch.context() as patched:
             patched.setattr(name, value)
