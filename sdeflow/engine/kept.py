@@ -50,8 +50,9 @@ class KeptStep:
 
     The key is SHA-256 of the tape, so of every operation of model, scheme and system with its shapes and
     dtypes, of torch's version, threads and default dtype, of the processor, and of the code that compiles.
-    It does not know the files of a model: a changed one has another key where it computes something else. Data of the model and numbers that scale
-    a tensor, as of h, eta and gamma, are arguments of the function, and in no key.
+    It does not know the files of a model: a changed one has another key where it computes something else.
+    Data of the model and numbers that scale a tensor, as of h, eta and gamma, are arguments of the function,
+    and in no key.
     """
 
     def __init__(self, tape: Tape, count: int) -> None:
