@@ -41,8 +41,8 @@ AGAIN = 24 * 3600
 
 
 def used() -> bool:
-    """Whether steps are kept at all: not where SDEFLOW_KEPT_STEPS is 0."""
-    return os.environ.get("SDEFLOW_KEPT_STEPS", "1") != "0"
+    """Whether steps are kept at all: not where SDEFLOW_KEPT_STEPS is 0, or torch cannot load them."""
+    return os.environ.get("SDEFLOW_KEPT_STEPS", "1") != "0" and hasattr(torch._C, "_aoti")
 
 
 class KeptStep:

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -166,11 +167,13 @@ def test_a_run_goes_on_by_the_engine_that_it_was_begun_by(
 def test_the_command_resumes_by_the_engine_in_the_folder(
     compiler: Interpreted, tmp_path: Path, cli: Callable[..., Any]
 ) -> None:
-    for name in ("fused", "compiled"):
-        done = cli("run", "hierarchical", "--steps", 10, "--out", tmp_path / name, "--set", "model.data=4")
+    for name, engines in (("first", ("fused", "eager")), ("second", ("compiled",))):
+        out = tmp_path / name
+        done = cli("run", "hierarchical", "--steps", 10, "--out", out, "--set", "model.data=4")
         assert done.code == 0, done.err
-        assert f'engine = "{name}"' in (tmp_path / name / "config.toml").read_text()
-        assert resume(tmp_path / name, steps=10).dataset.attrs["engine"] == name
+        engine = tomllib.loads((out / "config.toml").read_text())["run"]["engine"]
+        assert engine in engines
+        assert resume(out, steps=10).dataset.attrs["engine"] == engine
 
 
 FILE = """
