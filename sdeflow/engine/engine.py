@@ -209,7 +209,8 @@ def resolve_engine(engine: str, noise: str, device: torch.device, *, steps: int 
         return Engine("compiled", noise, f"worth it from {LONG:,} steps on", fallback=short)
     if steps < LOOK or not used():
         return short
-    return replace(short, kept=Engine("compiled", noise, "its compiled step was kept", fallback=short))
+    kept = Engine("compiled", noise, "its compiled step was kept", fallback=short)
+    return replace(short, why=f"{short.why}, but compiled where its step is kept", kept=kept)
 
 
 def _kernel_or_reason(device: torch.device) -> tuple[Kernel | None, str]:

@@ -70,7 +70,9 @@ class KeptStep:
 
     @property
     def folder(self) -> Path:
-        return cache_folder() / "steps" / self.key
+        """Of this user alone, for what is in it is run."""
+        user = f"-{os.getuid()}" if hasattr(os, "getuid") else ""
+        return cache_folder() / f"steps{user}" / self.key
 
     def load(self) -> Function | None:
         """The function, None where it is not kept. What is damaged is removed, and a warning says so.

@@ -44,12 +44,14 @@ def solve(
     SdeflowError where memory or disk have no room for it, or the run that it begins from does not fit;
     RunError where it could not be carried through, and what was recorded is in the folder then.
     """
-    if (kept := run.engine.kept) is not None and not ranks.several:
+    if (kept := run.engine.kept) is not None:
+        short, why = kept.fallback or run.engine, "steps that processes share are not kept"
         try:
-            return _solve_once(run.with_engine(kept), out, overwrite, progress, ranks, kept=True)
+            if not ranks.several:
+                return _solve_once(run.with_engine(kept), out, overwrite, progress, ranks, kept=True)
         except NotKept as error:
-            why = f"{run.engine.why}; {error}"
-        run = run.with_engine(replace(run.engine, kept=None, why=why))
+            why = str(error)
+        run = run.with_engine(replace(short, why=f"{short.why}; {why}"))
     try:
         return _solve_once(run, out, overwrite, progress, ranks)
     except Uncompilable as error:

@@ -40,7 +40,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, steps in (("LOOK", 4), ("BESIDE", 6)):
         monkeypatch.setattr(f"sdeflow.engine.engine.{name}", steps)
     monkeypatch.setattr("sdeflow.simulation.solve.BESIDE", 6)
-    return tmp_path / "cache" / "steps"
+    return KeptStep(small_tape(), 1).folder.parent
 
 
 class Interpreted:
