@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from light import toy
 from small import LIGHT, assert_same
 
@@ -375,6 +376,76 @@ def test_without_a_compiler_nothing_is_begun(cache: Path, monkeypatch: pytest.Mo
     with pytest.raises(Unkeepable, match="a C\\+\\+ compiler, which are not there"):
         KeptStep(small_tape(), 1).make()
     assert not list(cache.iterdir())
+
+
+# The process that compiles ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def compile_by(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., KeptStep]:
+    """Calls what the process does, in this one and by a stand-in for torch's compiler."""
+
+    def call(how: Callable[[Path], object], *, beside: bool = True) -> KeptStep:
+        step = KeptStep(small_tape(), 2)
+        cache.mkdir(parents=True, exist_ok=True)
+        monkeypatch.setattr(ahead, "_compile", lambda recorded, library: how(library))
+        monkeypatch.setattr(ahead.signal, "alarm", lambda seconds: None)
+        ahead.main([str(step._work(cache, step.folder))], beside=beside)
+        return step
+
+    return call
+
+
+def left(cache: Path) -> list[str]:
+    return sorted(path.name for path in cache.iterdir() if path.name != ".lock")
+
+
+def test_a_step_is_there_whole_or_not_at_all(compile_by: Callable[..., KeptStep], cache: Path) -> None:
+    """While it is compiled it is not found; then its folder has all, and nothing else is left."""
+
+    def compiled(library: Path) -> None:
+        assert not KeptStep(small_tape(), 2).folder.exists()
+        library.write_bytes(b"a library")
+        (library.parent / "kernel.cpp").touch()
+        (library.parent / "folder").mkdir()
+
+    step = compile_by(compiled)
+    assert sorted(path.name for path in step.folder.iterdir()) == [ahead.MADE, ahead.LIBRARY, ahead.TAPE]
+    assert left(cache) == [step.key]
+
+
+def test_of_two_processes_one_compiles(compile_by: Callable[..., KeptStep], cache: Path) -> None:
+    """Beside runs; of two that were asked to compile first, the one that ends first is kept."""
+    cache.mkdir(parents=True)
+    with FileLock(cache / ".lock"):
+        step = compile_by(lambda library: pytest.fail("it compiles"))
+    assert left(cache) == []
+
+    def slower(library: Path) -> None:
+        compile_by(lambda other: other.write_bytes(b"first"), beside=False)
+        library.write_bytes(b"second")
+
+    with FileLock(cache / ".lock"):
+        compile_by(slower, beside=False)
+    assert (step.folder / ahead.LIBRARY).read_bytes() == b"first"
+
+
+def failing(error: Exception) -> Callable[[Path], None]:
+    def compiled(library: Path) -> None:
+        raise error
+
+    return compiled
+
+
+def test_why_it_failed_is_kept_where_the_step_is_at_fault(
+    compile_by: Callable[..., KeptStep], cache: Path
+) -> None:
+    with pytest.raises(OSError, match="No space"):
+        compile_by(failing(OSError(28, "No space left on device")))
+    assert left(cache) == []
+    step = compile_by(failing(NotImplementedError("such a thing\nand more")))
+    with pytest.raises(Unkeepable, match=r"not compile the step, NotImplementedError: such a thing$"):
+        step.load()
 
 
 # What is compiled ------------------------------------------------------------------------------------
