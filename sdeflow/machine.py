@@ -1,4 +1,4 @@
-"""The memory that this machine has left for a process, and that one keeps; the work that a function is."""
+"""The memory that this machine has left, and that a process keeps; its cache folder; what a function takes."""
 
 from __future__ import annotations
 
@@ -89,6 +89,14 @@ def _most_held() -> float:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
         return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), inf)
     return inf
+
+
+def cache_folder() -> Path:
+    """SDEFLOW_DATA, else the folder sdeflow in XDG_CACHE_HOME or ~/.cache. It need not exist."""
+    if chosen := os.environ.get("SDEFLOW_DATA"):
+        return Path(chosen).expanduser()
+    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (cache if cache.is_absolute() else Path.home() / ".cache") / "sdeflow"
 
 
 def operations(function: Callable[[], object]) -> int:

@@ -19,6 +19,7 @@ from valid import VALID, Refused
 from sdeflow.cli import main
 
 os.environ["SDEFLOW_OFFLINE"] = "1"  # no test fetches data by itself
+os.environ["SDEFLOW_KEPT_STEPS"] = "0"  # and none compiles beside a run, or depends on what another did
 torch.set_num_threads(1)
 threadpool_limits(1)
 

@@ -27,7 +27,7 @@ ALLOWED = {
     "system": GROUND | {"options", "model"},
     "noise": GROUND | {"system"},
     "parallel": GROUND | {"model", "system"},
-    "engine": GROUND | {"options", "system", "noise", "parallel"},
+    "engine": GROUND | {"options", "machine", "system", "noise", "parallel"},
     "tuning": GROUND | {"options", "system"},
     "config": GROUND | {"options", "model", "system", "parallel", "engine"},
     "trajectory": GROUND | {"options", "model", "system"},

@@ -108,7 +108,7 @@ def run(
     if config.cpu_note and built.device.type == "cpu" and not quiet and not again:
         typer.echo(shown(f"note: {cpu_cost(built)}{config.cpu_note}"), err=True)
     if built.engine.name == "compiled" and not quiet:
-        typer.echo("note: torch compiles the step first, which can take a minute", err=True)
+        typer.echo("note: torch compiles a step that is not kept, which can take a minute", err=True)
     with nullcontext() if quiet else progress_bar() as progress:
         if again:
             solution = resume_from(

@@ -15,10 +15,9 @@ from sdeflow.config.schema import Config, RunSection
 from sdeflow.engine.engine import (
     Engine,
     refuse_schedules,
-    refuses_compiling,
     resolve_engine,
+    steps_to_compile,
     traced,
-    worth_compiling,
 )
 from sdeflow.errors import SdeflowError
 from sdeflow.model.forces import held_out_forces
@@ -164,8 +163,8 @@ class Run(RunOptions):
         integrator   takes the place of the name in `options`
         """
         found, device = _system(system), resolve_device(options.device)
-        long = worth_compiling(found, options.steps, device) and not refuses_compiling(found, batch)
-        engine = resolve_engine(options.engine, options.noise, device, long=long)
+        steps = steps_to_compile(found, batch, options.steps, device)
+        engine = resolve_engine(options.engine, options.noise, device, steps=steps)
         scheme = compatible(integrator, found)
         if config is not None:
             config = config.with_integrator(scheme.name).with_engine(engine.name, engine.source_name)

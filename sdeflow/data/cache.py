@@ -15,15 +15,8 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 from sdeflow.data.datasets import CacheFile, DataSet, dataset_named
 from sdeflow.data.sources import Say, from_outside, from_user, silent
 from sdeflow.errors import RunError, SdeflowError
+from sdeflow.machine import cache_folder
 from sdeflow.terminal import human
-
-
-def cache_folder() -> Path:
-    """SDEFLOW_DATA, else the folder sdeflow in XDG_CACHE_HOME or ~/.cache. It need not exist."""
-    if chosen := os.environ.get("SDEFLOW_DATA"):
-        return Path(chosen).expanduser()
-    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (cache if cache.is_absolute() else Path.home() / ".cache") / "sdeflow"
 
 
 def _on_stderr(line: str) -> None:

@@ -1,15 +1,19 @@
-"""Several steps that torch.compile makes one function of: the scheme, the forces and their gradients."""
+"""Several steps that torch makes one function of: the scheme, the forces and their gradients."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from types import FunctionType
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from sdeflow.engine.kept import Function, KeptStep, make_beside, used
+from sdeflow.engine.step import strides
+from sdeflow.engine.tape import Tape, Unkeepable, record
 from sdeflow.errors import SdeflowError
 from sdeflow.state import State
 
@@ -24,6 +28,10 @@ class Uncompilable(SdeflowError):
     """A model whose step torch cannot compile (a branch on a value, say)."""
 
 
+class NotKept(Uncompilable):
+    """A step that is not there in compiled form, and what is done about it."""
+
+
 class CompiledSteps:
     """Steps as a function of the state and of what is drawn for them, compiled when it is first called.
 
@@ -31,13 +39,15 @@ class CompiledSteps:
 
     Draws are tensors [count, ...], made outside, so the numbers are those of the other engines to rounding.
     As a function of `stride` steps may have other rounding than one of a single step, a run takes the same
-    ones wherever it is cut: see sdeflow.engine.step.strides. Compiling takes seconds to a minute of a CPU the
-    first time, and less where torch finds it in its cache on the disk.
+    ones wherever it is cut: see sdeflow.engine.step.strides. A function is loaded where it is kept, else
+    compiled by another process, which takes up to a minute, and kept (sdeflow.engine.kept). What cannot be
+    kept, as the step does more than torch's operations on tensors, torch.compile traces in this process.
 
     evaluations   of gradients in one transition
     every         steps from one snapshot to the next, which whole strides are to fill
     begin         called with the first state, before what is drawn for its steps
     elsewhere     normals of a step that other processes draw, so that all take as many steps at once
+    keeps         whether functions are kept: not where other processes take part in a step
 
     Raises Uncompilable where torch cannot compile what the model does.
     """
@@ -50,20 +60,23 @@ class CompiledSteps:
         every: int = 1,
         begin: Callable[[State], None] | None = None,
         elsewhere: int = 0,
+        *,
+        keeps: bool = True,
     ) -> None:
-        self._begin = begin
+        self._begin, self._keeps = begin, keeps
         self.stride = stride_for(evaluations, elsewhere + sum(x.numel() for x in draw(0, 1)), every)
         self._transition, self._draw = transition, draw
-        self._compiled: dict[int, Callable[[State, Sequence[Tensor]], State]] = {}
+        self._functions: dict[int, Function] = {}
+        self._tape: Tape | None = None
 
     def __call__(self, z: State, n: int, count: int = 1) -> State:
-        if self._begin is not None:
-            self._begin(z)
-            self._begin = None
-        # what is compiled is for tensors that lie as those of the first call did
-        draws, z = self._draw(n, count), {name: value.contiguous() for name, value in z.items()}
-        if count in self._compiled:
-            return self._compiled[count](z, draws)
+        z = self._begun(z)
+        draws = [x.contiguous() for x in self._draw(n, count)]
+        if count in self._functions:
+            return self._functions[count](z, draws)
+        if (function := self._kept(z, count)) is not None:
+            self._functions[count] = function
+            return function(z, draws)
         compiled = self._compile(count)
         with warnings.catch_warnings():  # torch warns of what it does itself, such as looking through caches
             warnings.simplefilter("ignore")
@@ -75,11 +88,60 @@ class CompiledSteps:
                     f"this model's step cannot be compiled, {type(error).__name__}: {reason.strip()}; "
                     "give engine 'eager' or 'fused'"
                 ) from error
-        self._compiled[count] = compiled
+        self._functions[count] = compiled
         return z
 
-    def _compile(self, count: int) -> Callable[[State, Sequence[Tensor]], State]:
-        """A compiled function of `count` steps.
+    def require_kept(self, z: State, targets: Sequence[int], *, beside: bool) -> None:
+        """Loads what takes a state to each of so many steps; raises NotKept where that is not kept.
+
+        beside   whether it is compiled beside the run then, for the next one
+        """
+        z = self._begun(z)
+        ways = (strides(n, end, self.stride) for n, end in pairwise([0, *targets]))
+        counts = {count for way in ways for _, count in way}
+        try:
+            steps = {count: self._step(z, count) for count in counts}
+            found = {count: step.load() for count, step in steps.items()}
+        except Unkeepable as error:
+            raise NotKept(str(error)) from error
+        missing = [steps[count] for count, function in found.items() if function is None]
+        if missing and beside and make_beside(missing):
+            raise NotKept("a compiled step is being made beside this run, for the next one")
+        if missing:
+            raise NotKept("no compiled step is kept")
+        self._functions |= {count: function for count, function in found.items() if function is not None}
+
+    def _begun(self, z: State) -> State:
+        """The state as functions take it: what is compiled is for tensors that lie so."""
+        if self._begin is not None:
+            self._begin(z)
+            self._begin = None
+        return {name: value.contiguous() for name, value in z.items()}
+
+    def _step(self, z: State, count: int) -> KeptStep:
+        """Raises Unkeepable where the step cannot be kept."""
+        if not self._keeps or not used():
+            raise Unkeepable("other processes take part in the step, or SDEFLOW_KEPT_STEPS is 0")
+        if self._tape is None:
+            draws = [x[0] for x in self._draw(0, 1)]
+            try:
+                self._tape = record(self._transition, z, draws)
+            except Unkeepable:
+                raise
+            except Exception as error:  # of the model, or of what cannot be recorded: torch.compile tells
+                raise Unkeepable(f"recording the step fails with {type(error).__name__}: {error}") from error
+        return KeptStep(self._tape, count)
+
+    def _kept(self, z: State, count: int) -> Function | None:
+        """The function out of what is kept, where need be compiled before; None where it cannot be kept."""
+        try:
+            step = self._step(z, count)
+            return step.load() or step.make()
+        except Unkeepable:
+            return None
+
+    def _compile(self, count: int) -> Function:
+        """A function of `count` steps by torch.compile.
 
         torch gives up on a code object that it has compiled a few times (`recompile_limit`). All runs would
         share that of `steps` below, so each function gets a copy of its own.

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from sdeflow.engine.compiled import CompiledSteps
 from sdeflow.engine.cuda_graph import GraphedSteps
+from sdeflow.engine.kept import used
 from sdeflow.engine.step import EagerSteps, Stepper
 from sdeflow.errors import SdeflowError, did_you_mean
 from sdeflow.noise.cpp import NO_FMA
@@ -35,11 +36,11 @@ from sdeflow.system.integrator import Integrator
 from sdeflow.system.system import BlockSystem, System
 from sdeflow.system.traced import StepNumbers
 
-LONG = 100_000
-"""Steps from which 'auto' compiles.
+LONG, BESIDE, LOOK = 100_000, 10_000, 1_000
+"""Steps from which 'auto' compiles first, compiles beside the run for the next one, and looks what is kept.
 
-Measured on one core: compiling the toy model or a decoder of the digits takes 5 to 40 s, and saves 0.2 to
-2 ms of a step, so that it is paid back after some 20 000.
+Measured on one core: compiling the toy model or a decoder of the digits takes 15 to 60 s, and saves 0.2 to
+2 ms of a step, so that it is paid back after some 20 000; looking takes 0.05 s.
 """
 
 
@@ -48,12 +49,14 @@ class Engine:
     """What computes a run: the engine's name, its noise source's, and why it is these.
 
     fallback   what to take where torch cannot compile the model's step; None where this one was asked for
+    kept       what to take instead where its compiled step is kept; None for nothing
     """
 
     name: str = "eager"
     source_name: str = TorchNoise.name
     why: str = "the default"
     fallback: Engine | None = None
+    kept: Engine | None = None
 
     def __str__(self) -> str:
         return f"engine {self.name}, noise {self.source_name}: {self.why}"
@@ -126,7 +129,8 @@ def _compiled(system: System, integrator: Integrator[Any], noise: NormalSource, 
     drawn = next(noise.normals(0), None)
     missing = 0 if drawn is None else drawn[1].shape[3] * _normals_elsewhere(system, spec)
     missing -= 1  # the time is no normal
-    return CompiledSteps(transition, draw, integrator.evaluations, every, begin, missing)
+    keeps = not system.model_forces.shared
+    return CompiledSteps(transition, draw, integrator.evaluations, every, begin, missing, keeps=keeps)
 
 
 def _normals_elsewhere(system: BlockSystem, spec: NoiseSpec) -> int:
@@ -172,23 +176,24 @@ def refuse_schedules(system: System, batch: Batch | None, engine: Engine) -> Non
                 )
 
 
-def worth_compiling(system: System, steps: int, device: torch.device) -> bool:
-    """Whether a run pays for torch.compile: a long one of a model, where there is a C++ compiler.
+def steps_to_compile(system: System, batch: Batch | None, steps: int, device: torch.device) -> int:
+    """The steps of a run that may be compiled unasked, else 0: those of a model, where C++ can be compiled.
 
     Not while numbers are chosen on the way, since each change of them would be compiled anew.
     """
-    if any(b.auto for b in system.blocks) or not traced(system):
-        return False
-    if not isinstance(steps, int) or steps < LONG or device.type != "cpu" or system.model_forces is None:
-        return False
-    return shutil.which(os.environ.get("CXX", "g++")) is not None
+    if any(b.auto for b in system.blocks) or not traced(system) or refuses_compiling(system, batch):
+        return 0
+    if not isinstance(steps, int) or device.type != "cpu" or system.model_forces is None:
+        return 0
+    return steps if shutil.which(os.environ.get("CXX", "g++")) is not None else 0
 
 
-def resolve_engine(engine: str, noise: str, device: torch.device, *, long: bool = False) -> Engine:
+def resolve_engine(engine: str, noise: str, device: torch.device, *, steps: int = 0) -> Engine:
     """The engine for names that may be 'auto'; raises SdeflowError where it cannot be had.
 
     With a kernel for the device 'auto' is philox and fused, and eager with noise torch; without one, torch
-    and eager. For a `long` run (`worth_compiling`) it is compiled, with these to fall back on.
+    and eager. With many `steps` to compile (`steps_to_compile`) it is compiled, with these to fall back on;
+    with fewer, these, or compiled where that is kept.
     """
     for what, given, names in (("engine", engine, EngineName), ("noise", noise, NoiseName)):
         if given not in get_args(names):
@@ -211,9 +216,12 @@ def resolve_engine(engine: str, noise: str, device: torch.device, *, long: bool 
     short = Engine(name, noise, why_not or f"the best for noise {noise} on {device.type}")
     if name == "fused" and device.type == "cuda":  # for a model whose steps no graph can be made of
         short = replace(short, fallback=Engine("eager", noise))
-    if not long:
+    if steps >= LONG:
+        return Engine("compiled", noise, f"worth it from {LONG:,} steps on", fallback=short)
+    if steps < LOOK or not used():
         return short
-    return Engine("compiled", noise, f"worth it from {LONG:,} steps on", fallback=short)
+    kept = Engine("compiled", noise, "its compiled step was kept", fallback=short)
+    return replace(short, why=f"{short.why}, but compiled where its step is kept", kept=kept)
 
 
 def _kernel_or_reason(device: torch.device) -> tuple[Kernel | None, str]:

@@ -44,6 +44,8 @@ class MiniBatches:
     The order of the data depends on (seed, epoch) only, and so do uniform numbers for a datum.
     Raises SdeflowError for a batch larger than the data and for a system without data.
 
+    compiled   what takes its steps, where they are compiled
+
     every   steps from one snapshot to the next
     shard   the data that the system has, where others have the rest; its part of each minibatch is taken
     """
@@ -93,8 +95,9 @@ class MiniBatches:
         self._noise = engine.source(self._part.channels, self._spec, replicas)
         self._catch_up = CatchUp(self._part, batch, engine, replicas)
         self._numbers = StepNumbers(self._part)
-        self._compiled = (
-            CompiledSteps(self._transition, self._draw, evaluations(integrator, batch), every, self._ask)
+        cost, keeps = evaluations(integrator, batch), not forces.shared
+        self.compiled = (
+            CompiledSteps(self._transition, self._draw, cost, every, self._ask, keeps=keeps)
             if engine.name == "compiled"
             else None
         )
@@ -104,7 +107,7 @@ class MiniBatches:
             if (counters := engine.counters(self._part, integrator, self._noise, self._catch_up.noise))
             else None
         )
-        steps = self._compiled or self._graphed
+        steps = self.compiled or self._graphed
         self.stride = 1 if steps is None else steps.stride
 
     def start(self, z: State) -> State:
@@ -154,7 +157,7 @@ class MiniBatches:
         return self._part.observe(t, self._show(z, self._even))
 
     def __call__(self, z: State, n: int, count: int = 1) -> State:
-        steps = self._compiled or self._graphed or self._one_by_one
+        steps = self.compiled or self._graphed or self._one_by_one
         return steps(z, n, count)
 
     def _one_by_one(self, z: State, n: int, count: int = 1) -> State:

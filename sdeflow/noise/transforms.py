@@ -1,4 +1,4 @@
-"""Whether torch transforms what is computed; the one file that uses private names of torch.
+"""Whether torch transforms what is computed, by private names of torch.
 
 Seen on torch 2.13. Where a name is missing, everything counts as transformed: blocks then move by torch's
 own operations, to the same normals. torch.func.grad and jvp through a step of philox noise need the names;

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sdeflow.config.run import Run
+from sdeflow.engine.compiled import CompiledSteps
 from sdeflow.engine.minibatch import MiniBatches
 from sdeflow.engine.step import Stepper
 from sdeflow.errors import SdeflowError, attempt
@@ -134,6 +135,16 @@ class Prepared:
     def _own_times(self, n: int) -> dict[str, float]:
         """Of blocks whose own step is a schedule."""
         return {name: time(n) for name, time in self._scheduled.items()}
+
+    def require_kept(self, *, beside: bool) -> None:
+        """Loads the compiled functions that take the steps; raises NotKept where they are not kept.
+
+        beside   whether another process compiles them then, for the next run
+        """
+        steps = self.stepper if self._batches is None else self._batches.compiled
+        assert isinstance(steps, CompiledSteps)  # as this is asked of a run that compiles
+        with threads(threads_for(self.state)):
+            steps.require_kept(self.state, self._run.save.steps(self._run.steps), beside=beside)
 
     def adapt(self, z: State, n: int) -> State:
         """The state to go on from after step n, by the numbers that the warm-up now has."""

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from sdeflow.config.run import Run
-from sdeflow.engine.compiled import Uncompilable
+from sdeflow.engine.compiled import NotKept, Uncompilable
+from sdeflow.engine.engine import BESIDE
 from sdeflow.errors import RunError, SdeflowError, StabilityWarning
 from sdeflow.machine import blocks_kept
 from sdeflow.model.precision import float32_products
@@ -40,10 +41,19 @@ def solve(
     ranks   the processes that share it; all call this, and the one that leads has the folder and what is
             read from it, none the state
 
-    By its engine's fallback where torch cannot compile the step. Raises SdeflowError where memory or disk
-    have no room for it, or the run that it begins from does not fit; RunError where it could not be carried
-    through, and what was recorded is in the folder then.
+    By its engine's fallback where torch cannot compile the step. By a compiled step that is kept, where its
+    engine takes one; where none is, another process compiles it beside a long run, for the next one. Raises
+    SdeflowError where memory or disk have no room for it, or the run that it begins from does not fit;
+    RunError where it could not be carried through, and what was recorded is in the folder then.
     """
+    if (kept := run.engine.kept) is not None:
+        short, why = kept.fallback or run.engine, "steps that processes share are not kept"
+        try:
+            if not ranks.several:
+                return _solve_once(run.with_engine(kept), out, overwrite, progress, ranks, kept=True)
+        except NotKept as error:
+            why = str(error)
+        run = run.with_engine(replace(short, why=f"{short.why}; {why}"))
     try:
         return _solve_once(run, out, overwrite, progress, ranks)
     except Uncompilable as error:
@@ -54,14 +64,23 @@ def solve(
 
 
 def _solve_once(
-    run: Run, out: Path | None, overwrite: bool, progress: Progress | None, ranks: Ranks
+    run: Run,
+    out: Path | None,
+    overwrite: bool,
+    progress: Progress | None,
+    ranks: Ranks,
+    *,
+    kept: bool = False,
 ) -> Solution:
+    """Solves a run by its engine; raises NotKept where its step is to be a `kept` one, and is not."""
     if out is not None:
         ranks.lead(lambda: refuse_occupied(out, overwrite))
     ranks.alike(lambda: require_memory(run, folder=out is not None, ranks=ranks))
     start = run.start
     origin = None if start is None else ranks.alike(lambda: _origin(start, out))
     prepared = prepare(run, origin, ranks)
+    if kept:
+        prepared.require_kept(beside=run.steps >= BESIDE)
     folder = None
     if out is not None and ranks.leads:
         folder = RunFolder(out, config=run.toml, overwrite=overwrite)

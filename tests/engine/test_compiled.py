@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from light import cooled, decoder, energy, scheduled, toy
 from small import LIGHT, assert_same
 from support import declared
 
@@ -19,7 +20,6 @@ from sdeflow import (
     SdeflowError,
     SDESystem,
     SystemDeclaration,
-    kinetic_ebipla,
     kiplmc,
     mpgd,
     open_run,
@@ -32,7 +32,6 @@ from sdeflow.engine.step import advance
 from sdeflow.problems.decoder import Decoder
 from sdeflow.problems.generic import OrnsteinUhlenbeck
 from sdeflow.problems.hierarchical import Hierarchical
-from sdeflow.problems.latent_ebm import LatentEBM
 from sdeflow.simulation.prepare import prepare
 from sdeflow.system.published import overdamped
 
@@ -45,32 +44,6 @@ pytestmark = pytest.mark.skipif(
 def short_strides(monkeypatch: pytest.MonkeyPatch) -> None:
     """Functions of fewer steps than users get, which take less long to compile."""
     monkeypatch.setattr("sdeflow.engine.compiled.GRADIENTS", 4)
-
-
-def decoder() -> Any:
-    return mpgd(Decoder(latent=2, hidden=(5,), images=12), particles=3, theta=LIGHT, x=LIGHT)
-
-
-def toy() -> Any:
-    return mpgd(Hierarchical(data=6), particles=4, theta=LIGHT, x=LIGHT)
-
-
-def energy() -> Any:
-    model = LatentEBM(points=12, held_out=0, energy_hidden=(5,), decoder="affine")
-    return kinetic_ebipla(model, particles=2, prior_particles=5, alpha=LIGHT, beta=LIGHT, x=LIGHT)
-
-
-def scheduled() -> Any:
-    """Every number that may change does, in both blocks."""
-    theta = LIGHT | {"h": {"kind": "cosine", "from": 1e-3, "to": 1e-4}, "gamma": lambda n: 1.0 + n % 3}
-    x = theta | {"h": lambda n: 1e-3 / (1 + n), "temperature": {"kind": "exponential", "from": 4, "to": 1}}
-    return mpgd(Hierarchical(data=6), particles=4, theta=theta, x=x)
-
-
-def cooled() -> Any:
-    """Of theta alone, so that particles can catch up."""
-    theta = LIGHT | {"h": {"kind": "cosine", "from": 1e-3, "to": 1e-4}}
-    return kiplmc(Decoder(latent=2, hidden=(5,), images=12), particles=3, theta=theta, x=LIGHT)
 
 
 @pytest.mark.parametrize(
