@@ -1,4 +1,4 @@
-"""The memory that this machine has left, and that a process keeps; its cache folder; what a function takes."""
+"""The memory that this machine has left, and a process keeps; its cache folder; what a function takes."""
 
 from __future__ import annotations
 
