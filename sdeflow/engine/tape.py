@@ -85,7 +85,8 @@ def record(transition: Callable[[State, Sequence[Tensor]], State], z: State, dra
     Raises Unkeepable where it is no list of operations: it looks at values, changes a tensor that it was
     given, draws, or calls what is not torch's own.
     """
-    recorder = _Recorder([*z.values(), *draws])
+    z, draws = {name: value.detach() for name, value in z.items()}, [x.detach() for x in draws]
+    recorder = _Recorder([*z.values(), *draws])  # each an object of its own, also where two are one tensor
     after: State = {}
     with torch.no_grad():
         transition(dict(z), list(draws))

@@ -130,6 +130,18 @@ def test_a_step_that_catches_the_refusal_is_refused() -> None:
         record(step_of(caught), {"x": torch.ones(3)}, [torch.ones(3)])
 
 
+def test_variables_may_be_one_tensor() -> None:
+    one = torch.ones(3)
+
+    def step(z: State, draws: Any) -> State:
+        return {"a": z["a"] + 0.5 * draws[0], "b": z["b"], "c": z["a"] * 2}
+
+    found = record(step, {"a": one, "b": one, "c": one}, [one])
+    after = graph_of(json.loads(found.text()), 2)(one, 3 * one, one, torch.ones(2, 3), *found.constants)
+    for value, expected in zip(after, (2.0, 3.0, 3.0), strict=True):
+        assert torch.equal(value, expected * one)
+
+
 def test_an_error_of_the_step_is_its_own() -> None:
     with pytest.raises(RuntimeError, match="size of tensor"):
         record(step_of(lambda x, xi: x + torch.ones(2)), {"x": torch.ones(3)}, [torch.ones(3)])
