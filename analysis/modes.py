@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import partial, reduce
 from typing import ClassVar
 
 import numpy as np
@@ -24,7 +24,7 @@ from sdeflow.state import State
 from sdeflow.system.system import BlockSystem
 
 SAME = 1e-10
-"""Relative difference of eigenvalues, and size of couplings, that count as none."""
+"""Differences of eigenvalues, and couplings, that count as none: parts of the largest of a block."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class LinearForces:
 def in_modes(system: BlockSystem, z: State) -> tuple[BlockSystem, State]:
     """The system near its equilibrium z in its modes, and its equilibrium in these, which is 0.
 
-    As they are given where there are more than MATRIX_BELOW positions, where forces depend on momenta too,
-    and where a step has no derivative (a block's `restart`) or draws from a prior.
+    As they are given where there are more than MATRIX_BELOW positions, where forces depend on momenta or the
+    time too, and where a step has no derivative (a block's `restart`) or draws from a prior.
     """
     sizes = {b.name: z[b.position].numel() for b in system.blocks}
     odd = any(b.restart or (b.inner is not None and b.inner.fresh) for b in system.blocks)
@@ -57,13 +57,15 @@ def in_modes(system: BlockSystem, z: State) -> tuple[BlockSystem, State]:
     positions = {b.name: b.position for b in system.blocks}
     state = {q: z[q] for q in positions.values()} | z
 
-    def forces(at: State) -> State:
-        found = system.force_field(0.0, at, list(positions))
+    def forces(t: float, at: State) -> State:
+        found = system.force_field(t, at, list(positions))
         return {q: found[name] for name, q in positions.items()}
 
-    whole = _jacobian(forces, state)
+    whole = _jacobian(partial(forces, 0.0), state)
+    if system.model_forces is None and (_jacobian(partial(forces, system.h), state) != whole).any():
+        return system, z
     whole, other = whole[:, : len(whole)], whole[:, len(whole) :]
-    if other.any():  # forces that depend on momenta
+    if other.any():
         return system, z
     ends = dict(zip(sizes, np.cumsum(list(sizes.values())), strict=True))
     parts = {name: slice(ends[name] - size, ends[name]) for name, size in sizes.items()}
@@ -107,15 +109,16 @@ def _modes(whole: Matrix, part: slice) -> tuple[Vector | None, Matrix]:
     All coordinates as they are, and no eigenvalues, where the block's part is not symmetric.
     """
     own, size = whole[part, part], part.stop - part.start
-    scale = np.abs(whole).max()
-    if np.abs(own - own.T).max() > SAME * scale:
+    same = SAME * np.abs(own).max()
+    if np.abs(own - own.T).max() > same:
         return None, np.eye(size)
     values, vectors = np.linalg.eigh((own + own.T) / 2)
     others = np.delete(np.arange(len(whole)), np.arange(size) + part.start)
     coupling = np.concatenate([whole[others, part], whole[part, others].T])
+    none = SAME * np.abs(coupling).max(initial=0.0)
     kept: list[tuple[Vector, Matrix]] = []
-    for group in np.split(np.arange(size), np.flatnonzero(np.diff(values) > SAME * scale) + 1):
+    for group in np.split(np.arange(size), np.flatnonzero(np.diff(values) > same) + 1):
         turned, sizes, _ = np.linalg.svd(vectors[:, group].T @ coupling.T)
-        count = min(int((sizes > SAME * scale).sum()) + 1, len(group))  # one of those that are not coupled
+        count = min(int((sizes > none).sum()) + 1, len(group))  # one of those that are not coupled
         kept.append((np.full(count, values[group].mean()), vectors[:, group] @ turned[:, :count]))
     return np.concatenate([v for v, _ in kept]), np.concatenate([m for _, m in kept], axis=1)

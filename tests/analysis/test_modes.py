@@ -84,9 +84,13 @@ def test_a_model_that_is_not_linear(integrator: str) -> None:
     z = equilibrium(system)
     near, origin = in_modes(system, z)
     assert near.definition.alone
-    for measure in (contraction, bias, *([stability_limit] if integrator == "expint" else [])):
+    for measure in (contraction, bias):
         expected = measure(system, scheme, z)
         assert measure(near, scheme, origin) == pytest.approx(expected, rel=1e-7, abs=1e-9)
+    limit = stability_limit(near, scheme, origin)
+    assert (
+        contraction(system, scheme, z, 0.9999 * limit) <= 1 < contraction(system, scheme, z, 1.0001 * limit)
+    )
     assert continuous_contraction(near, origin) == pytest.approx(continuous_contraction(system, z), rel=1e-9)
 
 
@@ -141,7 +145,7 @@ def test_a_scheme_that_is_not_linear_in_forces() -> None:
 
 
 def test_what_is_not_in_modes_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks that restart, forces that depend on momenta, more coordinates than fit in a matrix."""
+    """Blocks that restart, forces that depend on momenta or time, more coordinates than fit in a matrix."""
 
     def dragged(t: float, z: Any, names: Any) -> Any:
         return {"x": -z["X"] - 0.1 * z["U"]}
@@ -151,9 +155,27 @@ def test_what_is_not_in_modes_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) ->
     still = replace(block, role="parameters", temperature=0.0, restart=True)
     for given in (
         BlockSystem([block], dragged, h=0.1),
+        BlockSystem([block], lambda t, z, names: {"x": -(1 + t) * z["X"]}, h=0.1),
         BlockSystem([still], lambda t, z, names: {"x": -z["X"]}, h=0.1),
     ):
         assert in_modes(given, z) == (given, z)
     monkeypatch.setattr("sdeflow.analysis.modes.MATRIX_BELOW", 12)
     large = quartic()
     assert in_modes(large, rest := equilibrium(large)) == (large, rest)
+
+
+def test_curvatures_of_other_sizes_are_told_apart() -> None:
+    """A parameter that sees 1e12 makes curvatures of 1 and 1 + 1e-6 no less different."""
+    stiff = torch.tensor([1.0, 1.0 + 1e-6, 1.0 + 1e-6], dtype=torch.float64)[:, None]
+
+    def forces(t: float, z: Any, names: Any) -> Any:
+        return {"theta": -1e12 * z["theta"], "x": -stiff * z["X"]}
+
+    parameter = Block("theta", "theta", (1,), ("param",), temperature=0.0, role="parameters")
+    block = Block("x", "X", (3, 1), ("particle", "latent"), "U", eta=1.0, gamma=1.0)
+    system = BlockSystem([parameter, block], forces, h=0.1)
+    z = {"theta": torch.zeros(1, 1, dtype=torch.float64)}
+    z |= {name: torch.zeros(1, 3, 1, dtype=torch.float64) for name in ("X", "U")}
+    near, _ = in_modes(system, z)
+    assert [b.shape for b in near.blocks] == [(1, 1), (2, 1)]
+    assert near.definition.jacobian["x", "x"].diagonal().tolist() == pytest.approx([-1 - 1e-6, -1], abs=1e-12)
