@@ -91,6 +91,9 @@ def _compile(recorded: dict[str, Any], library: Path) -> None:
     for name, value in QUICKER.items():
         if hasattr(torch._inductor.config.aot_inductor, name):  # not every torch has them
             options[f"aot_inductor.{name}"] = value
+    from sdeflow.engine.products import QuickProducts
+
+    options["post_grad_custom_post_pass"] = QuickProducts()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         graph = graph_of(recorded, recorded["count"])

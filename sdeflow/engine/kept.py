@@ -33,7 +33,7 @@ from sdeflow.state import State
 Function = Callable[[State, Sequence[Tensor]], State]
 """Several steps at once, by the state and what was drawn for them, [count, ...] each."""
 
-MAKERS = ("ahead.py", "tape.py")
+MAKERS = ("ahead.py", "tape.py", "products.py")
 """Files of this folder that say how a tape is compiled."""
 
 AGAIN = 24 * 3600
