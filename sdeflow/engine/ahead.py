@@ -76,6 +76,7 @@ def _compile(recorded: dict[str, Any], library: Path) -> None:
     import torch
     import torch._inductor
 
+    from sdeflow.engine.products import QuickProducts
     from sdeflow.engine.tape import graph_of
 
     torch.set_num_threads(recorded["threads"])
@@ -87,13 +88,13 @@ def _compile(recorded: dict[str, Any], library: Path) -> None:
         size = (shape,) if strides is None else (shape, strides)
         make = torch.empty if strides is None else torch.empty_strided
         inputs.append(make(*size, dtype=getattr(torch, dtype)))
-    options: dict[str, Any] = {"aot_inductor.output_path": str(library)}
+    options: dict[str, Any] = {
+        "aot_inductor.output_path": str(library),
+        "post_grad_custom_post_pass": QuickProducts(),
+    }
     for name, value in QUICKER.items():
         if hasattr(torch._inductor.config.aot_inductor, name):  # not every torch has them
             options[f"aot_inductor.{name}"] = value
-    from sdeflow.engine.products import QuickProducts
-
-    options["post_grad_custom_post_pass"] = QuickProducts()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         graph = graph_of(recorded, recorded["count"])

@@ -26,6 +26,8 @@ from sdeflow.config.schema import Config
 from sdeflow.engine import cuda_graph
 from sdeflow.engine.step import advance
 from sdeflow.errors import Incompatible, SdeflowError
+from sdeflow.model.forces import ModelForces
+from sdeflow.model.precision import float32_products
 from sdeflow.noise import philox_source
 from sdeflow.noise.cpp import cpp_kernel
 from sdeflow.noise.kernel import Draw
@@ -425,12 +427,37 @@ def memory(device: str) -> Found:
     return f"'{said[1]}'"
 
 
+def precision(device: str) -> Found:
+    """How far TF32 and bfloat16 move a convolutional decoder's forces, beside their norm.
+
+    By some units of their rounding, 2^-11 and 2^-8: where a leaky ReLU changes its side it is more.
+    """
+    model, names = Convolutions(), ("theta", "x")
+    exact = ModelForces(model, 3).to(torch.float64, torch.device("cpu"))
+    z = {name: v[None] for name, v in exact.start(0).items()}
+    expected = exact(0.0, z, names)
+    forces = exact.to(torch.float32, torch.device(device))
+    there = {name: v.to(device, torch.float32) for name, v in z.items()}
+    found = []
+    for kind, allowed in (("full", 2e-6), ("tf32", 16 * 2**-11), ("bf16", 16 * 2**-8)):
+        if device == "cpu" and kind == "tf32":
+            continue
+        with float32_products(tf32=kind == "tf32"), torch.no_grad():
+            given = forces.in_bf16(kind == "bf16")(0.0, there, names)
+        worst = max(float((given[n].cpu().double() - expected[n]).norm() / expected[n].norm()) for n in names)
+        assert worst <= allowed, f"{kind}: forces are off by {worst:.2g}, {allowed:g} was allowed"
+        assert kind == "full" or worst > 1e-6, f"{kind}: forces are those of full precision"
+        found.append(f"{kind} {worst:.1e}")
+    return ", ".join(found)
+
+
 CHECKS: dict[str, Check] = {
     "kernels": kernels,
     "catalogue, float64": lambda device: catalogue(device, "float64"),
     "catalogue, float32": lambda device: catalogue(device, "float32"),
     "graphs": graphs,
     "convolutions": convolutions,
+    "precision": precision,
     "minibatches": minibatches,
     "replicas and grids": replicas_and_grids,
     "held-out data": held_out,
