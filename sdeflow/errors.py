@@ -22,6 +22,10 @@ class Incompatible(SdeflowError):
     """An integrator that cannot take a system, with the reason."""
 
 
+class Uncompilable(SdeflowError):
+    """A step that torch cannot compile or capture (one with a branch on a value, say)."""
+
+
 class RunError(SdeflowError):
     """A run that could not be carried through (a full disk, an unreadable file). Exit code 1."""
 

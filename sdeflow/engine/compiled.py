@@ -14,7 +14,7 @@ from torch import Tensor
 from sdeflow.engine.kept import Function, KeptStep, make_beside, used
 from sdeflow.engine.step import strides
 from sdeflow.engine.tape import Tape, Unkeepable, record
-from sdeflow.errors import SdeflowError
+from sdeflow.errors import Uncompilable
 from sdeflow.state import State
 
 GRADIENTS = 10
@@ -22,10 +22,6 @@ GRADIENTS = 10
 
 NORMALS = 2**21
 """Normals drawn for one function at most: more than a cache holds are better drawn a step at a time."""
-
-
-class Uncompilable(SdeflowError):
-    """A model whose step torch cannot compile (a branch on a value, say)."""
 
 
 class NotKept(Uncompilable):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from sdeflow.engine.compiled import Uncompilable
+from sdeflow.errors import Uncompilable
 from sdeflow.state import State
 
 Transition = Callable[[State, int, Sequence[Tensor]], State]

@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from sdeflow.config.run import Run
-from sdeflow.engine.compiled import NotKept, Uncompilable
+from sdeflow.engine.compiled import NotKept
 from sdeflow.engine.engine import BESIDE
-from sdeflow.errors import RunError, SdeflowError, StabilityWarning
+from sdeflow.errors import RunError, SdeflowError, StabilityWarning, Uncompilable
 from sdeflow.machine import blocks_kept
 from sdeflow.model.precision import float32_products
 from sdeflow.parallel.ranks import ALONE, Ranks

@@ -12,9 +12,9 @@ from support import doubles, needs_kernel
 
 from sdeflow import kiplmc
 from sdeflow.config.catalogue import find, integrator_named
-from sdeflow.engine.compiled import Uncompilable
 from sdeflow.engine.cuda_graph import MOST, GraphedSteps
 from sdeflow.engine.step import EagerSteps, advance
+from sdeflow.errors import Uncompilable
 from sdeflow.noise import philox_source
 from sdeflow.noise.philox_source import PhiloxNoise
 from sdeflow.problems.hierarchical import Hierarchical
