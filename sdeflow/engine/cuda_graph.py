@@ -31,11 +31,6 @@ def cuda_graph(run: Callable[[], None]) -> Callable[[], None]:
     return graph.replay
 
 
-def nothing(n: int, count: int) -> list[Tensor]:
-    """What is drawn for steps that need no more than their noise."""
-    return []
-
-
 class GraphedSteps:
     """Steps whose numbers do not change, captured once and replayed.
 
@@ -45,7 +40,7 @@ class GraphedSteps:
 
     transition   a step
     counters     int64 [1], one of each noise source
-    draw         what steps n, ..., n + count - 1 need besides, [count, ...] each
+    draw         what steps n, ..., n + count - 1 need besides, n itself for one, [count, ...] each
     every        steps from one snapshot to the next, which whole strides fill
     numbers      of a replica's state
     capture      makes of a function one that does the same (default: `cuda_graph`)
@@ -57,7 +52,7 @@ class GraphedSteps:
         self,
         transition: Transition,
         counters: Sequence[Tensor],
-        draw: Callable[[int, int], Sequence[Tensor]] = nothing,
+        draw: Callable[[int, int], Sequence[Tensor]],
         every: int = MOST,
         numbers: int = 0,
         capture: Callable[[Callable[[], None]], Callable[[], None]] | None = None,
@@ -103,6 +98,11 @@ class GraphedSteps:
         z = self._own
         for k in range(count):
             z = self._transition(z, k, [x[k] for x in self._drawn[count]])
+        if added := z.keys() - self._own.keys():
+            raise Uncompilable(
+                f"a step adds {', '.join(sorted(added))} to the state, and a CUDA graph has the variables of "
+                "its start: let the integrator's init give it, or give engine 'eager'"
+            )
         # what a step keeps of the state before is a tensor of the graph, which is written to below
         own = {value.untyped_storage().data_ptr() for value in self._own.values()}
         new = {

@@ -81,11 +81,9 @@ class Engine:
         """
         if self.name == "compiled":
             return _compiled(system, integrator, noise, every)
-        stepper = EagerSteps(system, integrator, noise)
         if counters := self.counters(system, integrator, noise):
-            numbers = sum(prod(axes.shape) for axes in system.axes.values())
-            return GraphedSteps(lambda z, k, _: stepper(z, k), counters, every=every, numbers=numbers)
-        return stepper
+            return _graphed(system, integrator, noise, counters, every)
+        return EagerSteps(system, integrator, noise)
 
     def counters(self, system: System, integrator: Integrator[Any], *sources: NormalSource) -> list[Tensor]:
         """Those of noise sources, where steps of a system can be captured in a graph; else none.
@@ -131,6 +129,21 @@ def _compiled(system: System, integrator: Integrator[Any], noise: NormalSource, 
     missing -= 1  # the time is no normal
     keeps = not system.model_forces.shared
     return CompiledSteps(transition, draw, integrator.evaluations, every, begin, missing, keeps=keeps)
+
+
+def _graphed(
+    system: System, integrator: Integrator[Any], noise: NormalSource, counters: list[Tensor], every: int
+) -> GraphedSteps:
+    h, device = system.h, counters[0].device
+
+    def draw(n: int, count: int) -> list[Tensor]:
+        return [torch.arange(n, n + count, device=device)]
+
+    def transition(z: State, k: int, draws: Sequence[Tensor]) -> State:
+        t: Any = draws[0].double() * h  # of the step that is replayed, to a scheme that looks at it
+        return integrator.step(system, t, z, h, noise(k))
+
+    return GraphedSteps(transition, counters, draw, every, sum(prod(a.shape) for a in system.axes.values()))
 
 
 def _normals_elsewhere(system: BlockSystem, spec: NoiseSpec) -> int:

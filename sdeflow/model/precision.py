@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,11 +31,36 @@ def float32_products(*, tf32: bool = False) -> Iterator[None]:
 
     For the whole process. Without it torch takes convolutions, and not products, by TF32, of 10 bits.
     """
-    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    torch.backends.cudnn.allow_tf32 = tf32
+    newer = [(of, str(of.fp32_precision)) for of in _kinds()]
+    try:
+        older = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    except RuntimeError:  # which torch raises once somebody has set the newer ones
+        older = None
+    if older is None:
+        _set((of, "tf32" if tf32 else "ieee") for of, _ in newer)
+    else:
+        _set_older("high" if tf32 else "highest", tf32)
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(products)
-        torch.backends.cudnn.allow_tf32 = convolutions
+        if older is not None:
+            _set_older(*older)
+        _set(newer)
+
+
+def _kinds() -> tuple[Any, ...]:
+    """What torch sets a precision of by itself, from torch 2.9 on."""
+    on: Any = torch.backends
+    if not hasattr(on.cudnn, "conv"):
+        return ()
+    return on.cuda.matmul, on.mkldnn.matmul, on.cudnn.conv, on.cudnn.rnn
+
+
+def _set(precisions: Iterable[tuple[Any, str]]) -> None:
+    for of, precision in precisions:
+        of.fp32_precision = precision
+
+
+def _set_older(products: str, convolutions: bool) -> None:
+    torch.set_float32_matmul_precision(products)
+    torch.backends.cudnn.allow_tf32 = convolutions

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from device.stand_in import CountingKernel, again
 from small import MOTION, tiny
 from support import doubles, needs_kernel
 
-from sdeflow import kiplmc
+from sdeflow import Batch, Save, kiplmc, simulate
 from sdeflow.config.catalogue import find, integrator_named
 from sdeflow.engine.cuda_graph import MOST, GraphedSteps
 from sdeflow.engine.step import EagerSteps, advance
 from sdeflow.errors import Uncompilable
+from sdeflow.integrators.expint import ExpInt
 from sdeflow.noise import philox_source
 from sdeflow.noise.philox_source import PhiloxNoise
 from sdeflow.problems.hierarchical import Hierarchical
 from sdeflow.state import State
+from sdeflow.system.increments import Noise
 from sdeflow.system.system import BlockSystem, initial_state
 
 pytestmark = needs_kernel
@@ -39,7 +43,10 @@ def steps_of(
     noise = PhiloxNoise(system.channels, integrator.noise_spec(system.h), replicas, fused=True)
     step, z = EagerSteps(system, integrator, noise), initial_state(system, replicas)
     assert noise.counter is not None
-    graphed = GraphedSteps(lambda z, k, _: step(z, k), [noise.counter], every=every, capture=capture)
+    counters = [noise.counter]
+    graphed = GraphedSteps(
+        lambda z, k, _: step(z, k), counters, lambda n, count: [], every=every, capture=capture
+    )
     return step, graphed, z | integrator.init(system, z)
 
 
@@ -87,6 +94,48 @@ def test_a_state_that_comes_from_elsewhere_is_taken() -> None:
 def test_a_stride_fills_the_way_to_a_snapshot() -> None:
     strides = {every: steps_of(tiny(), "expint", every)[1].stride for every in (1, 10, 64, 97, 200)}
     assert strides == {1: 1, 10: 10, 64: MOST, 97: 1, 200: 50}
+
+
+class Damped(ExpInt):
+    """A scheme that looks at the time, and a number of its own: theta moves by exp(-t) of what it would."""
+
+    name = "damped"
+
+    def step(self, system: BlockSystem, t: float, z: State, h: float, noise: tuple[Noise, ...]) -> State:
+        new = super().step(system, t, z, h, noise)
+        weight = torch.exp(-torch.as_tensor(t, dtype=z["theta"].dtype))
+        return new | {"theta": z["theta"] + weight * (new["theta"] - z["theta"])}
+
+
+class Adding(ExpInt):
+    """A scheme that adds to the state what its `init` does not give."""
+
+    name = "adding"
+
+    def step(self, system: BlockSystem, t: float, z: State, h: float, noise: tuple[Noise, ...]) -> State:
+        return super().step(system, t, z, h, noise) | {"before": z["theta"]}
+
+
+@pytest.mark.parametrize("batch", [None, Batch(2)])
+def test_a_scheme_that_looks_at_the_time_sees_that_of_its_step(
+    batch: Batch | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through `simulate`, all data and by minibatches, against the eager engine."""
+    monkeypatch.setattr("sdeflow.engine.cuda_graph.cuda_graph", again)
+    options: dict[str, Any] = {"steps": 130, "noise": "philox", "dtype": "float64", "batch": batch}
+    save = Save(every=64, data="all", particles="all")
+    eager, fused = (
+        simulate(tiny(), Damped(), engine=engine, save=save, device="cpu", **options)
+        for engine in ("eager", "fused")
+    )
+    np.testing.assert_allclose(fused.theta, eager.theta, rtol=1e-12)
+    np.testing.assert_allclose(fused.X, eager.X, rtol=1e-12, atol=1e-12)
+
+
+def test_a_variable_that_is_added_on_the_way_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sdeflow.engine.cuda_graph.cuda_graph", again)
+    with pytest.raises(Uncompilable, match=r"adds before to the state.*init"):
+        simulate(tiny(), Adding(), steps=20, engine="fused", device="cpu")
 
 
 def test_a_step_that_cannot_be_captured_says_so() -> None:

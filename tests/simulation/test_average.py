@@ -133,7 +133,7 @@ def test_steps_of_a_graph_take_it_along() -> None:
     z = initial_state(system, replicas)
     z |= average_start(system, z)
     counters, captured = [torch.zeros(1, dtype=torch.int64)], lambda z, k, _: step(z, k)
-    graphed = GraphedSteps(captured, counters, every=16, capture=lambda run: run)
+    graphed = GraphedSteps(captured, counters, lambda n, count: [], every=16, capture=lambda run: run)
     one, other = advance(step, z, 0, 33), advance(graphed, z, 0, 33)
     assert one.keys() == other.keys() == z.keys()
     assert all(torch.equal(one[name], other[name]) for name in z)

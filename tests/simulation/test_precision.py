@@ -7,6 +7,8 @@ distance of 1 from the next number of bfloat16, of which rounding moves a number
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -453,3 +455,40 @@ def test_products_are_by_tf32_where_that_is_asked_for() -> None:
             assert tf32() == ("highest", False)
         assert tf32() == ("high", True)
     assert tf32() == before
+
+
+PRECISIONS = """
+import sys
+import torch
+from sdeflow.model.precision import float32_products
+
+on = torch.backends
+kinds = on.cuda.matmul, on.mkldnn.matmul, on.cudnn.conv, on.cudnn.rnn
+{user}
+before = [of.fp32_precision for of in kinds]
+for tf32 in (False, True):
+    with float32_products(tf32=tf32):
+        now = {{kinds[0].fp32_precision, kinds[2].fp32_precision}}
+        assert now <= ({{"tf32"}} if tf32 else {{"ieee", "none"}})
+    assert [of.fp32_precision for of in kinds] == before
+on.fp32_precision = "tf32"
+assert [of.fp32_precision for of in kinds[:1]] == [{then!r}]
+"""
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="this torch has the older names alone")
+@pytest.mark.parametrize(
+    ("user", "then"),
+    [
+        ("", "tf32"),
+        ("torch.set_float32_matmul_precision('high')", "tf32"),
+        ("on.cuda.matmul.fp32_precision = 'ieee'", "ieee"),
+        ("on.cudnn.conv.fp32_precision = 'ieee'", "tf32"),
+        ("on.mkldnn.matmul.fp32_precision = 'bf16'", "tf32"),
+    ],
+)
+def test_what_a_user_has_set_by_either_names_is_as_before(user: str, then: str) -> None:
+    """And what they set later still reaches what they had not set."""
+    script = PRECISIONS.format(user=user, then=then)
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
