@@ -4,8 +4,9 @@
     python tests/device/accept.py --cpu                 the same checks on a CPU, where they must pass, too
 
 Every integrator and system by the fused engine, some by the others, the kernels, CUDA graphs, minibatches,
-precisions, held-out data, scores and resumed runs are compared with the CPU's; then what a step costs is measured, beside what the device can do at most. Prints a
-table and writes accepted.json. Exit code 1 where a check fails.
+precisions, held-out data, scores and resumed runs are compared with the CPU's; then what a step costs is
+measured, beside what the device can do at most. Prints a table and writes accepted.json. Exit code 1 where a
+check fails.
 
 Needs torch with Triton, a C++ compiler for the CPU's kernel, and what sdeflow imports. Where nothing can be
 installed, carry these as wheels, if they are not there: netCDF4, cftime, pydantic, pydantic-core,

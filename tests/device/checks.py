@@ -6,6 +6,7 @@ not so. `STEPS` steps are two strides of a CUDA graph and a rest of single ones.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
