@@ -21,7 +21,7 @@ Spectrum = NDArray[np.complex128]
 DENSE_BELOW, MATRIX_BELOW = 150, 1500
 """Dimensions up to which all eigenvalues are computed, and up to which the matrix is written down."""
 
-_DIFFERENCE = 1e-3
+_DIFFERENCE, _CHECKS = 1e-3, (1e-6, 1e-5)
 _TINY = 2.0**-200
 """A power of two, so that a linear function of a vector times it has the same digits; another function has a
 term of second order, which is smaller by as much again."""
@@ -44,24 +44,21 @@ class LinearMap:
             return
         with warnings.catch_warnings():  # torch's forward mode loads code of its own that it calls deprecated
             warnings.filterwarnings("ignore", r".torch\.jit\.\w+. is deprecated")
+            v = random_direction(self.size)
             try:
-                self.product(torch.zeros(self.size, dtype=torch.float64))
+                found = unpacked(self.product(v).detach(), z)
+                self._differentiable = is_derivative(self._moved, z, unpacked(v, z), found)
             except RuntimeError:  # a solver that takes gradients in its own way
                 self._differentiable = False
 
     def product(self, v: Tensor) -> Tensor:
-        """The derivative in direction v, [size]: in forward mode, else by central differences."""
+        """The derivative in direction v, [size]: in forward mode, or by differences where that is wrong."""
         if self._origin:
             return self._at_once(v[None])[0]
         direction = unpacked(v, self._z)
         if self._differentiable:
             return packed(torch.func.jvp(self._moved, (self._z,), (direction,))[1])
-        with torch.no_grad():
-            ahead, behind = (
-                self._moved({name: z + step * direction[name] for name, z in self._z.items()})
-                for step in (_DIFFERENCE, -_DIFFERENCE)
-            )
-        return (packed(ahead) - packed(behind)) / (2 * _DIFFERENCE)
+        return packed(_difference(self._moved, self._z, direction, _DIFFERENCE))
 
     def products(self, directions: Tensor) -> Tensor:
         """The derivatives in all of some directions [k, size], likewise [k, size]."""
@@ -119,6 +116,35 @@ class LinearMap:
         from scipy.sparse.linalg import LinearOperator
 
         return LinearOperator((self.size, self.size), matvec=product, dtype=np.float64)
+
+
+def is_derivative(function: Callable[[State], State], z: State, direction: State, product: State) -> bool:
+    """Whether a product with the derivative of a function at z is one, as far as differences can tell.
+
+    It is not where the function leaves the graph (no_grad, detach, numpy), which torch takes as a constant.
+    It is told by differences of two sizes, which then agree with each other and not with the product: where
+    they do not agree, by rounding or by kinks, they say nothing.
+    """
+    fine, coarse = (_difference(function, z, direction, step) for step in _CHECKS)
+    for name, found in product.items():
+        gap, unsure = (float((v[name] - fine[name]).abs().max()) for v in (product, coarse))
+        if gap > 1e-5 * float(torch.maximum(found.abs(), fine[name].abs()).max()) and gap > 2 * unsure:
+            return False
+    return True
+
+
+def random_direction(size: int) -> Tensor:
+    """A vector [size] in which no part of a derivative vanishes, the same each time."""
+    return torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def _difference(function: Callable[[State], State], z: State, direction: State, step: float) -> State:
+    """The central difference of a function at z."""
+    with torch.no_grad():
+        ahead, behind = (
+            function({name: value + s * direction[name] for name, value in z.items()}) for s in (step, -step)
+        )
+    return {name: (value - behind[name]) / (2 * step) for name, value in ahead.items()}
 
 
 def packed(z: Mapping[str, Tensor]) -> Tensor:

@@ -19,7 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdeflow.analysis.linear_map import MATRIX_BELOW, LinearMap, Matrix, Vector
+from sdeflow.analysis.linear_map import (
+    MATRIX_BELOW,
+    LinearMap,
+    Matrix,
+    Vector,
+    is_derivative,
+    random_direction,
+    unpacked,
+)
 from sdeflow.state import State
 from sdeflow.system.system import BlockSystem
 
@@ -86,9 +94,11 @@ def _jacobian(forces: Callable[[State], State], at: State) -> Matrix:
     """The derivative of forces in all of the state, [forces, state], a row a replica.
 
     As replicas do not mix, one backward pass gives many. Forward passes, and batches of backward ones, make
-    torch import what takes longer than all the rest.
+    torch import what takes longer than all the rest: they are for models whose replicas cannot be batched,
+    that have a backward pass of their own, or parts that are not in the graph.
     """
-    count = sum(v.numel() for v in forces(at).values())
+    like = forces(at)
+    count = sum(v.numel() for v in like.values())
     rows = []
     try:
         for row in torch.eye(count, dtype=torch.float64).split(256):
@@ -97,10 +107,14 @@ def _jacobian(forces: Callable[[State], State], at: State) -> Matrix:
                 f = torch.cat([v.flatten(1) for v in forces(z).values()], dim=1)
                 found = torch.autograd.grad((f * row).sum(), list(z.values()), materialize_grads=True)
             rows.append(torch.cat([v.flatten(1) for v in found], dim=1))
-    except RuntimeError:  # a model whose replicas cannot be batched, or that has a backward pass of its own
-        none = {name: torch.zeros_like(v) for name, v in at.items()}
-        return LinearMap(lambda z: none | forces(z), at).matrix()[:count]
-    return torch.cat(rows).numpy()
+        whole = torch.cat(rows)
+        v = random_direction(whole.shape[1])
+        if is_derivative(forces, at, unpacked(v, at), unpacked(whole @ v, like)):
+            return whole.numpy()
+    except RuntimeError:
+        pass
+    none = {name: torch.zeros_like(v) for name, v in at.items()}
+    return LinearMap(lambda z: none | forces(z), at).matrix()[:count]
 
 
 def _modes(whole: Matrix, part: slice) -> tuple[Vector | None, Matrix]:

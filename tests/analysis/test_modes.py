@@ -26,6 +26,7 @@ from sdeflow.analysis.stability import (
 )
 from sdeflow.analysis.stationary import bias
 from sdeflow.config.catalogue import integrator_named
+from sdeflow.problems.hierarchical import Hierarchical
 
 MOTION = {"eta": 1.3, "gamma": 0.8}
 
@@ -107,6 +108,62 @@ def test_a_model_that_replicas_cannot_be_batched_of() -> None:
         for built in (quartic(Quartic()), quartic(Looks()))
     ]
     np.testing.assert_allclose(found[1], found[0], rtol=1e-9)
+
+
+class NoGraphX(Hierarchical):
+    score_x = torch.no_grad()(Hierarchical.score_x)
+
+
+class NoGraphTheta(Hierarchical):
+    score_theta = torch.no_grad()(Hierarchical.score_theta)
+
+
+class NoGraph(NoGraphX):
+    score_theta = torch.no_grad()(Hierarchical.score_theta)
+
+
+class Detached(Hierarchical):
+    """The pull of theta on the particles, and not the rest of their force, is out of the graph."""
+
+    def score_x(self, theta: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return super().score_x({"theta": theta["theta"].detach()}, x, y)
+
+
+class ByNumpy(Hierarchical):
+    def score_x(self, theta: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        at, mean = x.detach().numpy(), theta["theta"].detach().numpy()
+        return torch.from_numpy((mean - at) / self.variance + y[:, None].numpy() - at)
+
+
+@pytest.mark.parametrize("model", [NoGraphX, NoGraphTheta, NoGraph, Detached, ByNumpy])
+def test_forces_that_are_not_all_in_the_graph(model: Any) -> None:
+    """What torch takes as constant is not: contraction and drift are those of the plain model."""
+    motion = {"theta": {"h": 0.05, **MOTION}, "x": {"h": 0.2, **MOTION}}
+    plain, own = (
+        double(mpgd(kind(data=3, scale=1.5), particles=2, **motion)) for kind in (Hierarchical, model)
+    )
+    z, scheme = equilibrium(plain), integrator_named("expint")
+    expected = in_modes(plain, z)
+    near, rest = in_modes(own, z)
+    rho = contraction(expected[0], scheme, expected[1])
+    assert contraction(near, scheme, rest) == pytest.approx(rho, rel=1e-8)
+    assert contraction(own, scheme, z) == pytest.approx(rho, rel=1e-8)
+    assert_same_set(drift_map(near, rest).eigenvalues(), drift_map(*expected).eigenvalues())
+
+
+def test_a_model_in_the_graph_is_asked_for_few_forces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for sizes, once for all rows of the derivative, four times to check it; not in forward mode."""
+    system = toy("mpgd", data=20, particles=2, theta={"h": 0.05, **MOTION}, x={"h": 0.2, **MOTION})
+    z, given, asked = equilibrium(system), Hierarchical.score_x, []
+
+    def counted(self: Any, theta: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        asked.append(x.shape)
+        return given(self, theta, x, y)
+
+    monkeypatch.setattr(Hierarchical, "score_x", counted)
+    monkeypatch.delattr("sdeflow.analysis.modes.LinearMap")
+    in_modes(system, z)
+    assert len(asked) == 6
 
 
 def test_forces_that_have_no_potential() -> None:

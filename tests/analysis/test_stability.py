@@ -277,3 +277,22 @@ def test_a_function_that_is_not_batched_is_taken_one_by_one() -> None:
 
     found = LinearMap(looks, {"a": torch.ones(1, 3, dtype=torch.float64)}).matrix()
     np.testing.assert_allclose(found, 2 * np.eye(3))
+
+
+def test_a_function_that_leaves_the_graph_is_taken_by_differences() -> None:
+    """A derivative of 1 + 3 + 2 a of which 3 is detached, and a small variable by a large one."""
+
+    def leaves(z: Any) -> Any:
+        return {"a": z["a"] + 3 * z["a"].detach() + z["a"] ** 2, "b": z["b"] * 1e-9 * z["a"].detach()}
+
+    z = {name: torch.ones(1, 2, dtype=torch.float64) for name in "ab"}
+    expected = np.block([[6 * np.eye(2), np.zeros((2, 2))], [1e-9 * np.eye(2), 1e-9 * np.eye(2)]])
+    np.testing.assert_allclose(LinearMap(leaves, z).matrix(), expected, rtol=1e-9, atol=1e-20)
+
+
+@pytest.mark.parametrize("at", [0.0, 1e-6])
+def test_kinks_are_no_sign_that_a_function_leaves_the_graph(at: float) -> None:
+    """At a kink and a jump, or less than a difference from them, the derivative is that of torch."""
+    z = {"a": torch.full((1, 3), at, dtype=torch.float64)}
+    found = LinearMap(lambda z: {"a": 2 * torch.relu(z["a"]) - z["a"].sign()}, z)
+    np.testing.assert_allclose(found.matrix(), (2.0 if at else 0.0) * np.eye(3), rtol=1e-12)
