@@ -168,7 +168,9 @@ class Prepared:
                 raise SdeflowError(
                     f"the checkpoint holds {given} for {name}, expected {expected}: the model has changed"
                 )
-        self.state = {name: value.to(self._run.device) for name, value in state.items()}
+        # in the order of a run from its start, by which a compiled step is found (a checkpoint has another)
+        names = [name for name in self.state | state if name in state]
+        self.state = {name: state[name].to(self._run.device) for name in names}
         if self.warm_up is not None:
             self.warm_up.restore(self.state)
             self._move(self.warm_up.system, n)

@@ -158,8 +158,9 @@ def test_a_run_goes_on_by_the_engine_that_it_was_begun_by(
         run(steps=20)
     out, options = tmp_path / "run", {"save": Save(every=5)}
     begun = run(out=out, steps=10, **options)
-    taken = compiler.taken
+    taken, kept = compiler.taken, set(compiler.kept)
     again = run(out=out, steps=20, resume=True, **options)
+    assert compiler.kept == kept  # one step serves both parts
     assert (begun.attrs["engine"] == "compiled") == (again.attrs["engine"] == "compiled") == (taken > 0)
     whole = run(steps=20, engine=begun.attrs["engine"], **options)
     assert_same(again, whole)
