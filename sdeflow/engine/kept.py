@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdeflow.engine.ahead import LIBRARY, MADE, TAPE
+from sdeflow.engine.ahead import LIBRARY, MADE, STALE, TAPE
 from sdeflow.engine.tape import Tape, Unkeepable
 from sdeflow.machine import cache_folder
 from sdeflow.state import State
@@ -140,24 +140,41 @@ class KeptStep:
 
         return steps
 
+    @property
+    def _prefix(self) -> str:
+        """Of the names of folders in which it is compiled."""
+        return f".{self.key[:16]}-"
+
+    def _under_way(self) -> bool:
+        """Whether a process compiles it, or is to."""
+        for work in self.folder.parent.glob(f"{self._prefix}*"):
+            with suppress(OSError):  # moved or removed by now
+                if time.time() - work.stat().st_mtime < STALE:
+                    return True
+        return False
+
     def _work(self, parent: Path | None, folder: Path | None) -> Path:
         """A new folder in which the step can be compiled, to be moved to `folder` then."""
-        work = Path(tempfile.mkdtemp(prefix=f".{self.key[:16]}-", dir=parent))
+        work = Path(tempfile.mkdtemp(prefix=self._prefix, dir=parent))
         recorded = self._recorded | {"folder": "" if folder is None else str(folder)}
         (work / TAPE).write_text(json.dumps(recorded), encoding="utf-8")
         return work
 
 
 def make_beside(steps: Sequence[KeptStep]) -> bool:
-    """Has a process with little priority compile functions for later runs; whether it was begun.
+    """Has a process with little priority compile functions for later runs; whether that is under way.
 
-    It goes on where this one ends, half an hour at most, and does nothing where another does the same.
+    It goes on where this one ends, waits half an hour at most for those that were begun before, and compiles
+    for half an hour at most. None is begun for what another compiles already.
     """
     works: list[Path] = []
     try:
         for step in steps:
             step.folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            works.append(step._work(step.folder.parent, step.folder))
+            if not step._under_way():
+                works.append(step._work(step.folder.parent, step.folder))
+        if not works:
+            return True
         process = _process(works, beside=True)
     except (OSError, Unkeepable):
         for work in works:
@@ -177,7 +194,8 @@ def _process(works: Sequence[Path], *, beside: bool) -> subprocess.Popen[bytes]:
     """The process that compiles, in a session of its own, which Ctrl-C does not reach."""
     if not sys.executable or shutil.which(os.environ.get("CXX", "g++")) is None:
         raise Unkeepable("a step is compiled by Python and a C++ compiler, which are not there")
-    module = [sys.executable, "-m", "sdeflow.engine.ahead", *(["--beside"] if beside else [])]
+    # -P: not from the working folder, where a user may have files by the names of modules
+    module = [sys.executable, "-P", "-m", "sdeflow.engine.ahead", *(["--beside"] if beside else [])]
     lowest = ["nice", "-n", "19"] if beside and shutil.which("nice") else []
     root = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))

@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 import warnings
@@ -415,19 +416,66 @@ def test_a_step_is_there_whole_or_not_at_all(compile_by: Callable[..., KeptStep]
     assert left(cache) == [step.key]
 
 
-def test_of_two_processes_one_compiles(compile_by: Callable[..., KeptStep], cache: Path) -> None:
-    """Beside runs; of two that were asked to compile first, the one that ends first is kept."""
+def test_one_process_compiles_after_another(
+    compile_by: Callable[..., KeptStep], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside runs: it waits, but not for ever, and does nothing where its step has come to be kept."""
     cache.mkdir(parents=True)
-    with FileLock(cache / ".lock"):
-        step = compile_by(lambda library: pytest.fail("it compiles"))
+    lock = FileLock(cache / ".lock", thread_local=False)
+    with lock, monkeypatch.context() as patched:
+        patched.setattr(ahead, "LIMIT", 0)
+        compile_by(lambda library: pytest.fail("it compiles"))
     assert left(cache) == []
+    lock.acquire()
+    threading.Timer(0.2, lock.release).start()
+    step = compile_by(lambda library: library.write_bytes(str(lock.is_locked).encode()))
+    assert (step.folder / ahead.LIBRARY).read_bytes() == b"False"
+    compile_by(lambda library: pytest.fail("it compiles"))
+    assert left(cache) == [step.key]
+
+
+def test_none_is_begun_for_what_is_under_way(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is made for the next run then too; but not where its process was killed long ago."""
+    begun: list[list[Path]] = []
+
+    def process(works: list[Path], *, beside: bool) -> Any:
+        begun.append(works)
+        return subprocess.Popen(["true"])
+
+    monkeypatch.setattr(kept, "_process", process)
+    one, other = (KeptStep(small_tape(), count) for count in (1, 2))
+    assert make_beside([one])
+    assert make_beside([one, other])
+    assert make_beside([one, other])
+    assert [len(works) for works in begun] == [1, 1]
+    os.utime(begun[0][0], (1, 1))
+    assert make_beside([one, other])
+    assert len(begun[2]) == 1
+
+
+@needs_compiler
+def test_modules_are_not_taken_from_the_working_folder(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process ends with an error, as there is no tape; with that of the user's file it removes nothing."""
+    (tmp_path / "filelock.py").write_text("raise RuntimeError('a file of the user')\n")
+    monkeypatch.chdir(tmp_path)
+    work = cache / ".work"
+    work.mkdir(parents=True)
+    kept._process([work], beside=True).wait()
+    assert not work.exists()
+
+
+def test_of_two_that_compile_the_first_is_kept(compile_by: Callable[..., KeptStep], cache: Path) -> None:
+    """Of those that were asked to compile first, and do not wait."""
+    cache.mkdir(parents=True)
 
     def slower(library: Path) -> None:
         compile_by(lambda other: other.write_bytes(b"first"), beside=False)
         library.write_bytes(b"second")
 
     with FileLock(cache / ".lock"):
-        compile_by(slower, beside=False)
+        step = compile_by(slower, beside=False)
     assert (step.folder / ahead.LIBRARY).read_bytes() == b"first"
 
 
