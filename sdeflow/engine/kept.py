@@ -37,7 +37,7 @@ MAKERS = ("ahead.py", "tape.py", "products.py")
 """Files of this folder that say how a tape is compiled."""
 
 AGAIN = 24 * 3600
-"""Seconds after which it is tried again to compile a step that torch could not compile."""
+"""Seconds after which it is tried again to compile a step that torch could not compile, or not load."""
 
 
 def used() -> bool:
@@ -46,11 +46,13 @@ def used() -> bool:
 
 
 class KeptStep:
-    """A function of `count` steps that a tape says, kept under a key of all that its bits depend on.
+    """A function of `count` steps that a tape says, kept under a key of what its bits depend on.
 
     The key is SHA-256 of the tape, so of every operation of model, scheme and system with its shapes and
     dtypes, of torch's version, threads and default dtype, of the processor, and of the code that compiles.
     It does not know the files of a model: a changed one has another key where it computes something else.
+    Nor the C++ compiler: after another was installed, what is kept is still taken, so that a run goes on to
+    the same bits; what is compiled anew may have other last digits.
     Data of the model and numbers that scale a tensor, as of h, eta and gamma, are arguments of the function,
     and in no key.
     """
@@ -77,7 +79,7 @@ class KeptStep:
     def load(self) -> Function | None:
         """The function, None where it is not kept. What is damaged is removed, and a warning says so.
 
-        Raises Unkeepable where torch could not compile it, not long ago.
+        Raises Unkeepable where torch could not compile it, not long ago, or cannot load what it made.
         """
         return self._load(self.folder)
 
@@ -108,16 +110,19 @@ class KeptStep:
         try:
             made = json.loads((folder / MADE).read_text(encoding="utf-8"))
             if "failed" in made:
-                if time.time() - (folder / MADE).stat().st_mtime > AGAIN:
-                    shutil.rmtree(folder, ignore_errors=True)
-                    return None
-                raise Unkeepable(f"torch could not compile the step, {made['failed']}")
+                _not_now(folder, f"torch could not compile the step, {made['failed']}")
+                return None
             library = folder / LIBRARY
             if hasattr(os, "getuid") and library.stat().st_uid not in (os.getuid(), 0):
                 return None  # another user's code is not run
             if hashlib.sha256(library.read_bytes()).hexdigest() != made["sha256"]:
                 raise ValueError("its checksum is another")
-            runner = torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1)
+            try:
+                runner = torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1)
+            except RuntimeError as error:  # of a disk from which no code may be run, say
+                return _not_now(
+                    folder, f"the compiled step in {folder} cannot be loaded, {_first_line(error)}"
+                )
         except (FileNotFoundError, NotADirectoryError):
             if not folder.exists():
                 return None
@@ -125,8 +130,8 @@ class KeptStep:
             return None
         except PermissionError:
             return None
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            _damaged(folder, str(error).partition("\n")[0])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            _damaged(folder, _first_line(error))
             return None
         with suppress(OSError):
             os.utime(folder)  # it was used
@@ -183,6 +188,17 @@ def make_beside(steps: Sequence[KeptStep]) -> bool:
     # so that none is left that nobody waited for
     threading.Thread(target=process.wait, name="sdeflow-compile", daemon=True).start()
     return True
+
+
+def _not_now(folder: Path, why: str) -> None:
+    """Raises Unkeepable where the step was compiled not long ago; else removes it, to be compiled again."""
+    if time.time() - (folder / MADE).stat().st_mtime <= AGAIN:
+        raise Unkeepable(why)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def _damaged(folder: Path, why: str) -> None:
