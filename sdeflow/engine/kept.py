@@ -120,9 +120,8 @@ class KeptStep:
             try:
                 runner = torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1)
             except RuntimeError as error:  # of a disk from which no code may be run, say
-                return _not_now(
-                    folder, f"the compiled step in {folder} cannot be loaded, {_first_line(error)}"
-                )
+                _not_now(folder, f"the compiled step in {folder} cannot be loaded, {_first_line(error)}")
+                return None
         except (FileNotFoundError, NotADirectoryError):
             if not folder.exists():
                 return None

@@ -146,6 +146,11 @@ class Prepared:
         with threads(threads_for(self.state)):
             steps.require_kept(self.state, self._run.save.steps(self._run.steps), beside=beside)
 
+    def move_by(self, run: Run) -> None:
+        """Takes the steps by the engine of that run, which is the same one but for this, from its start."""
+        self._run = run
+        self._move(self.system)
+
     def adapt(self, z: State, n: int) -> State:
         """The state to go on from after step n, by the numbers that the warm-up now has."""
         assert self.warm_up is not None

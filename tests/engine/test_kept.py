@@ -25,11 +25,12 @@ from filelock import FileLock
 from light import decoder, energy, toy
 from small import LIGHT, assert_same
 
-from sdeflow import Batch, Save, mpgd, simulate
+from sdeflow import Average, Batch, Save, mpgd, simulate
 from sdeflow.engine import ahead, kept
 from sdeflow.engine.kept import KeptStep, make_beside
 from sdeflow.engine.products import QuickProducts
 from sdeflow.engine.tape import Tape, Unkeepable, graph_of, record
+from sdeflow.simulation.prepare import prepare
 from sdeflow.simulation.resume import resume
 
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="a step is compiled by a C++ compiler")
@@ -149,6 +150,24 @@ def test_what_a_run_needs_is_compiled(compiler: Interpreted) -> None:
         compiler.kept.clear()
         run(steps=14 if every == 7 else 10, save=Save(every=every), batch=Batch(3))
         assert len(compiler.asked) == functions
+
+
+@pytest.mark.parametrize("options", [{}, {"batch": Batch(2), "average": Average(decay=0.9)}])
+def test_a_run_without_a_kept_step_is_prepared_once(
+    options: dict[str, Any], compiler: Interpreted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And has the numbers of the engine that it falls back on, to the bit."""
+    prepared: list[Any] = []
+
+    def counted(*given: Any) -> Any:
+        prepared.append(given)
+        return prepare(*given)
+
+    monkeypatch.setattr("sdeflow.simulation.solve.prepare", counted)
+    found = run(**options)
+    assert len(prepared) == 1
+    assert found.attrs["engine"] != "compiled"
+    assert_same(run(engine=found.attrs["engine"], **options), found)
 
 
 @pytest.mark.parametrize("first", ["fused", "compiled"])
