@@ -25,11 +25,12 @@ from filelock import FileLock
 from light import decoder, energy, toy
 from small import LIGHT, assert_same
 
-from sdeflow import Average, Batch, Save, mpgd, simulate
+from sdeflow import Average, Batch, Evaluate, Save, mpgd, simulate
 from sdeflow.engine import ahead, kept
 from sdeflow.engine.kept import KeptStep, make_beside
 from sdeflow.engine.products import QuickProducts
 from sdeflow.engine.tape import Tape, Unkeepable, graph_of, record
+from sdeflow.problems.hierarchical import Hierarchical
 from sdeflow.simulation.prepare import prepare
 from sdeflow.simulation.resume import resume
 
@@ -152,7 +153,9 @@ def test_what_a_run_needs_is_compiled(compiler: Interpreted) -> None:
         assert len(compiler.asked) == functions
 
 
-@pytest.mark.parametrize("options", [{}, {"batch": Batch(2), "average": Average(decay=0.9)}])
+@pytest.mark.parametrize(
+    "options", [{"evaluate": Evaluate(10)}, {"batch": Batch(2), "average": Average(decay=0.9)}]
+)
 def test_a_run_without_a_kept_step_is_prepared_once(
     options: dict[str, Any], compiler: Interpreted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,10 +167,13 @@ def test_a_run_without_a_kept_step_is_prepared_once(
         return prepare(*given)
 
     monkeypatch.setattr("sdeflow.simulation.solve.prepare", counted)
-    found = run(**options)
+    model = Hierarchical(data=6)
+    model.held_out = torch.linspace(-1, 3, 4, dtype=torch.float64)[:, None]
+    system = mpgd(model, particles=4, theta=LIGHT, x=LIGHT)
+    found = run(system, **options)
     assert len(prepared) == 1
     assert found.attrs["engine"] != "compiled"
-    assert_same(run(engine=found.attrs["engine"], **options), found)
+    assert_same(run(system, engine=found.attrs["engine"], **options), found)
 
 
 @pytest.mark.parametrize("first", ["fused", "compiled"])
