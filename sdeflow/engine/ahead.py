@@ -29,19 +29,20 @@ LIMIT, MOST = 1800, 2**28
 QUICKER: dict[str, Any] = {"precompile_headers": False, "enable_line_tables": False}
 """Options of torch: compiling the headers first takes 18 s, and saves 2 of a step that is compiled next."""
 
-STALE = 2 * LIMIT
+STALE = 3 * LIMIT
 """Seconds after which a folder in which a step is compiled was left by a process that was killed."""
 
 
 def main(folders: list[str], *, beside: bool) -> None:
-    """Compiles the steps of folders; `beside` a run only where no other process does, for the same cache."""
-    if hasattr(signal, "alarm"):  # whatever happens, it does not stay for ever
-        signal.alarm(LIMIT)
+    """Compiles the steps of folders; `beside` a run one process after another, for the same cache."""
     works = [Path(folder) for folder in folders]
+    lock = FileLock(works[0].parent / ".lock", timeout=LIMIT, poll_interval=1)
     try:
-        with FileLock(works[0].parent / ".lock", timeout=0) if beside else nullcontext():
+        with lock if beside else nullcontext():
+            if hasattr(signal, "alarm"):  # whatever happens, it does not stay for ever
+                signal.alarm(LIMIT)
             for work in works:
-                _made(work)
+                _made(work, unless_there=beside)
     except Timeout:
         pass
     finally:
@@ -49,8 +50,10 @@ def main(folders: list[str], *, beside: bool) -> None:
             shutil.rmtree(work, ignore_errors=True)
 
 
-def _made(work: Path) -> None:
+def _made(work: Path, *, unless_there: bool) -> None:
     recorded = json.loads((work / TAPE).read_text(encoding="utf-8"))
+    if unless_there and Path(recorded["folder"]).exists():
+        return
     made: dict[str, Any] = {}
     try:
         _compile(recorded, work / LIBRARY)

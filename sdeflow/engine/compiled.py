@@ -77,15 +77,20 @@ class CompiledSteps:
         with warnings.catch_warnings():  # torch warns of what it does itself, such as looking through caches
             warnings.simplefilter("ignore")
             try:
-                z = compiled(z, draws)
+                after = compiled(z, draws)
             except Exception as error:
                 reason = next((line for line in str(error).splitlines() if line.strip()), "")
                 raise Uncompilable(
                     f"this model's step cannot be compiled, {type(error).__name__}: {reason.strip()}; "
                     "give engine 'eager' or 'fused'"
                 ) from error
+        if after.keys() != z.keys():  # torch would not look again what the next state has
+            raise Uncompilable(
+                "a step cannot be compiled that changes which variables the state has "
+                f"({', '.join(sorted(after.keys() ^ z.keys()))}); give engine 'eager' or 'fused'"
+            )
         self._functions[count] = compiled
-        return z
+        return after
 
     def require_kept(self, z: State, targets: Sequence[int], *, beside: bool) -> None:
         """Loads what takes a state to each of so many steps; raises NotKept where that is not kept.

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdeflow.engine.ahead import LIBRARY, MADE, TAPE
+from sdeflow.engine.ahead import LIBRARY, MADE, STALE, TAPE
 from sdeflow.engine.tape import Tape, Unkeepable
 from sdeflow.machine import cache_folder
 from sdeflow.state import State
@@ -37,7 +37,7 @@ MAKERS = ("ahead.py", "tape.py", "products.py")
 """Files of this folder that say how a tape is compiled."""
 
 AGAIN = 24 * 3600
-"""Seconds after which it is tried again to compile a step that torch could not compile."""
+"""Seconds after which it is tried again to compile a step that torch could not compile, or not load."""
 
 
 def used() -> bool:
@@ -46,11 +46,13 @@ def used() -> bool:
 
 
 class KeptStep:
-    """A function of `count` steps that a tape says, kept under a key of all that its bits depend on.
+    """A function of `count` steps that a tape says, kept under a key of what its bits depend on.
 
     The key is SHA-256 of the tape, so of every operation of model, scheme and system with its shapes and
     dtypes, of torch's version, threads and default dtype, of the processor, and of the code that compiles.
     It does not know the files of a model: a changed one has another key where it computes something else.
+    Nor the C++ compiler: after another was installed, what is kept is still taken, so that a run goes on to
+    the same bits; what is compiled anew may have other last digits.
     Data of the model and numbers that scale a tensor, as of h, eta and gamma, are arguments of the function,
     and in no key.
     """
@@ -77,7 +79,7 @@ class KeptStep:
     def load(self) -> Function | None:
         """The function, None where it is not kept. What is damaged is removed, and a warning says so.
 
-        Raises Unkeepable where torch could not compile it, not long ago.
+        Raises Unkeepable where torch could not compile it, not long ago, or cannot load what it made.
         """
         return self._load(self.folder)
 
@@ -108,16 +110,18 @@ class KeptStep:
         try:
             made = json.loads((folder / MADE).read_text(encoding="utf-8"))
             if "failed" in made:
-                if time.time() - (folder / MADE).stat().st_mtime > AGAIN:
-                    shutil.rmtree(folder, ignore_errors=True)
-                    return None
-                raise Unkeepable(f"torch could not compile the step, {made['failed']}")
+                _not_now(folder, f"torch could not compile the step, {made['failed']}")
+                return None
             library = folder / LIBRARY
             if hasattr(os, "getuid") and library.stat().st_uid not in (os.getuid(), 0):
                 return None  # another user's code is not run
             if hashlib.sha256(library.read_bytes()).hexdigest() != made["sha256"]:
                 raise ValueError("its checksum is another")
-            runner = torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1)
+            try:
+                runner = torch._C._aoti.AOTIModelContainerRunnerCpu(str(library), 1)
+            except RuntimeError as error:  # of a disk from which no code may be run, say
+                _not_now(folder, f"the compiled step in {folder} cannot be loaded, {_first_line(error)}")
+                return None
         except (FileNotFoundError, NotADirectoryError):
             if not folder.exists():
                 return None
@@ -125,8 +129,8 @@ class KeptStep:
             return None
         except PermissionError:
             return None
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-            _damaged(folder, str(error).partition("\n")[0])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            _damaged(folder, _first_line(error))
             return None
         with suppress(OSError):
             os.utime(folder)  # it was used
@@ -140,24 +144,41 @@ class KeptStep:
 
         return steps
 
+    @property
+    def _prefix(self) -> str:
+        """Of the names of folders in which it is compiled."""
+        return f".{self.key[:16]}-"
+
+    def _under_way(self) -> bool:
+        """Whether a process compiles it, or is to."""
+        for work in self.folder.parent.glob(f"{self._prefix}*"):
+            with suppress(OSError):  # moved or removed by now
+                if time.time() - work.stat().st_mtime < STALE:
+                    return True
+        return False
+
     def _work(self, parent: Path | None, folder: Path | None) -> Path:
         """A new folder in which the step can be compiled, to be moved to `folder` then."""
-        work = Path(tempfile.mkdtemp(prefix=f".{self.key[:16]}-", dir=parent))
+        work = Path(tempfile.mkdtemp(prefix=self._prefix, dir=parent))
         recorded = self._recorded | {"folder": "" if folder is None else str(folder)}
         (work / TAPE).write_text(json.dumps(recorded), encoding="utf-8")
         return work
 
 
 def make_beside(steps: Sequence[KeptStep]) -> bool:
-    """Has a process with little priority compile functions for later runs; whether it was begun.
+    """Has a process with little priority compile functions for later runs; whether that is under way.
 
-    It goes on where this one ends, half an hour at most, and does nothing where another does the same.
+    It goes on where this one ends, waits half an hour at most for those that were begun before, and compiles
+    for half an hour at most. None is begun for what another compiles already.
     """
     works: list[Path] = []
     try:
         for step in steps:
             step.folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            works.append(step._work(step.folder.parent, step.folder))
+            if not step._under_way():
+                works.append(step._work(step.folder.parent, step.folder))
+        if not works:
+            return True
         process = _process(works, beside=True)
     except (OSError, Unkeepable):
         for work in works:
@@ -166,6 +187,17 @@ def make_beside(steps: Sequence[KeptStep]) -> bool:
     # so that none is left that nobody waited for
     threading.Thread(target=process.wait, name="sdeflow-compile", daemon=True).start()
     return True
+
+
+def _not_now(folder: Path, why: str) -> None:
+    """Raises Unkeepable where the step was compiled not long ago; else removes it, to be compiled again."""
+    if time.time() - (folder / MADE).stat().st_mtime <= AGAIN:
+        raise Unkeepable(why)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def _damaged(folder: Path, why: str) -> None:
@@ -177,7 +209,8 @@ def _process(works: Sequence[Path], *, beside: bool) -> subprocess.Popen[bytes]:
     """The process that compiles, in a session of its own, which Ctrl-C does not reach."""
     if not sys.executable or shutil.which(os.environ.get("CXX", "g++")) is None:
         raise Unkeepable("a step is compiled by Python and a C++ compiler, which are not there")
-    module = [sys.executable, "-m", "sdeflow.engine.ahead", *(["--beside"] if beside else [])]
+    # -P: not from the working folder, where a user may have files by the names of modules
+    module = [sys.executable, "-P", "-m", "sdeflow.engine.ahead", *(["--beside"] if beside else [])]
     lowest = ["nice", "-n", "19"] if beside and shutil.which("nice") else []
     root = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))

@@ -83,7 +83,7 @@ def record(transition: Callable[[State, Sequence[Tensor]], State], z: State, dra
     """The tape of a step, which is taken twice from a state: the first time it makes what it keeps for all.
 
     Raises Unkeepable where it is no list of operations: it looks at values, changes a tensor that it was
-    given, draws, or calls what is not torch's own.
+    given, draws, or calls what is not torch's own; and where it gives other variables than it was given.
     """
     z, draws = {name: value.detach() for name, value in z.items()}, [x.detach() for x in draws]
     recorder = _Recorder([*z.values(), *draws])  # each an object of its own, also where two are one tensor
@@ -98,6 +98,8 @@ def record(transition: Callable[[State, Sequence[Tensor]], State], z: State, dra
             raise
     if recorder.why:  # which the step may have caught
         raise Unkeepable(f"the step {recorder.why}")
+    if others := sorted(after.keys() ^ z.keys()):
+        raise Unkeepable(f"the step changes which variables the state has ({', '.join(others)})")
     outputs = [recorder.number(after[name]) for name in z]
     constants = recorder.external[len(z) + len(draws) :]
     return Tape(recorder.inputs, recorder.operations, outputs, len(z), len(draws), constants)

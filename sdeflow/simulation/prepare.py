@@ -146,6 +146,11 @@ class Prepared:
         with threads(threads_for(self.state)):
             steps.require_kept(self.state, self._run.save.steps(self._run.steps), beside=beside)
 
+    def move_by(self, run: Run) -> None:
+        """Takes the steps by the engine of that run, which is the same one but for this, from its start."""
+        self._run = run
+        self._move(self.system)
+
     def adapt(self, z: State, n: int) -> State:
         """The state to go on from after step n, by the numbers that the warm-up now has."""
         assert self.warm_up is not None
@@ -168,7 +173,9 @@ class Prepared:
                 raise SdeflowError(
                     f"the checkpoint holds {given} for {name}, expected {expected}: the model has changed"
                 )
-        self.state = {name: value.to(self._run.device) for name, value in state.items()}
+        # in the order of a run from its start, by which a compiled step is found (a checkpoint has another)
+        names = [name for name in self.state | state if name in state]
+        self.state = {name: state[name].to(self._run.device) for name in names}
         if self.warm_up is not None:
             self.warm_up.restore(self.state)
             self._move(self.warm_up.system, n)

@@ -46,14 +46,6 @@ def solve(
     SdeflowError where memory or disk have no room for it, or the run that it begins from does not fit;
     RunError where it could not be carried through, and what was recorded is in the folder then.
     """
-    if (kept := run.engine.kept) is not None:
-        short, why = kept.fallback or run.engine, "steps that processes share are not kept"
-        try:
-            if not ranks.several:
-                return _solve_once(run.with_engine(kept), out, overwrite, progress, ranks, kept=True)
-        except NotKept as error:
-            why = str(error)
-        run = run.with_engine(replace(short, why=f"{short.why}; {why}"))
     try:
         return _solve_once(run, out, overwrite, progress, ranks)
     except Uncompilable as error:
@@ -69,18 +61,14 @@ def _solve_once(
     overwrite: bool,
     progress: Progress | None,
     ranks: Ranks,
-    *,
-    kept: bool = False,
 ) -> Solution:
-    """Solves a run by its engine; raises NotKept where its step is to be a `kept` one, and is not."""
+    """Solves a run by its engine, or by the compiled step that is kept where its engine takes one."""
     if out is not None:
         ranks.lead(lambda: refuse_occupied(out, overwrite))
     ranks.alike(lambda: require_memory(run, folder=out is not None, ranks=ranks))
     start = run.start
     origin = None if start is None else ranks.alike(lambda: _origin(start, out))
-    prepared = prepare(run, origin, ranks)
-    if kept:
-        prepared.require_kept(beside=run.steps >= BESIDE)
+    run, prepared = _prepared(run, origin, ranks)
     folder = None
     if out is not None and ranks.leads:
         folder = RunFolder(out, config=run.toml, overwrite=overwrite)
@@ -117,6 +105,28 @@ def _solve_once(
     finally:
         if folder is not None:
             folder.close()
+
+
+def _prepared(run: Run, origin: Origin | None, ranks: Ranks) -> tuple[Run, Prepared]:
+    """A run by the engine that takes its steps, and what it needs in memory; all is prepared once."""
+    if (kept := run.engine.kept) is None:
+        return run, prepare(run, origin, ranks)
+    short = kept.fallback or run.engine
+
+    def without(why: str) -> Run:
+        return run.with_engine(replace(short, why=f"{short.why}; {why}"))
+
+    if ranks.several:
+        own = without("steps that processes share are not kept")
+        return own, prepare(own, origin, ranks)
+    own = run.with_engine(kept)
+    prepared = prepare(own, origin, ranks)
+    try:
+        prepared.require_kept(beside=run.steps >= BESIDE)
+    except NotKept as error:
+        own = without(str(error))
+        prepared.move_by(own)
+    return own, prepared
 
 
 def _origin(start: Start | Origin, out: Path | None) -> Origin:

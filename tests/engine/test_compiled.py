@@ -29,6 +29,7 @@ from sdeflow.config.build import build
 from sdeflow.config.schema import Config
 from sdeflow.engine.compiled import CompiledSteps
 from sdeflow.engine.step import advance
+from sdeflow.integrators.expint import ExpInt
 from sdeflow.problems.decoder import Decoder
 from sdeflow.problems.generic import OrnsteinUhlenbeck
 from sdeflow.problems.hierarchical import Hierarchical
@@ -210,6 +211,25 @@ def test_what_it_cannot_compile_is_said(tmp_path: Path, monkeypatch: pytest.Monk
     assert "engine compiled" not in log(tmp_path / "run")
     further = simulate(branching(), "expint", steps=4, noise="torch", out=tmp_path / "run", resume=True)
     assert (further.attrs["engine"], further.attrs["warnings"]) == ("eager", "")
+
+
+class Remembering(ExpInt):
+    """It adds a variable to the state, the parameters of the step before."""
+
+    def step(self, system: Any, t: Any, z: Any, h: Any, noise: Any) -> Any:
+        before = {name: z[name] for name in z if name != "before"}
+        return super().step(system, t, before, h, noise) | {"before": z["theta"]}
+
+
+def test_a_step_that_adds_a_variable_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is what is compiled called with other variables than it was made for."""
+
+    def as_it_is(self: CompiledSteps, count: int) -> Any:
+        return lambda z, draws: self._transition(z, [x[0] for x in draws])
+
+    monkeypatch.setattr(CompiledSteps, "_compile", as_it_is)
+    with pytest.raises(SdeflowError, match=r"changes which variables .*\(before\); give engine 'eager'"):
+        simulate(toy(), Remembering(), steps=2, engine="compiled")
 
 
 def test_a_run_killed_while_its_step_is_compiled_goes_on(

@@ -142,6 +142,12 @@ def test_variables_may_be_one_tensor() -> None:
         assert torch.equal(value, expected * one)
 
 
+@pytest.mark.parametrize(("after", "other"), [(("x", "before"), "before"), ((), "x")])
+def test_a_step_that_changes_which_variables_there_are(after: tuple[str, ...], other: str) -> None:
+    with pytest.raises(Unkeepable, match=f"changes which variables the state has .{other}"):
+        record(lambda z, draws: dict.fromkeys(after, 2 * z["x"]), {"x": torch.ones(3)}, [torch.ones(3)])
+
+
 def test_an_error_of_the_step_is_its_own() -> None:
     with pytest.raises(RuntimeError, match="size of tensor"):
         record(step_of(lambda x, xi: x + torch.ones(2)), {"x": torch.ones(3)}, [torch.ones(3)])
