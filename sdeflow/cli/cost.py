@@ -9,9 +9,9 @@ from sdeflow.simulation.memory import (
     data_bytes,
     free_memory,
     kept_bytes,
-    peak_bytes,
     recorder_of,
     state_bytes,
+    usual_bytes,
 )
 from sdeflow.simulation.timing import seconds_a_step
 from sdeflow.system.average import AVERAGE, average_axes
@@ -57,7 +57,7 @@ def cost(run: Run) -> list[tuple[str, str]]:
         ("memory: data", human(data_bytes(run))),
         (
             "memory: peak",
-            f"about {human(peak_bytes(run))}, and what the model needs for its gradients; "
+            f"about {human(usual_bytes(run))}, and what the model needs for its gradients; "
             f"{human(free_memory())} are free here",
         ),
     ]

@@ -51,6 +51,15 @@ def room_beside(run: Run) -> bool:
     return peak_bytes(run) - data_bytes(run) + 3 * state_bytes(run) <= free_memory()
 
 
+def usual_bytes(run: Run, *, folder: bool = True) -> int:
+    """The most bytes that a run on the host holds at once where memory is ample, of which it makes use.
+
+    Freed memory is kept for the next step, and lies in pieces: about one state more. Of a run with a folder
+    there are three copies of a state that is written beside the steps.
+    """
+    return peak_bytes(run, folder=folder) + (3 if folder else 1) * state_bytes(run)
+
+
 def recorder_of(run: Run) -> Recorder:
     """A recorder as a run with a folder has it, to be asked what it would take."""
     return Recorder(
@@ -110,7 +119,7 @@ def read_bytes(run: Run) -> int:
 
 
 def peak_bytes(run: Run, *, folder: bool = True, part: float = 1.0) -> int:
-    """The most bytes that a run on the host holds at once, but for a model's own intermediate values.
+    """The least that a run on the host must be able to hold at once, a model's own intermediate values aside.
 
     part   of the data, which a process has
 

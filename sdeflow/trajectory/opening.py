@@ -23,6 +23,7 @@ def open_run(path: str | Path) -> xr.Dataset:
     """
     import xarray as xr  # which takes as long as thousands of steps
 
+    xr.backends.list_engines()  # for what is declared to xarray: its accessor `.sdeflow` is
     from sdeflow.trajectory.joined import open_joined
 
     folder = Path(path)

@@ -206,3 +206,20 @@ def test_it_imports_little() -> None:
     )
     done = program(code)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+LATE = """
+import sys
+import sdeflow
+from sdeflow.problems.hierarchical import Hierarchical
+assert "xarray" not in sys.modules
+system = sdeflow.pgd(Hierarchical(data=3), particles=2, theta={"h": 0.01}, x={"h": 0.1})
+where = {"out": sys.argv[1]} if len(sys.argv) > 1 else {}
+sdeflow.simulate(system, steps=2, device="cpu", **where).sdeflow
+"""
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_it_is_there_where_a_run_is_the_first_to_need_xarray(stored: bool, tmp_path: Path) -> None:
+    done = program(LATE, *([tmp_path / "run"] if stored else []))
+    assert done.returncode == 0, done.stderr

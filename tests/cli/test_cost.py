@@ -18,7 +18,7 @@ import sys, torch
 from sdeflow import Batch, Model, Save, mpgd, simulate
 from sdeflow.config.run import Run
 from sdeflow.config.schema import RunSection
-from sdeflow.simulation.memory import peak_bytes
+from sdeflow.simulation.memory import usual_bytes
 
 class Gaussian(Model):
     def __init__(self, data):
@@ -48,7 +48,7 @@ simulate(large, "expint", resume=sys.argv[2] == "resumed", **options)
 options.pop("out", None)
 steps = RunSection(steps=options.pop("steps"), device=options.pop("device"))
 run = Run.declare(large, "expint", steps, **options)
-print(peak() - before, peak_bytes(run, folder=sys.argv[2] != "memory"))
+print(peak() - before, usual_bytes(run, folder=sys.argv[2] != "memory"))
 """
 
 
