@@ -1,6 +1,6 @@
 """Whether a GPU computes what the CPU does, and how fast.
 
-    python tests/device/accept.py --out accepted        eight minutes on one modern GPU
+    python tests/device/accept.py --out accepted        on a GPU; not yet run there as a whole
     python tests/device/accept.py --cpu                 the same checks on a CPU, where they must pass, too
 
 Every integrator and system by the fused engine, some by the others, the kernels, CUDA graphs, minibatches,

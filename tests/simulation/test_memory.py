@@ -11,7 +11,7 @@ import torch
 from support import declared, toy
 
 from sdeflow import machine
-from sdeflow.errors import SdeflowError
+from sdeflow.errors import SdeflowError, attempt
 from sdeflow.options import Save
 from sdeflow.parallel.ranks import Ranks
 from sdeflow.simulation import memory
@@ -127,3 +127,18 @@ def test_of_a_gpu_its_own_memory_counts(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10, 20))
     with pytest.raises(SdeflowError, match="10 B of the GPU are free"):
         require_memory(on_gpu, folder=True)
+
+
+class OutOfMemoryError(RuntimeError):
+    """By the name and in the words of torch's, on CUDA."""
+
+
+@pytest.mark.parametrize("kind", [OutOfMemoryError, MemoryError])
+def test_a_step_that_finds_no_memory_says_what_to_take_less_of(kind: type[Exception]) -> None:
+    def step() -> None:
+        raise kind("CUDA out of memory. Tried to allocate 20 GiB. GPU 0 has a total capacity of 10 GiB")
+
+    with pytest.raises(SdeflowError) as refused:
+        attempt("the step", step)
+    said = f"the step fails with {kind.__name__}: CUDA out of memory. Tried to allocate 20 GiB: take fewer"
+    assert str(refused.value).startswith(said)
